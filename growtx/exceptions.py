@@ -1,0 +1,64 @@
+"""The one error hierarchy.
+
+Every error that a user can cause is a `GrowtxError`: one sentence that says what is wrong and one that says
+what to do. Commands print it without a traceback and exit with `exit_code` (2: the request was wrong,
+1: the work failed). Broken invariants of our own code are `assert`s, never these.
+"""
+
+from __future__ import annotations
+
+
+class GrowtxError(Exception):
+    """Root of all errors that are reported to a user as a sentence."""
+
+    exit_code = 1
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem = problem.rstrip(".")
+        self.remedy = remedy.rstrip(".")
+        super().__init__(problem, remedy)  # both in `args`, so that the error survives pickling between processes
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.remedy}." if self.remedy else f"{self.problem}."
+
+
+class ConfigError(GrowtxError):
+    """A key, a value or a command line that cannot be used."""
+
+    exit_code = 2
+
+
+class BudgetError(ConfigError):
+    """A plan that needs more active parameters or memory than its budget allows."""
+
+
+class ResourceError(ConfigError):
+    """The cluster does not have what the configuration asks for."""
+
+
+class DataError(GrowtxError):
+    """Text, a corpus or a tokenizer that is missing, empty or not readable."""
+
+
+class SubstrateError(GrowtxError):
+    """A font or a substrate that cannot be used."""
+
+
+class StoreError(GrowtxError):
+    """A run directory, blob or manifest that is missing or not as recorded."""
+
+
+class CorruptBlobError(StoreError):
+    """Bytes that do not hash to the name they are stored under."""
+
+
+class FingerprintError(StoreError):
+    """Two things that must share a tokenizer or substrate do not."""
+
+
+class TrainingError(GrowtxError):
+    """Training could not go on (non-finite loss, workers lost for good)."""
+
+
+class ExportError(GrowtxError):
+    """A model that cannot be written exactly in the asked format."""
