@@ -1,0 +1,49 @@
+# A fresh machine needs Python 3.11, pip and make: every target first sets up .venv with the versions that were tested.
+#   make demo       grow a small model on the embedded text (about five minutes on two cores), then name the report
+#   make test       every test, including those that start a real Ray cluster; `make test-fast` leaves those out
+#   make check      format, lint, types and layers; `make format` repairs what can be repaired
+#   make clean      remove the environment and the caches; runs/ stays
+# A GPU machine is set up by the same targets: pip decides which build of torch==(constraints.txt) it gets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Named after its inputs, so that a changed dependency installs again and an unchanged one costs nothing.
+STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+SOURCES := growtx serve rayjobs tests
+
+.PHONY: demo test test-fast check format install clean
+
+demo: $(STAMP)
+	$(BIN)/python rayjobs/grow.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not ray"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+install: $(STAMP)
+
+# Debian ships `venv` without pip unless python3-venv is there too; the pip of the machine then fills the environment.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "growtx needs Python 3.11: make PYTHON=python3.11")'
+	@echo "Setting up $(VENV), once: some minutes and 3 GB"
+	$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) -m venv --without-pip $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m pip --python $(BIN)/python install --quiet pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@rm -f $(VENV)/installed-* && touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
