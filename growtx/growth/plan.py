@@ -1,0 +1,265 @@
+"""The plan: which blocks each stage adds, what trains, how long.
+
+A plan is written as a list of stages or as the shorthand `grow: {...}` for regular ones; `resolve` turns either
+into `Stage`s with every default filled in, which is what all other code works with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from growtx.config import ConfigModel, build
+from growtx.exceptions import ConfigError
+
+ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_TARGETS = ("up_proj", "down_proj")
+LINEAR_TARGETS = (*ATTENTION_TARGETS, *MLP_TARGETS)
+
+Init = Literal["random", "identity", "copy"]
+
+
+def _known_targets(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    if value == "all-linear":
+        return LINEAR_TARGETS
+    names = (value,) if isinstance(value, str) else value
+    unknown = [name for name in names if name not in LINEAR_TARGETS]
+    if unknown or not names:
+        raise ValueError(f"unknown target {unknown}; use 'all-linear' or a list of {', '.join(LINEAR_TARGETS)}")
+    return names
+
+
+class LoraConfig(ConfigModel):
+    """Low-rank adapters on the frozen blocks (a LoRA phase), merged when the stage ends."""
+
+    rank: int = Field(16, ge=1, description="rank r of every adapter")
+    alpha: float = Field(32.0, gt=0, description="scaling is alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Annotated[str | tuple[str, ...], AfterValidator(_known_targets)] = "all-linear"
+
+
+class ConvergenceConfig(ConfigModel):
+    """End a stage when held-out bits per byte stops improving (the paper's "until convergence")."""
+
+    patience: int = Field(3, ge=1, description="evaluations without improvement before the stage ends")
+    min_delta: float = Field(0.001, ge=0, description="bits per byte that count as an improvement")
+    every_steps: int = Field(50, ge=1, description="optimizer steps between evaluations")
+
+
+class StageTraining(ConfigModel):
+    """How a stage trains. It ends at the first limit that it reaches."""
+
+    tokens: int | None = Field(None, gt=0, description="tokens to train on")
+    steps: int | None = Field(None, gt=0, description="optimizer steps")
+    seconds: float | None = Field(None, gt=0, description="wall-clock seconds of training")
+    convergence: ConvergenceConfig | None = None
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the active blocks")
+    head_learning_rate: float | None = Field(None, gt=0, description="of final norm and LM head; null: the same")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the stage's steps")
+    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak that the schedule ends at")
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> StageTraining:
+        if self.tokens is None and self.steps is None:
+            raise ValueError(
+                "a stage needs an upper limit: set train.tokens or train.steps (seconds, convergence end it sooner)"
+            )
+        return self
+
+    def num_steps(self, tokens_per_step: int) -> int:
+        """Optimizer steps of the whole stage, unless time or convergence end it sooner."""
+        limits = [self.steps] if self.steps else []
+        if self.tokens:
+            limits.append(max(1, round(self.tokens / tokens_per_step)))
+        return min(limits)
+
+
+class StageConfig(ConfigModel):
+    """One stage as a user writes it; what is left out comes from the plan's defaults."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]+$")
+    add: int = Field(1, ge=0, description="blocks to add; 0 for a stage that only adapts or tunes")
+    active: int | None = Field(None, ge=0, description="newest blocks that train; null: those added")
+    head: bool = Field(True, description="whether final norm and LM head train")
+    train_substrate: bool = Field(False, description="whether a `learned` substrate trains in this stage")
+    init: Init | None = None
+    lora: LoraConfig | None = None
+    train: dict[str, Any] = Field(default_factory=dict, description="overrides of the plan's `train`")
+
+
+class GrowShorthand(ConfigModel):
+    """A regular plan: `blocks` in steps of `per_stage`."""
+
+    blocks: int = Field(ge=1, description="final depth")
+    per_stage: int = Field(1, ge=1, description="blocks added by each stage")
+    active: int | None = Field(None, ge=1, description="newest blocks that train; null: those added")
+    lora_from: int | None = Field(None, ge=1, description="first depth whose stage also adapts the frozen blocks")
+    lora_phase: Literal["joint", "interleaved"] = Field(
+        "joint", description="adapt together with the new block, or in a stage of its own after it"
+    )
+    lora: LoraConfig = LoraConfig()
+    first_stage_share: float | None = Field(
+        None, gt=0, lt=1, description="share of all tokens that the first stage gets; null: equal shares"
+    )
+    tokens: int | None = Field(None, gt=0, description="tokens of all stages together; null: `train` holds per stage")
+
+    def stages(self) -> list[StageConfig]:
+        """The stages that this shorthand stands for."""
+        depths = list(range(self.per_stage, self.blocks, self.per_stage)) + [self.blocks]
+        stages: list[StageConfig] = []
+        before = 0
+        for depth in depths:
+            adapts = self.lora_from is not None and depth >= self.lora_from and before > 0
+            joint = adapts and self.lora_phase == "joint"
+            stages.append(StageConfig(add=depth - before, active=self.active, lora=self.lora if joint else None))
+            if adapts and not joint:
+                stages.append(StageConfig(name=f"lora-{depth}", add=0, active=0, lora=self.lora))
+            before = depth
+        return self._with_tokens(stages)
+
+    def _with_tokens(self, stages: list[StageConfig]) -> list[StageConfig]:
+        if self.tokens is None:
+            return stages
+        first = self.first_stage_share if self.first_stage_share and len(stages) > 1 else 1 / len(stages)
+        rest = (1 - first) / max(1, len(stages) - 1)
+        shares = [first] + [rest] * (len(stages) - 1)
+        return [
+            stage.model_copy(update={"train": {"tokens": max(1, round(self.tokens * share))}})
+            for stage, share in zip(stages, shares, strict=True)
+        ]
+
+
+class BudgetConfig(ConfigModel):
+    """What a stage may use at most."""
+
+    active_parameters: int | None = Field(None, gt=0, description="parameters that receive gradients in one stage")
+
+
+class PlanConfig(ConfigModel):
+    """The `plan` block of a run's configuration."""
+
+    mode: Literal["grow", "monolithic"] = Field(
+        "grow", description="monolithic: the control; all blocks in one stage, on the tokens of all stages together"
+    )
+    stages: tuple[StageConfig, ...] | None = None
+    grow: GrowShorthand | None = None
+    init: Init = Field("random", description="initialisation of new blocks")
+    train: dict[str, Any] = Field(default_factory=dict, description="defaults of every stage")
+    budget: BudgetConfig = BudgetConfig()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PlanConfig:
+        if (self.stages is None) == (self.grow is None):
+            raise ValueError("give the plan either as a list `stages` or as the shorthand `grow`")
+        if self.stages is not None and not self.stages:
+            raise ValueError("`stages` is empty; give at least one stage")
+        return self
+
+
+class Stage(ConfigModel):
+    """A resolved stage.
+
+    Attributes:
+        index: position in the plan, from 1.
+        num_blocks_before: blocks of the parent model.
+        add: blocks that this stage adds on top.
+        num_active: newest blocks that train, out of `num_blocks`.
+    """
+
+    index: int
+    name: str
+    num_blocks_before: int
+    add: int
+    num_active: int
+    head: bool
+    train_substrate: bool
+    init: Init
+    lora: LoraConfig | None
+    train: StageTraining
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_blocks_before + self.add
+
+    @property
+    def num_frozen(self) -> int:
+        """Depth of the prefix: blocks whose weights do not change (adapters on them may train)."""
+        return self.num_blocks - self.num_active
+
+
+def resolve(plan: PlanConfig) -> tuple[Stage, ...]:
+    """All stages of a plan with every default filled in.
+
+    Raises:
+        ConfigError: naming the stage and the key that cannot be.
+    """
+    written = list(plan.stages) if plan.stages is not None else _shorthand(plan).stages()
+    stages: list[Stage] = []
+    for index, config in enumerate(written, start=1):
+        stages.append(_resolve_stage(plan, index, config, before=stages[-1].num_blocks if stages else 0))
+    return _monolithic(stages) if plan.mode == "monolithic" else tuple(stages)
+
+
+def _shorthand(plan: PlanConfig) -> GrowShorthand:
+    assert plan.grow is not None
+    return plan.grow
+
+
+def _resolve_stage(plan: PlanConfig, index: int, config: StageConfig, before: int) -> Stage:
+    where = f"plan.stages.{index - 1}"
+    depth = before + config.add
+    active = config.add if config.active is None else min(config.active, depth)
+    if depth == 0:
+        raise ConfigError(f"{where}.add=0: the first stage adds no block", "Let it add at least one")
+    if active < config.add:
+        raise ConfigError(
+            f"{where}.active={config.active}: fewer than the {config.add} blocks added would train",
+            f"Set active to at least {config.add}, or leave it out",
+        )
+    if config.lora is not None and active == depth:
+        raise ConfigError(f"{where}.lora: no frozen block to adapt at depth {depth}", "Remove lora, or lower active")
+    if not (active or config.head or config.lora or config.train_substrate):
+        raise ConfigError(f"{where}: nothing would train", "Set head: true, active or lora")
+    try:
+        train = build(StageTraining, {**plan.train, **config.train})
+    except ConfigError as error:
+        raise ConfigError(f"{where}.train: {error.problem}", error.remedy) from error
+    return Stage(
+        index=index,
+        name=config.name or (f"depth-{depth}" if config.add else f"tune-{depth}"),
+        num_blocks_before=before,
+        add=config.add,
+        num_active=active,
+        head=config.head,
+        train_substrate=config.train_substrate,
+        init=config.init or plan.init,
+        lora=config.lora,
+        train=train,
+    )
+
+
+def _monolithic(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The control: the same final shape, trained end to end on as many tokens as all stages together."""
+    depth = stages[-1].num_blocks
+    limits = [(stage.train.tokens, stage.train.steps) for stage in stages]
+    tokens = sum(tokens for tokens, _ in limits if tokens) or None
+    steps = sum(steps for _, steps in limits if steps) or None
+    first = stages[0]
+    return (
+        first.model_copy(
+            update={
+                "name": "monolithic",
+                "add": depth,
+                "num_active": depth,
+                "head": True,
+                "init": "random",
+                "lora": None,
+                "train": first.train.model_copy(update={"tokens": tokens, "steps": steps}),
+            }
+        ),
+    )

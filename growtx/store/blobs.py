@@ -1,0 +1,97 @@
+"""Content-addressed tensors: a blob is a safetensors file named by the sha256 of its bytes.
+
+The bytes are canonical (tensors sorted by name, contiguous, no metadata), so equal tensors have equal names,
+`sha256sum` of the file proves its content, and hashing tensors in memory tells whether they are the stored ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from growtx.exceptions import CorruptBlobError, StoreError
+from growtx.store.storage import Storage
+
+BLOBS_DIR = "blobs"
+Tensors = Mapping[str, torch.Tensor]
+
+
+def canonical_bytes(tensors: Tensors) -> bytes:
+    """The safetensors form of named tensors that their hash is taken of."""
+    ready = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
+    return bytes(safetensors.torch.save(ready))
+
+
+def hash_tensors(tensors: Tensors) -> str:
+    """The blob name (sha256, hex) that these tensors have or would have."""
+    return hashlib.sha256(canonical_bytes(tensors)).hexdigest()
+
+
+def blob_path(blob: str) -> str:
+    return f"{BLOBS_DIR}/{blob[:2]}/{blob}.safetensors"
+
+
+class BlobStore:
+    """The blobs of one run directory, or of several that share it.
+
+    Args:
+        root: the run directory (any fsspec address).
+    """
+
+    def __init__(self, root: str) -> None:
+        self.storage = Storage(root)
+
+    def put(self, tensors: Tensors) -> str:
+        """Store tensors and return their blob name; nothing is written when the blob is there already."""
+        data = canonical_bytes(tensors)
+        blob = hashlib.sha256(data).hexdigest()
+        path = blob_path(blob)
+        if not (self.storage.exists(path) and self.is_intact(blob)):
+            self.storage.write_bytes(path, data)
+        return blob
+
+    def get(self, blob: str) -> dict[str, torch.Tensor]:
+        """Load a blob, verified.
+
+        Raises:
+            StoreError: there is no such blob.
+            CorruptBlobError: its bytes do not hash to its name.
+        """
+        path = blob_path(blob)
+        if not self.storage.exists(path):
+            raise StoreError(f"blob {blob} is missing from {self.storage.root}", "Restore the file from a copy")
+        data = self.storage.read_bytes(path)
+        if hashlib.sha256(data).hexdigest() != blob:
+            raise CorruptBlobError(
+                f"blob {self.storage.path(path)} is corrupt: its bytes do not hash to its name",
+                "Restore the file from a copy, or delete it and repeat the stage that made it",
+            )
+        try:
+            return dict(safetensors.torch.load(data))
+        except SafetensorError as error:
+            raise CorruptBlobError(f"blob {self.storage.path(path)} is not a safetensors file: {error}") from error
+
+    def is_intact(self, blob: str) -> bool:
+        """Whether the blob exists and its bytes hash to its name."""
+        path = blob_path(blob)
+        return self.storage.exists(path) and hashlib.sha256(self.storage.read_bytes(path)).hexdigest() == blob
+
+    def size_bytes(self, blob: str) -> int:
+        return self.storage.size_bytes(blob_path(blob))
+
+    def list(self) -> list[str]:
+        """Names of all blobs in the store."""
+        paths = self.storage.list_files(BLOBS_DIR, suffix=".safetensors")
+        return [path.rsplit("/", 1)[-1].removesuffix(".safetensors") for path in paths]
+
+    def copy_from(self, other: BlobStore, blob: str) -> None:
+        """Take a blob over from another store, verified."""
+        if not self.is_intact(blob):
+            self.put(other.get(blob))
+
+    def remove(self, blob: str) -> None:
+        self.storage.remove(blob_path(blob))

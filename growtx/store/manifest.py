@@ -1,0 +1,157 @@
+"""Manifests: the permanent result of a stage, as the hashes of everything it consists of.
+
+`manifests/NN-name.json` is written last and atomically, so a crash before leaves only blobs that nothing refers to.
+A lineage is the chain of manifests from the first stage to one of them, linked by the sha256 of the parent's bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from growtx.exceptions import StoreError
+from growtx.store.storage import Storage
+
+MANIFESTS_DIR = "manifests"
+LATEST = f"{MANIFESTS_DIR}/latest"
+FORMAT_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BlockRef(_Record):
+    """One block: its sealed weights and the adapters to add to them, in order."""
+
+    blob: str
+    adapters: tuple[str, ...] = ()
+
+
+class FrozenCheck(_Record):
+    """Proof that what was frozen did not move: one hash over all frozen tensors before and after the stage."""
+
+    num_tensors: int
+    before: str
+    after: str
+
+
+class Manifest(_Record):
+    """A finished stage. Hashes are sha256 (hex), sizes in bytes, times in seconds."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    index: int = Field(ge=1, description="position of the stage in its plan, from 1")
+    parent: str | None = Field(description="sha256 of the parent manifest's bytes; null for the first stage")
+    stage: dict[str, Any] = Field(description="the resolved stage")
+    model: dict[str, Any] = Field(description="keyword arguments of GrowtxConfig")
+    substrate: str
+    blocks: tuple[BlockRef, ...]
+    head: str = Field(description="final norm and LM head")
+    tokenizer_fingerprint: str
+    substrate_fingerprint: str
+    data_fingerprint: str
+    config_fingerprint: str
+    active_parameters: int
+    total_parameters: int
+    num_tokens: int = Field(description="tokens trained on since the first stage")
+    new_blobs: tuple[str, ...] = Field(description="what this stage wrote")
+    frozen_check: FrozenCheck
+    ended_by: str
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    samples: tuple[dict[str, str], ...] = ()
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.index:02d}-{self.name}.json"
+
+    def blobs(self) -> list[str]:
+        """Every blob that the model of this manifest consists of."""
+        blocks = [blob for block in self.blocks for blob in (block.blob, *block.adapters)]
+        return [self.substrate, *blocks, self.head]
+
+    def to_bytes(self) -> bytes:
+        return (json.dumps(self.model_dump(mode="json"), ensure_ascii=False, indent=1) + "\n").encode()
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+def write_manifest(storage: Storage, manifest: Manifest) -> str:
+    """Write a manifest and point `manifests/latest` at it; returns its relative path."""
+    path = f"{MANIFESTS_DIR}/{manifest.file_name}"
+    storage.write_bytes(path, manifest.to_bytes())
+    storage.write_text(LATEST, manifest.file_name + "\n")
+    return path
+
+
+def parse_manifest(data: bytes, where: str) -> Manifest:
+    try:
+        tree = json.loads(data)
+    except ValueError as error:
+        raise StoreError(f"manifest {where} is damaged: it is not JSON", "Restore it or delete it") from error
+    found = tree.get("format_version") if isinstance(tree, dict) else None
+    if found != FORMAT_VERSION:
+        raise StoreError(
+            f"manifest {where} has format version {found!r}, this version of growtx reads {FORMAT_VERSION}",
+            "Use the version of growtx that wrote it",
+        )
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise StoreError(f"manifest {where} is damaged: {key}: {first['msg'].lower()}", "Restore it") from error
+
+
+def read_manifest(storage: Storage, file_name: str) -> Manifest:
+    path = f"{MANIFESTS_DIR}/{file_name}"
+    return parse_manifest(storage.read_bytes(path), storage.path(path))
+
+
+def list_manifests(storage: Storage) -> list[str]:
+    """File names of all stage manifests, in order of their stages."""
+    return [name for name in storage.list_names(MANIFESTS_DIR) if name.endswith(".json")]
+
+
+def latest_manifest(storage: Storage) -> Manifest | None:
+    """The newest manifest, or None before the first stage is finished."""
+    if not storage.exists(LATEST):
+        return None
+    return read_manifest(storage, storage.read_text(LATEST).strip())
+
+
+def read_lineage(storage: Storage, file_name: str | None = None) -> list[Manifest]:
+    """The manifests from the first stage to `file_name` (default: the latest).
+
+    Raises:
+        StoreError: a link of the chain is missing or was changed afterwards.
+    """
+    manifests = {manifest.digest(): manifest for manifest in _all(storage)}
+    last = read_manifest(storage, file_name) if file_name else latest_manifest(storage)
+    lineage: list[Manifest] = []
+    while last is not None:
+        lineage.append(last)
+        if last.parent is not None and last.parent not in manifests:
+            raise StoreError(
+                f"the parent of manifest {last.file_name} in {storage.root} is missing or was changed",
+                "Restore the manifests directory from a copy",
+            )
+        last = manifests[last.parent] if last.parent else None
+    return lineage[::-1]
+
+
+def _all(storage: Storage) -> Iterator[Manifest]:
+    for name in list_manifests(storage):
+        yield read_manifest(storage, name)
