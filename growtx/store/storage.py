@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,19 @@ class Storage:
             raise StoreError(f"{self.path(relative)}: there is no such file", "Check the path") from error
         except OSError as error:
             raise StoreError(f"{self.path(relative)} cannot be read: {error.strerror or error}") from error
+
+    def read_tail(self, relative: str, num_bytes: int = 64 * 1024) -> str:
+        """The end of a text file, which may begin inside a line; empty when there is no such file."""
+        if not self.exists(relative):
+            return ""
+        return bytes(self._fs.tail(self._at(relative), num_bytes)).decode("utf-8", errors="ignore")
+
+    def modified(self, relative: str) -> datetime | None:
+        """When a file was last written (UTC); None when there is no such file."""
+        if not self.exists(relative):
+            return None
+        time: datetime = self._fs.modified(self._at(relative))
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
 
     def read_text(self, relative: str) -> str:
         try:
