@@ -1,0 +1,180 @@
+"""One decoder block, the unit of growth and of storage, and its initialisation.
+
+Shapes: B batch, T positions, D hidden size, H heads, K head width, F MLP width, V vocabulary, E substrate width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from growtx.models.configuration import GrowtxConfig
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotary_angles(position_ids_BT: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
+    """Cosine and sine [B, T, K] of rotary position embeddings (Su et al., arXiv:2104.09864).
+
+    Computed on every call instead of kept as a buffer: it costs microseconds, and a model built on the meta
+    device, partitioned or cast to bf16 cannot lose or round it.
+    """
+    steps_K2 = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids_BT.device)
+    frequencies_K2 = 1.0 / (theta ** (steps_K2 / head_dim))
+    angles_BTK2 = position_ids_BT[..., None].float() * frequencies_K2
+    angles_BTK = torch.cat((angles_BTK2, angles_BTK2), dim=-1)
+    return angles_BTK.cos().to(dtype), angles_BTK.sin().to(dtype)
+
+
+def apply_rotary(states_BHTK: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Rotate the pairs (k, k + K/2) of every head."""
+    cos_B1TK, sin_B1TK = (angle.unsqueeze(1) for angle in rotary)
+    first, second = states_BHTK.chunk(2, dim=-1)
+    return states_BHTK * cos_B1TK + torch.cat((-second, first), dim=-1) * sin_B1TK
+
+
+def eager_attention(
+    module: nn.Module,
+    query_BHTK: torch.Tensor,
+    key_BHSK: torch.Tensor,
+    value_BHSK: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for `attn_implementation="eager"`: the only one that returns its weights."""
+    scores_BHTS = query_BHTK @ key_BHSK.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores_BHTS = scores_BHTS + attention_mask
+    weights_BHTS = scores_BHTS.softmax(dim=-1, dtype=torch.float32).to(query_BHTK.dtype)
+    mixed_BHTK = F.dropout(weights_BHTS, dropout, module.training) @ value_BHSK
+    return mixed_BHTK.transpose(1, 2).contiguous(), weights_BHTS
+
+
+def attend(module: nn.Module, config: GrowtxConfig, *states: torch.Tensor | None, **kwargs: Any) -> Any:
+    """Attention through the implementation that transformers selected: eager, sdpa, flash or paged."""
+    interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
+    return interface(module, *states, dropout=0.0, **kwargs)
+
+
+class ResidualLinear(nn.Linear):
+    """A linear map whose output is added to the residual stream; only its initialisation differs."""
+
+
+class GrowtxAttention(nn.Module):
+    """Causal multi-head attention with rotary positions and projections without bias."""
+
+    is_causal = True
+    num_key_value_groups = 1
+
+    def __init__(self, config: GrowtxConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = ResidualLinear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_BTD: torch.Tensor,
+        rotary: Rotary,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the output [B, T, D] and, from the eager implementation, the weights [B, H, T, S]."""
+        batch_and_time = hidden_BTD.shape[:-1]
+        query_BHTK, key_BHTK, value_BHTK = (
+            projection(hidden_BTD).view(*batch_and_time, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query_BHTK, key_BHSK, value_BHSK = apply_rotary(query_BHTK, rotary), apply_rotary(key_BHTK, rotary), value_BHTK
+        if past_key_values is not None:
+            key_BHSK, value_BHSK = past_key_values.update(key_BHSK, value_BHSK, self.layer_idx)
+        states = (query_BHTK, key_BHSK, value_BHSK)
+        mixed_BTHK, weights = attend(self, self.config, *states, attention_mask, scaling=self.scaling, **kwargs)
+        return self.o_proj(mixed_BTHK.reshape(*batch_and_time, -1)), weights
+
+
+class GrowtxMLP(nn.Module):
+    """Two linear maps with bias and a GELU between them."""
+
+    def __init__(self, config: GrowtxConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.mlp_width)
+        self.down_proj = ResidualLinear(config.mlp_width, config.hidden_size)
+
+    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        output_BTD: torch.Tensor = self.down_proj(F.gelu(self.up_proj(hidden_BTD)))
+        return output_BTD
+
+
+class GrowtxBlock(GradientCheckpointingLayer):
+    """Pre-norm block: attention, then MLP, each added to the residual stream. 12 D^2 + 9 D parameters."""
+
+    def __init__(self, config: GrowtxConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = GrowtxAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = GrowtxMLP(config)
+
+    def forward(self, hidden_BTD: torch.Tensor, rotary: Rotary, **kwargs: Any) -> torch.Tensor:
+        """Map the residual stream [B, T, D] to itself; `kwargs` go to the attention."""
+        attended_BTD, _ = self.self_attn(self.input_layernorm(hidden_BTD), rotary, **kwargs)
+        hidden_BTD = hidden_BTD + attended_BTD
+        output_BTD: torch.Tensor = hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+        return output_BTD
+
+
+class SubstrateEmbedding(nn.Embedding):
+    """Looks up rows of the substrate [V, E] and expands them to the model's width D."""
+
+    def __init__(self, config: GrowtxConfig) -> None:
+        super().__init__(config.vocab_size, config.embedding_width)
+        self.expansion = config.substrate_expansion
+        self.num_repeats = config.hidden_size // config.embedding_width
+
+    def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        rows_BTE = super().forward(input_ids_BT)
+        if self.expansion == "interleave":
+            return rows_BTE.repeat_interleave(self.num_repeats, dim=-1)
+        return rows_BTE.repeat(1, 1, self.num_repeats) if self.expansion == "tile" else rows_BTE
+
+
+@torch.no_grad()
+def initialize_block(block: nn.Module, config: GrowtxConfig, generator: torch.Generator | None = None) -> None:
+    """Draw a block's parameters anew, deterministic under a given generator; see `initialize_module`."""
+    for module in block.modules():
+        initialize_module(module, config, generator)
+
+
+def initialize_module(module: nn.Module, config: GrowtxConfig, generator: torch.Generator | None = None) -> None:
+    """Initialise the parameters that a module owns itself.
+
+    Weights are normal with `initializer_range`; those of a `ResidualLinear` are smaller by sqrt(2 L), which keeps
+    the residual stream's variance independent of depth and a new block nearly silent. Biases are zero, norms the
+    identity.
+    """
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        is_residual = isinstance(module, ResidualLinear)
+        std = config.residual_initializer_range if is_residual else config.initializer_range
+        nn.init.normal_(module.weight, std=std, generator=generator)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+    bias = getattr(module, "bias", None)
+    if bias is not None:
+        nn.init.zeros_(bias)

@@ -1,0 +1,114 @@
+"""Exact parameter counts and FLOPs per token, from a configuration alone.
+
+F counts floating point operations as matrix products do: a multiplication and an addition are two. A forward pass
+costs 2 per weight and token, a backward pass 4 (2 for the inputs' gradient, 2 for the weights').
+
+Shapes: D hidden size, V vocabulary, E substrate width, T context, L blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from growtx.models.configuration import GrowtxConfig
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Parameters by part; `per_block` is one block."""
+
+    embedding: int
+    per_block: int
+    num_blocks: int
+    final_norm: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All parameters, the frozen substrate included."""
+        return self.embedding + self.num_blocks * self.per_block + self.final_norm + self.head
+
+    def active(self, num_blocks: int, *, head: bool = True, final_norm: bool = True, embedding: bool = False) -> int:
+        """Parameters that receive gradients when `num_blocks` blocks and the named parts train."""
+        parts = ((embedding, self.embedding), (final_norm, self.final_norm), (head, self.head))
+        return num_blocks * self.per_block + sum(count for trains, count in parts if trains)
+
+
+def num_params(config: GrowtxConfig) -> ParameterCounts:
+    """Counts of the paper's accounting: 12 D^2 + 9 D a block, 2 D final norm, V D + V head, V E embedding."""
+    width, mlp_width = config.hidden_size, config.mlp_width
+    attention = 4 * width**2
+    mlp = 2 * width * mlp_width + mlp_width + width
+    norm = 2 * width
+    return ParameterCounts(
+        embedding=config.vocab_size * config.embedding_width,
+        per_block=attention + mlp + 2 * norm,
+        num_blocks=config.num_hidden_layers,
+        final_norm=norm,
+        head=config.vocab_size * (width + int(config.lm_head_bias)),
+    )
+
+
+def lora_params_per_block(config: GrowtxConfig, rank: int) -> int:
+    """Parameters of rank-r adapters on q, k, v, o, up and down of one block: 18 D r at MLP width 4 D."""
+    return rank * (8 * config.hidden_size + 2 * (config.hidden_size + config.mlp_width))
+
+
+@dataclass(frozen=True)
+class TokenFlops:
+    """FLOPs for one token of a training step (or a forward pass).
+
+    `weights` are the products with parameters. `attention` are the products of queries with keys and of weights
+    with values; they grow with the context and are what the rule of thumb 6 N leaves out. Biases, norms, softmax
+    and GELU are not counted.
+    """
+
+    weights: float
+    attention: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.attention
+
+    def __add__(self, other: TokenFlops) -> TokenFlops:
+        return TokenFlops(self.weights + other.weights, self.attention + other.attention)
+
+    def __mul__(self, factor: float) -> TokenFlops:
+        return TokenFlops(self.weights * factor, self.attention * factor)
+
+
+def block_forward_flops(config: GrowtxConfig, context_length: int) -> TokenFlops:
+    """One block, forward: 2 (12 D^2), and 2 D (T + 1) for attention over (T + 1) / 2 positions on average."""
+    width = config.hidden_size
+    products = 4 * width**2 + 2 * width * config.mlp_width
+    return TokenFlops(weights=2.0 * products, attention=2.0 * width * (context_length + 1))
+
+
+def head_forward_flops(config: GrowtxConfig) -> TokenFlops:
+    """The LM head, forward: 2 D V."""
+    return TokenFlops(weights=2.0 * config.hidden_size * config.vocab_size, attention=0.0)
+
+
+def forward_flops(config: GrowtxConfig, context_length: int) -> TokenFlops:
+    """A forward pass of the whole model, as in evaluation."""
+    return block_forward_flops(config, context_length) * config.num_hidden_layers + head_forward_flops(config)
+
+
+def monolithic_flops(config: GrowtxConfig, context_length: int) -> TokenFlops:
+    """A training step with every block in training: 6 (L b + h), b = 12 D^2, h = D V."""
+    return forward_flops(config, context_length) * 3
+
+
+def growing_flops(
+    config: GrowtxConfig, context_length: int, *, num_new_blocks: int, prefix_cached: bool = False
+) -> TokenFlops:
+    """A training step of a stage whose newest `num_new_blocks` blocks and head train.
+
+    2 F b + 6 (K b + h) while the F blocks of the prefix are recomputed, 6 (K b + h) on their cached activations.
+    Autograd also skips the gradient of the lowest trained block's input (6 D^2); it is too small to subtract.
+    """
+    block = block_forward_flops(config, context_length)
+    trained = (block * num_new_blocks + head_forward_flops(config)) * 3
+    if prefix_cached:
+        return trained
+    return trained + block * (config.num_hidden_layers - num_new_blocks)

@@ -1,0 +1,187 @@
+"""Cross-entropy of the LM head that never holds the [B, T, V] logits.
+
+With V = 65,536 the logits of one batch outweigh everything else in training, and cross-entropy needs them three
+times (logits, softmax, gradient). Here they exist for a chunk of positions at a time. For a plain LM head the
+gradient of a chunk is taken while its logits are at hand, so nothing is computed twice; any other head (one with
+LoRA, the heads of an ensemble) is recomputed chunk by chunk in the backward pass.
+
+Shapes: B batch, T positions, N = B T rows, C rows of a chunk, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from growtx.exceptions import ConfigError
+from growtx.models.configuration import GrowtxConfig
+
+IGNORE_INDEX = -100
+CHUNK_ELEMENTS = 2**21  # logits held at a time: 8 MiB in fp32
+LossAndNLL = tuple[torch.Tensor, torch.Tensor]
+
+
+def shift_labels(labels_BT: torch.Tensor) -> torch.Tensor:
+    """Targets [B, T] of a causal model: position t predicts label t+1, the last position nothing."""
+    return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """Rows of a chunk: enough for a full matrix product, few enough to stay near the processor."""
+    return max(16, CHUNK_ELEMENTS // vocab_size)
+
+
+class LMHead(nn.Linear):
+    """Linear map to logits, or with `targets` straight to the loss.
+
+    The loss is computed inside the module's own forward so that whatever gathers partitioned weights around a
+    module call (ZeRO-3, FSDP) has gathered them here too.
+    """
+
+    def __init__(self, config: GrowtxConfig) -> None:
+        super().__init__(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor | None = None,
+        kernel: str = "chunked",
+        chunk: int | None = None,
+    ) -> Any:
+        """Logits [..., V]; with `targets` [N] the loss and the nats per row, see `chunked_cross_entropy`."""
+        if targets is None:
+            return super().forward(hidden)
+        if kernel == "liger" and hidden.is_cuda:
+            return _liger_cross_entropy(self, hidden, targets)
+        chunk = len(targets) if kernel == "plain" else chunk or chunk_rows(self.out_features)
+        with_gradients = torch.is_grad_enabled()
+        return _HeadCrossEntropy.apply(hidden, self.weight, self.bias, targets, chunk, with_gradients)  # type: ignore[no-untyped-call]
+
+
+def chunked_cross_entropy(
+    hidden_BTD: torch.Tensor,
+    head: nn.Module,
+    targets_BT: torch.Tensor,
+    *,
+    kernel: str = "chunked",
+    chunk: int | None = None,
+) -> LossAndNLL:
+    """Summed cross-entropy (nats, differentiable) and the nats of every position [B, T] (0 where ignored).
+
+    Args:
+        head: an `LMHead`, or any module that maps [C, D] to [C, V] (it is then recomputed in the backward pass).
+        targets_BT: class per position, negative where nothing is predicted; already shifted.
+        kernel: `chunked`, `plain` (one chunk) or `liger` (its fused kernel, on GPU only).
+        chunk: positions per chunk; chosen from the vocabulary if not given.
+    """
+    hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
+    if isinstance(head, LMHead):
+        loss, nll_N = head(hidden_ND, targets=targets_N, kernel=kernel, chunk=chunk)
+    else:
+        loss, nll_N = checkpointed_cross_entropy(head, (hidden_ND,), targets_N, chunk=chunk or 256)
+    return loss, nll_N.view(targets_BT.shape)
+
+
+def checkpointed_cross_entropy(
+    compute_logits: Callable[..., torch.Tensor], states: Sequence[torch.Tensor], targets_N: torch.Tensor, *, chunk: int
+) -> LossAndNLL:
+    """The same for any function of row-wise `states`, each [N, ...]: its logits [C, V] live for one chunk."""
+
+    def chunk_nll(targets_C: torch.Tensor, *states_of_chunk: torch.Tensor) -> torch.Tensor:
+        logits_CV = compute_logits(*states_of_chunk)
+        return F.cross_entropy(logits_CV.float(), targets_C, ignore_index=IGNORE_INDEX, reduction="none")
+
+    chunks = zip(*(torch.split(tensor, chunk) for tensor in (targets_N, *states)), strict=True)
+    pieces = [checkpoint(chunk_nll, *rows, use_reentrant=False) for rows in chunks]
+    nll_N = torch.cat(pieces)
+    return nll_N.sum(), nll_N.detach()
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Linear map and cross-entropy whose gradients are taken chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd passes positions
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        targets_N: torch.Tensor,
+        chunk: int,
+        with_gradients: bool,
+    ) -> LossAndNLL:
+        wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
+        exact = torch.promote_types(hidden_ND.dtype, torch.float32)  # bf16 sums over many chunks would lose bits
+        grad_hidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wanted[1] else None
+        grad_bias_V = torch.zeros_like(weight_VD[:, 0], dtype=exact) if wanted[2] else None
+        nll_N = torch.empty(len(targets_N), dtype=exact, device=hidden_ND.device)
+        for start in range(0, len(targets_N), chunk):
+            rows = slice(start, start + chunk)
+            logits_CV = F.linear(hidden_ND[rows], weight_VD, bias_V).to(exact)
+            nll_N[rows], log_sums_C1 = _nll(logits_CV, targets_N[rows])
+            if not any(wanted):
+                continue
+            grad_CV = _logit_gradient_(logits_CV, log_sums_C1, targets_N[rows]).to(hidden_ND.dtype)
+            if grad_hidden_ND is not None:
+                torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[rows])
+            if grad_weight_VD is not None:
+                _add_product_(grad_weight_VD, grad_CV.t(), hidden_ND[rows])
+            if grad_bias_V is not None:
+                grad_bias_V += grad_CV.sum(0, dtype=exact)
+        ctx.gradients = (grad_hidden_ND, grad_weight_VD, grad_bias_V)
+        ctx.weight_dtype = weight_VD.dtype
+        ctx.mark_non_differentiable(nll_N)
+        return nll_N.sum(), nll_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> Any:
+        if ctx.gradients is None:
+            raise RuntimeError("the loss was differentiated before, and its gradients were scaled in place")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [gradient if gradient is None else gradient.mul_(grad_loss) for gradient in gradients]
+        hidden, *parameters = scaled
+        return hidden, *(p if p is None else p.to(ctx.weight_dtype) for p in parameters), None, None, None
+
+
+def _nll(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> LossAndNLL:
+    """Nats of the targets [C] (0 where ignored) and log-sum-exp of the logits [C, 1]."""
+    log_sums_C1 = logits_CV.logsumexp(-1, keepdim=True)
+    nll_C1 = log_sums_C1 - logits_CV.gather(-1, targets_C.clamp(min=0)[:, None])
+    return nll_C1.squeeze(-1).masked_fill_(targets_C < 0, 0.0), log_sums_C1
+
+
+def _logit_gradient_(logits_CV: torch.Tensor, log_sums_C1: torch.Tensor, targets_C: torch.Tensor) -> torch.Tensor:
+    """Softmax minus one-hot, written over the logits."""
+    probabilities_CV = logits_CV.sub_(log_sums_C1).exp_()
+    minus_one_C1 = torch.full_like(log_sums_C1, -1.0)
+    probabilities_CV.scatter_add_(-1, targets_C.clamp(min=0)[:, None], minus_one_C1)
+    return probabilities_CV.masked_fill_((targets_C < 0)[:, None], 0.0)
+
+
+def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _liger_cross_entropy(head: LMHead, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> LossAndNLL:
+    try:
+        from liger_kernel.transformers.fused_linear_cross_entropy import (  # type: ignore[import-not-found]
+            LigerFusedLinearCrossEntropyLoss,
+        )
+    except ImportError as error:
+        raise ConfigError(
+            "loss_kernel is liger, but liger-kernel is not installed", "Install liger-kernel or use loss_kernel=chunked"
+        ) from error
+    fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="none")
+    nll_N = fused(head.weight, hidden_ND, targets_N, head.bias)
+    return nll_N.sum(), nll_N.detach()
