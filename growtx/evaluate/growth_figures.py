@@ -27,7 +27,7 @@ def loss_against_tokens(run: RunRecord, theme: Theme) -> Figure:
         axes.plot(tokens, smooth(losses), color=theme.primary, label=label)
     _held_out_points(axes, run, theme)
     axes.set_ylim(*loss_limits(run))
-    axes.set_xlim(0, max((stage.end_tokens or 0) for stage in run.stages) * 1.01 or 1)
+    axes.set_xlim(0, run.stages[-1].end_tokens * 1.01 or 1)
     axes.xaxis.set_major_formatter(lambda value, _: fmt.count(value) if value else "0")
     label_axes(axes, x="tokens seen by the run", y="loss (nats per token)")
     axes.legend(loc="upper right", ncols=3)
@@ -66,8 +66,8 @@ def parameters_against_depth(run: RunRecord, theme: Theme) -> Figure:
     figure, (axes,) = new_figure(theme)
     stages = run.finished_stages
     positions = np.arange(len(stages))
-    total = [stage.total_parameters or 0 for stage in stages]
-    active = [stage.active_parameters or 0 for stage in stages]
+    total = [manifest.total_parameters for manifest in run.manifests]
+    active = [manifest.active_parameters for manifest in run.manifests]
     axes.bar(positions, total, 0.62, color=theme.band, edgecolor=theme.muted, linewidth=1.2, label="all parameters")
     axes.bar(positions, active, 0.62, color=theme.primary, hatch="///", edgecolor=theme.background, label="active")
     for at, (all_of_them, trained) in enumerate(zip(total, active, strict=True)):
@@ -142,9 +142,9 @@ def loss_limits(run: RunRecord) -> tuple[float, float]:
 
 
 def _shade_stages(axes: Axes, run: RunRecord, theme: Theme) -> None:
-    last = max((stage.end_tokens or 0) for stage in run.stages) or 1
+    last = run.stages[-1].end_tokens or 1
     for position, stage in enumerate(run.stages):
-        start, end = run.stage_start_tokens(stage), float(stage.end_tokens or 0)
+        start, end = run.stage_start_tokens(stage), stage.end_tokens
         if position % 2:
             axes.axvspan(start, end, color=theme.band, zorder=0)
         if start:
@@ -168,7 +168,7 @@ def _held_out_points(axes: Axes, run: RunRecord, theme: Theme) -> None:
         axes.plot(
             [row["num_tokens"] for row in between], [row["eval/loss"] for row in between], ".", color=theme.accent
         )
-        for when, at in (("start", run.stage_start_tokens(stage)), ("end", float(stage.end_tokens or 0))):
+        for when, at in (("start", run.stage_start_tokens(stage)), ("end", stage.end_tokens)):
             value = stage.evaluated("loss", when)
             if value is not None:
                 fill = theme.accent if when == "end" else "none"
@@ -188,12 +188,15 @@ def _by_source(stage: StageRecord) -> list[float]:
     return list(stage.bits_per_byte_by_source.values())
 
 
-def _sources(axes: Axes, stages: list[StageRecord], theme: Theme) -> None:
-    """One thin line per data source, where there is more than one."""
+def source_names(stages: list[StageRecord]) -> list[str]:
+    """The data sources that bits per byte are split by; none where there is only one."""
     names = sorted({name for stage in stages for name in stage.bits_per_byte_by_source})
-    if len(names) < 2:
-        return
-    for number, name in enumerate(names):
+    return names if len(names) > 1 else []
+
+
+def _sources(axes: Axes, stages: list[StageRecord], theme: Theme) -> None:
+    """One thin line per data source."""
+    for number, name in enumerate(source_names(stages)):
         points = [(at, stage.bits_per_byte_by_source.get(name)) for at, stage in enumerate(stages)]
         known = [(at, value) for at, value in points if value is not None]
         style: dict[str, Any] = {

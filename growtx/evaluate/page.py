@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,8 @@ class Page:
     config: str = ""
 
 
-def write_page(page: Page, path: Path) -> Path:
-    """Render with the shipped template and replace `path` at once, so that a reader never meets half a page."""
+def render(page: Page) -> str:
+    """The page as HTML, by the template that ships with the package."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -71,7 +70,4 @@ def write_page(page: Page, path: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    html = environment.get_template("page.html.j2").render(page=page)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(html, encoding="utf-8")
-    return temporary.replace(path)
+    return environment.get_template("page.html.j2").render(page=page)

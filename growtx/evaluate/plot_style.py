@@ -9,8 +9,9 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from growtx.store.storage import Storage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,16 +87,13 @@ def label_axes(axes: Axes, *, x: str, y: str, title: str = "") -> None:
         axes.set_title(title, loc="left")
 
 
-def save(draw: Draw, path: Path) -> str:
-    """Draw for light paper into `path` (the file people send around) and return an HTML picture for both themes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save(draw: Draw, storage: Storage, name: str) -> str:
+    """Draw for light paper into `plots/NAME.png` (what people send around); returns an HTML picture for both themes."""
     light, dark = _png(draw, LIGHT), _png(draw, DARK)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(light)
-    temporary.replace(path)
+    storage.write_bytes(f"plots/{name}.png", light)
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">'
-        f'<img src="{_data_uri(light)}" alt="{path.stem.replace("_", " ")}"></picture>'
+        f'<img src="{_data_uri(light)}" alt="{name.replace("_", " ")}"></picture>'
     )
 
 
