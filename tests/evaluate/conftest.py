@@ -129,3 +129,40 @@ def make_run(tmp_path: Path) -> MakeRun:
 def run_dir(make_run: MakeRun) -> Path:
     """A finished run of four stages."""
     return make_run()
+
+
+TEXTS = [
+    "Anna lives in Berlin and works as a teacher. Question: where does Anna live? Answer: Berlin",
+    "Анна живёт в Берлине и работает учителем. Вопрос: где живёт Анна? Ответ: в Берлине",
+    "安娜住在柏林，她是一名教师。问题：安娜住在哪里？答案：柏林",
+] * 4
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A compact tokenizer of 400 ids on three languages."""
+    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
+
+    return build_tokenizer(TokenizerConfig(family="compact", vocab_size=400), TEXTS)
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    """Two random blocks of width 32, context 128."""
+    import torch
+
+    from growtx.models.causal_lm import GrowtxForCausalLM
+    from growtx.models.configuration import GrowtxConfig
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = GrowtxConfig(
+        vocab_size=400,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    return GrowtxForCausalLM(config).eval()

@@ -1,0 +1,155 @@
+"""Bits per byte: how well a model compresses text, comparable between tokenizers, vocabularies and languages.
+
+    bits per byte = (nats of all predicted tokens / ln 2) / UTF-8 bytes that these tokens stand for
+
+The tokens `</s>` between documents are predicted too: they cost bits and are worth no bytes.
+
+Shapes: N windows, B batch, T positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from growtx.data.tokenizer import token_num_bytes
+from growtx.evaluate.intervals import Interval, bootstrap_ratio
+from growtx.exceptions import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IGNORE_INDEX = -100
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class BitsPerByte:
+    """Bits per byte with its 95 % interval over windows or documents, and what it was measured on."""
+
+    interval: Interval
+    loss: float  # nats per token
+    num_tokens: int
+    num_bytes: int
+
+    @property
+    def value(self) -> float:
+        return self.interval.value
+
+
+def of_windows(
+    model: torch.nn.Module,
+    windows_NT: Int32Array,
+    num_bytes_V: Int32Array,
+    pad_token_id: int | None,
+    *,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> BitsPerByte:
+    """Bits per byte on packed windows; the first token of a window is given, not predicted.
+
+    Args:
+        num_bytes_V: UTF-8 bytes of every token id, see `growtx.data.tokenizer.token_num_bytes`.
+        pad_token_id: what fills the last window, never predicted; None where every window is full.
+
+    Raises:
+        DataError: there is nothing to predict.
+    """
+    nats, tokens, num_bytes = (np.zeros(len(windows_NT)) for _ in range(3))
+    device = next(model.parameters()).device
+    for start in range(0, len(windows_NT), batch_size):
+        rows = slice(start, min(start + batch_size, len(windows_NT)))
+        ids_BT = torch.from_numpy(windows_NT[rows].astype(np.int64)).to(device)
+        labels_BT = ids_BT if pad_token_id is None else ids_BT.masked_fill(ids_BT == pad_token_id, IGNORE_INDEX)
+        nats[rows] = token_nll(model, ids_BT, labels_BT).double().sum(1).cpu().numpy()
+        predicted_BT = (labels_BT[:, 1:] != IGNORE_INDEX).cpu().numpy()
+        tokens[rows] = predicted_BT.sum(1)
+        num_bytes[rows] = (num_bytes_V[windows_NT[rows][:, 1:]] * predicted_BT).sum(1)
+    return _summary(nats, tokens, num_bytes, seed)
+
+
+def of_documents(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    *,
+    context_length: int,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> BitsPerByte:
+    """Bits per byte of whole documents, each beginning after `</s>` as in training.
+
+    A document longer than the context is cut into windows that overlap by one token, so that every token is
+    predicted exactly once (lm-eval's rolling log-likelihood).
+
+    Raises:
+        DataError: no text.
+    """
+    windows, owners = [], []
+    for number, text in enumerate(texts):
+        ids = [tokenizer.eos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+        for start in range(0, max(1, len(ids) - 1), context_length - 1):
+            windows.append(ids[start : start + context_length])
+            owners.append(number)
+    nats, tokens = np.zeros(len(texts)), np.zeros(len(texts))
+    by_length = sorted(range(len(windows)), key=lambda index: len(windows[index]))
+    for start in range(0, len(by_length), batch_size):
+        batch = by_length[start : start + batch_size]
+        nll_BT, labels_BT = _padded_nll(model, [windows[index] for index in batch])
+        for row, index in enumerate(batch):
+            nats[owners[index]] += float(nll_BT[row].double().sum())
+            tokens[owners[index]] += int((labels_BT[row, 1:] != IGNORE_INDEX).sum())
+    num_bytes = np.array([len(text.encode()) for text in texts], dtype=np.float64)
+    return _summary(nats, tokens, num_bytes, seed)
+
+
+@torch.no_grad()
+def token_nll(model: torch.nn.Module, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+    """Nats [B, T-1] of the tokens at positions 1..T-1, 0 where the label is ignored; for any causal LM."""
+    was_training = model.training
+    model.eval()
+    try:
+        outputs: Any = model(input_ids=ids_BT, labels=labels_BT)
+        if getattr(outputs, "token_nll", None) is not None:
+            return outputs.token_nll  # type: ignore[no-any-return]
+        logits_BTV = outputs.logits[:, :-1].float()
+        return F.cross_entropy(
+            logits_BTV.transpose(1, 2), labels_BT[:, 1:], ignore_index=IGNORE_INDEX, reduction="none"
+        )
+    finally:
+        model.train(was_training)
+
+
+def uniform_bits_per_byte(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> float:
+    """Bits per byte of a model that knows nothing: every token of the vocabulary equally likely."""
+    num_tokens = sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+    return num_tokens * math.log2(len(token_num_bytes(tokenizer))) / sum(len(text.encode()) for text in texts)
+
+
+def _padded_nll(model: torch.nn.Module, windows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nats [B, T-1] and labels [B, T] of windows of unequal length, padded on the right (causal: no mask needed)."""
+    length = max(2, *(len(window) for window in windows))
+    ids_BT = torch.zeros(len(windows), length, dtype=torch.int64)
+    labels_BT = torch.full_like(ids_BT, IGNORE_INDEX)
+    for row, window in enumerate(windows):
+        ids_BT[row, : len(window)] = labels_BT[row, : len(window)] = torch.tensor(window)
+    device = next(model.parameters()).device
+    return token_nll(model, ids_BT.to(device), labels_BT.to(device)), labels_BT
+
+
+def _summary(nats: npt.NDArray[Any], tokens: npt.NDArray[Any], num_bytes: npt.NDArray[Any], seed: int) -> BitsPerByte:
+    if not tokens.sum() or not num_bytes.sum():
+        raise DataError("There is no text to measure bits per byte on", "Give documents that are not empty")
+    return BitsPerByte(
+        interval=bootstrap_ratio(nats / math.log(2), num_bytes, seed),
+        loss=float(nats.sum() / tokens.sum()),
+        num_tokens=int(tokens.sum()),
+        num_bytes=int(num_bytes.sum()),
+    )
