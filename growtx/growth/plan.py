@@ -89,6 +89,7 @@ class StageConfig(ConfigModel):
     train_substrate: bool = Field(False, description="whether a `learned` substrate trains in this stage")
     init: Init | None = None
     lora: LoraConfig | None = None
+    num_workers: int | None = Field(None, ge=1, description="workers of this stage; null: resources.num_workers")
     train: dict[str, Any] = Field(default_factory=dict, description="overrides of the plan's `train`")
 
 
@@ -110,7 +111,7 @@ class GrowShorthand(ConfigModel):
 
     def stages(self) -> list[StageConfig]:
         """The stages that this shorthand stands for."""
-        depths = list(range(self.per_stage, self.blocks, self.per_stage)) + [self.blocks]
+        depths = [*range(self.per_stage, self.blocks, self.per_stage), self.blocks]
         stages: list[StageConfig] = []
         before = 0
         for depth in depths:
@@ -180,6 +181,7 @@ class Stage(ConfigModel):
     train_substrate: bool
     init: Init
     lora: LoraConfig | None
+    num_workers: int | None
     train: StageTraining
 
     @property
@@ -192,16 +194,20 @@ class Stage(ConfigModel):
         return self.num_blocks - self.num_active
 
 
-def resolve(plan: PlanConfig) -> tuple[Stage, ...]:
+def resolve(plan: PlanConfig, *, num_stages_before: int = 0, num_blocks_before: int = 0) -> tuple[Stage, ...]:
     """All stages of a plan with every default filled in.
+
+    Args:
+        num_stages_before, num_blocks_before: of the lineage that the plan continues, if it does.
 
     Raises:
         ConfigError: naming the stage and the key that cannot be.
     """
     written = list(plan.stages) if plan.stages is not None else _shorthand(plan).stages()
     stages: list[Stage] = []
-    for index, config in enumerate(written, start=1):
-        stages.append(_resolve_stage(plan, index, config, before=stages[-1].num_blocks if stages else 0))
+    for index, config in enumerate(written, start=num_stages_before + 1):
+        before = stages[-1].num_blocks if stages else num_blocks_before
+        stages.append(_resolve_stage(plan, index, config, before))
     return _monolithic(stages) if plan.mode == "monolithic" else tuple(stages)
 
 
@@ -211,24 +217,24 @@ def _shorthand(plan: PlanConfig) -> GrowShorthand:
 
 
 def _resolve_stage(plan: PlanConfig, index: int, config: StageConfig, before: int) -> Stage:
-    where = f"plan.stages.{index - 1}"
+    where = f"plan, stage {index}"
     depth = before + config.add
     active = config.add if config.active is None else min(config.active, depth)
     if depth == 0:
-        raise ConfigError(f"{where}.add=0: the first stage adds no block", "Let it add at least one")
+        raise ConfigError(f"{where}: add=0: the first stage adds no block", "Let it add at least one")
     if active < config.add:
         raise ConfigError(
-            f"{where}.active={config.active}: fewer than the {config.add} blocks added would train",
+            f"{where}: active={config.active}: fewer than the {config.add} blocks added would train",
             f"Set active to at least {config.add}, or leave it out",
         )
     if config.lora is not None and active == depth:
-        raise ConfigError(f"{where}.lora: no frozen block to adapt at depth {depth}", "Remove lora, or lower active")
+        raise ConfigError(f"{where}: lora: no frozen block to adapt at depth {depth}", "Remove lora, or lower active")
     if not (active or config.head or config.lora or config.train_substrate):
         raise ConfigError(f"{where}: nothing would train", "Set head: true, active or lora")
     try:
         train = build(StageTraining, {**plan.train, **config.train})
     except ConfigError as error:
-        raise ConfigError(f"{where}.train: {error.problem}", error.remedy) from error
+        raise ConfigError(f"{where}: train: {error.problem}", error.remedy) from error
     return Stage(
         index=index,
         name=config.name or (f"depth-{depth}" if config.add else f"tune-{depth}"),
@@ -239,6 +245,7 @@ def _resolve_stage(plan: PlanConfig, index: int, config: StageConfig, before: in
         train_substrate=config.train_substrate,
         init=config.init or plan.init,
         lora=config.lora,
+        num_workers=config.num_workers,
         train=train,
     )
 

@@ -1,0 +1,31 @@
+"""What all commands share: arguments of jobs, and errors as sentences."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from growtx.exceptions import GrowtxError
+
+
+def job_parser(description: str) -> argparse.ArgumentParser:
+    """The arguments that every job takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
+    parser.add_argument("--run-dir", help="where the run goes: a path or s3://, gs:// (default: runs/NAME-TIME)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="YAML values, applied in order")
+    return parser
+
+
+def run_command(action: Callable[[], int]) -> int:
+    """Run a command; an error that a user can understand becomes a sentence and an exit status."""
+    try:
+        return action()
+    except GrowtxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted: finished stages are kept; --resume goes on", file=sys.stderr)
+        return 130

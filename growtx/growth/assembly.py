@@ -1,0 +1,139 @@
+"""From manifests to models: assemble a finished depth, or grow the next stage on top of it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from growtx.exceptions import FingerprintError
+from growtx.growth.lora import merge_adapter
+from growtx.growth.plan import Init, Stage
+from growtx.models.block import GrowtxBlock, initialize_block
+from growtx.models.causal_lm import GrowtxForCausalLM
+from growtx.models.configuration import GrowtxConfig
+from growtx.store.blobs import BlobStore
+from growtx.store.manifest import Manifest
+
+SUBSTRATE_KEY = "model.embed_tokens.weight"
+HEAD_PREFIXES = ("model.norm.", "lm_head.")
+State = dict[str, torch.Tensor]
+
+# The keys of GrowtxConfig that describe a model; everything else in a transformers config is its own bookkeeping.
+_MODEL_KEYS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "max_position_embeddings", "rope_theta", "layer_norm_eps", "lm_head_bias", "initializer_range",
+    "num_layers_for_init", "substrate_width", "substrate_expansion", "substrate_fingerprint",
+    "tokenizer_fingerprint", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+
+def describe_model(config: GrowtxConfig) -> dict[str, Any]:
+    """The part of a GrowtxConfig that a manifest keeps."""
+    return {key: getattr(config, key) for key in _MODEL_KEYS}
+
+
+def block_prefix(index: int) -> str:
+    return f"model.layers.{index}."
+
+
+def split_state(state: Mapping[str, torch.Tensor], prefix: str) -> State:
+    """The tensors under a prefix, named relative to it: what a block's blob holds."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def head_state(state: Mapping[str, torch.Tensor]) -> State:
+    """Final norm and LM head: what a head's blob holds."""
+    return {name: tensor for name, tensor in state.items() if name.startswith(HEAD_PREFIXES)}
+
+
+def read_state(store: BlobStore, manifest: Manifest) -> State:
+    """All tensors of a manifest's model, adapters merged, every blob verified."""
+    state = store.get(manifest.substrate) | store.get(manifest.head)
+    for index, ref in enumerate(manifest.blocks):
+        block: State = store.get(ref.blob)
+        for adapter in ref.adapters:
+            block = merge_adapter(block, store.get(adapter))
+        state |= {block_prefix(index) + name: tensor for name, tensor in block.items()}
+    return state
+
+
+def build_model(config: GrowtxConfig, state: State) -> GrowtxForCausalLM:
+    """A model that owns exactly these tensors, built without allocating or drawing anything else."""
+    with torch.device("meta"):
+        model = GrowtxForCausalLM(config)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model
+
+
+def assemble(store: BlobStore, manifest: Manifest) -> GrowtxForCausalLM:
+    """The finished model of a manifest, in fp32 on the CPU.
+
+    Raises:
+        StoreError, CorruptBlobError: a blob is missing or damaged.
+    """
+    return build_model(GrowtxConfig(**manifest.model), read_state(store, manifest))
+
+
+def grow(
+    config: GrowtxConfig, stage: Stage, parent: State | None, substrate: torch.Tensor, *, seed: int
+) -> GrowtxForCausalLM:
+    """The model that a stage starts from: the parent's tensors with new blocks on top.
+
+    Args:
+        config: of the grown depth.
+        parent: the parent's state, or None for the first stage, whose head is drawn anew.
+        substrate: [V, E], used by the first stage only.
+    """
+    state: State = dict(parent) if parent is not None else new_head(config, seed) | {SUBSTRATE_KEY: substrate}
+    for index in range(stage.num_blocks_before, stage.num_blocks):
+        block = _new_block(config, stage, index, state, seed)
+        state |= {block_prefix(index) + name: tensor for name, tensor in block.items()}
+    # The parent's tensors stay as they are: what trains must not write into them.
+    return build_model(config, {name: tensor.clone() for name, tensor in state.items()})
+
+
+def new_head(config: GrowtxConfig, seed: int) -> State:
+    """Final norm and LM head of a first stage."""
+    weight = torch.empty(config.vocab_size, config.hidden_size)
+    weight.normal_(0.0, config.initializer_range, generator=_generator(seed, "head"))
+    state = {
+        "model.norm.weight": torch.ones(config.hidden_size),
+        "model.norm.bias": torch.zeros(config.hidden_size),
+        "lm_head.weight": weight,
+    }
+    if config.lm_head_bias:
+        state["lm_head.bias"] = torch.zeros(config.vocab_size)
+    return state
+
+
+def _new_block(config: GrowtxConfig, stage: Stage, index: int, state: State, seed: int) -> State:
+    init: Init = stage.init
+    if init == "copy" and stage.num_blocks_before:  # a first stage has nothing to copy and starts random
+        return split_state(state, block_prefix(stage.num_blocks_before - 1))
+    block = GrowtxBlock(config, index)
+    initialize_block(block, config, _generator(seed, f"block-{index}"))
+    if init == "identity":
+        # Both branches add exactly zero, so logits are the parent's bit for bit until the first step.
+        for projection in (block.self_attn.o_proj, block.mlp.down_proj):
+            for parameter in projection.parameters():
+                torch.nn.init.zeros_(parameter)
+    return {name: copy.deepcopy(tensor) for name, tensor in block.state_dict().items()}
+
+
+def _generator(seed: int, purpose: str) -> torch.Generator:
+    """An own stream for each tensor drawn, so that adding a block never changes the draws of another."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def check_same(kind: str, expected: str | None, found: str | None, where: str) -> None:
+    """Refuse to put together what stands on different tokenizers or substrates."""
+    if expected != found:
+        raise FingerprintError(
+            f"{where}: the {kind} is another one (fingerprint {str(found)[:12]}, expected {str(expected)[:12]})",
+            f"Use the {kind} that the model was grown on",
+        )

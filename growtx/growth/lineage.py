@@ -1,0 +1,118 @@
+"""Finding a result by its path, loading it, and continuing it in another run.
+
+A path is a run directory, a manifest in one, or a Hugging Face directory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+import growtx.models.causal_lm  # noqa: F401 - registers the Auto classes
+from growtx.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from growtx.exceptions import StoreError
+from growtx.growth.assembly import assemble, check_same
+from growtx.store.blobs import BlobStore
+from growtx.store.manifest import MANIFESTS_DIR, Manifest, read_lineage, write_manifest
+from growtx.store.storage import Storage
+
+TOKENIZER_DIR = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The finished stages of a run, first to last."""
+
+    storage: Storage
+    manifests: tuple[Manifest, ...]
+
+    @property
+    def last(self) -> Manifest:
+        return self.manifests[-1]
+
+    def at_depth(self, num_blocks: int) -> Manifest:
+        """The newest manifest of that depth."""
+        for manifest in reversed(self.manifests):
+            if manifest.num_blocks == num_blocks:
+                return manifest
+        depths = ", ".join(str(depth) for depth in sorted({m.num_blocks for m in self.manifests}))
+        raise StoreError(f"{self.storage.root} has no stage of depth {num_blocks}", f"Its depths are {depths}")
+
+
+def open_lineage(path: str) -> Lineage:
+    """The lineage of a run directory, or up to one of its manifests.
+
+    Raises:
+        StoreError: there is no finished stage at `path`.
+    """
+    file_name = None
+    root = path.rstrip("/")
+    if root.endswith(".json"):
+        root, _, file_name = root.rpartition("/")
+        root = root.removesuffix(f"/{MANIFESTS_DIR}") if root != MANIFESTS_DIR else "."
+    storage = Storage(root)
+    if not storage.exists():
+        raise StoreError(
+            f"{path}: there is no such run", "Give a run directory, a manifest or a Hugging Face directory"
+        )
+    manifests = read_lineage(storage, file_name)
+    if not manifests:
+        raise StoreError(f"{path} has no finished stage", "Run `rayjobs/grow.py --resume` on it, or give another path")
+    return Lineage(storage, tuple(manifests))
+
+
+def load_model(path: str, depth: int | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a result, every blob verified, together with its tokenizer.
+
+    Args:
+        path: run directory, manifest, or Hugging Face directory.
+        depth: number of blocks of an earlier stage of the lineage; None: the last.
+
+    Returns:
+        The model in evaluation mode, fp32, on the CPU; and the tokenizer that it was grown with.
+
+    Raises:
+        StoreError, CorruptBlobError, FingerprintError: what is there is not what was stored.
+    """
+    storage = Storage(path)
+    if storage.exists("config.json"):
+        return _load_hugging_face(storage, depth)
+    lineage = open_lineage(path)
+    manifest = lineage.last if depth is None else lineage.at_depth(depth)
+    tokenizer = load_tokenizer(lineage.storage.download(TOKENIZER_DIR))
+    check_same("tokenizer", manifest.tokenizer_fingerprint, tokenizer_fingerprint(tokenizer), path)
+    return assemble(BlobStore(lineage.storage.root), manifest).eval(), tokenizer
+
+
+def _load_hugging_face(storage: Storage, depth: int | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    directory = storage.download("")
+    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    if depth is not None and depth != model.config.num_hidden_layers:
+        raise StoreError(
+            f"{storage.root} is a Hugging Face directory of {model.config.num_hidden_layers} blocks, not {depth}",
+            "Give the run directory to load an earlier depth",
+        )
+    tokenizer = load_tokenizer(directory)
+    expected = getattr(model.config, "tokenizer_fingerprint", None)
+    if expected is not None:
+        check_same("tokenizer", expected, tokenizer_fingerprint(tokenizer), storage.root)
+    return model, tokenizer
+
+
+def import_lineage(path: str, target: Storage) -> Manifest:
+    """Copy a lineage (manifests, blobs, tokenizer, substrate) into a run that continues it; returns its last manifest.
+
+    Doing it again changes nothing.
+    """
+    source = open_lineage(path)
+    blobs, own = BlobStore(source.storage.root), BlobStore(target.root)
+    for manifest in source.manifests:
+        for blob in manifest.blobs():
+            own.copy_from(blobs, blob)
+    for file in (*source.storage.list_files(TOKENIZER_DIR), "substrate.json"):
+        target.write_bytes(file, source.storage.read_bytes(file))
+    for manifest in source.manifests:
+        if not target.exists(f"{MANIFESTS_DIR}/{manifest.file_name}"):
+            write_manifest(target, manifest)
+    return source.last

@@ -1,0 +1,182 @@
+"""Running a plan: prepare, train the stages group by group, leave a model and a report."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from growtx.config import to_yaml
+from growtx.evaluate.report import write_report
+from growtx.exceptions import GrowtxError
+from growtx.growth.budget import active_parameters
+from growtx.growth.lineage import load_model
+from growtx.growth.plan import Stage
+from growtx.models.configuration import GrowtxConfig
+from growtx.models.counting import num_params
+from growtx.pipeline.preparation import Prepared, prepare
+from growtx.pipeline.run_config import RunConfig
+from growtx.pipeline.run_directory import claim, write_status
+from growtx.store.manifest import Manifest, latest_manifest
+from growtx.store.storage import Storage
+from growtx.train.checkpoints import remove_checkpoints
+from growtx.train.cluster import connected
+from growtx.train.job import TrainJob
+from growtx.train.progress import ProgressBoard, show_progress
+from growtx.train.settings import ResourcesConfig
+from growtx.train.stage_trainer import train_group
+
+MODEL_DIR = "model"
+
+
+@dataclass(frozen=True)
+class GrowthResult:
+    """What a run leaves.
+
+    Attributes:
+        stopped: whether it was asked to stop before the end; `--resume` goes on.
+        seconds: by phase (preparing, training, reporting).
+    """
+
+    run_dir: str
+    last: Manifest | None
+    report: str | None
+    stopped: bool
+    seconds: dict[str, float]
+
+
+def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Console | None = None) -> GrowthResult:
+    """Run a plan from its first unfinished stage to its end.
+
+    Raises:
+        GrowtxError: in one sentence; everything already finished is kept.
+    """
+    console = console or Console()
+    run = claim(run_dir, config, resume=resume)
+    console.print(to_yaml(config), highlight=False, markup=False, end="")
+    clock = _Clock()
+    prepared: Prepared | None = None
+    try:
+        with connected(config.resources):
+            with clock("preparing"), console.status("Preparing tokenizer, substrate and data ..."):
+                prepared = prepare(config, run)
+            console.print(_plan_table(prepared.job))
+            write_status(run, "running", prepared.job.num_stages)
+            with clock("training"):
+                stopped = _train(prepared.job, run, console)
+    except (GrowtxError, KeyboardInterrupt):
+        write_status(run, "failed", prepared.job.num_stages if prepared else 0)
+        raise
+    with clock("reporting"):
+        report = _finish(run, finished=not stopped)
+    write_status(run, "stopped" if stopped else "finished", prepared.job.num_stages)
+    return GrowthResult(run.root, latest_manifest(run), report, stopped, clock.seconds)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = round(time.monotonic() - start, 1)
+
+
+def _train(job: TrainJob, run: Storage, console: Console) -> bool:
+    """Train all unfinished stages; returns whether a stop was asked for."""
+    last = latest_manifest(run)
+    todo = [stage for stage in job.stages if last is None or stage.index > last.index]
+    board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
+    with show_progress(board, console, "growing"), _stopping(board.request_stop.remote, console):
+        for resources, stages in itertools.groupby(todo, key=lambda stage: _resources(job, stage)):
+            group = job.model_copy(update={"stages": tuple(stages), "resources": resources})
+            if train_group(group, board).stopped:
+                return True
+    return False
+
+
+def _resources(job: TrainJob, stage: Stage) -> ResourcesConfig:
+    """What a stage runs on; consecutive stages with the same share one worker group."""
+    if stage.num_workers is None:
+        return job.resources
+    return job.resources.model_copy(update={"num_workers": stage.num_workers})
+
+
+@contextmanager
+def _stopping(request_stop: Callable[[], Any], console: Console) -> Iterator[None]:
+    """SIGTERM (pre-emption) and the first Ctrl-C save a checkpoint and leave; a second Ctrl-C leaves at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, _frame: Any) -> None:
+        console.print(f"{signal.Signals(number).name}: saving a checkpoint and stopping ...")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        request_stop()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _finish(run: Storage, *, finished: bool) -> str | None:
+    """Write the Hugging Face directory and the report of what is there."""
+    if latest_manifest(run) is None:
+        return None
+    if finished:
+        remove_checkpoints(run)
+    model, tokenizer = load_model(run.root)
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        run.upload(directory, MODEL_DIR)
+    return write_report(run.root)
+
+
+def _plan_table(job: TrainJob) -> Table:
+    """The stages before anything runs: blocks, what trains, how long."""
+    table = Table(title=f"Plan: {len(job.stages)} stages", title_justify="left")
+    for column in ("stage", "name", "blocks", "trains", "LoRA rank", "active parameters", "total", "tokens"):
+        table.add_column(column, justify="left" if column in ("name", "trains") else "right")
+    for stage in job.stages:
+        config: GrowtxConfig = job.model_at(stage.num_blocks)
+        tokens = stage.train.num_steps(job.tokens_per_step) * job.tokens_per_step
+        table.add_row(
+            str(stage.index),
+            stage.name,
+            str(stage.num_blocks),
+            _what_trains(stage),
+            str(stage.lora.rank) if stage.lora else "-",
+            f"{active_parameters(config, stage):,}",
+            f"{num_params(config).total:,}",
+            f"{tokens:,}",
+        )
+    return table
+
+
+def _what_trains(stage: Stage) -> str:
+    parts = []
+    if stage.train_substrate:
+        parts.append("substrate")
+    if stage.num_active:
+        first = stage.num_frozen + 1
+        parts.append(f"block {first}" if stage.num_active == 1 else f"blocks {first}-{stage.num_blocks}")
+    if stage.head:
+        parts.append("head")
+    return " + ".join(parts)

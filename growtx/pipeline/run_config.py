@@ -1,0 +1,74 @@
+"""The configuration of a run: one block for each part, resolved before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from growtx.config import ConfigModel, apply_overrides, build, load_preset
+from growtx.data.sources import DataConfig
+from growtx.data.tokenizer import TokenizerConfig
+from growtx.growth.plan import PlanConfig
+from growtx.growth.shape import ModelConfig
+from growtx.substrate.build import SubstrateConfig
+from growtx.train.settings import ResourcesConfig, TrainingConfig
+
+DEFAULT_PRESET = "demo"
+
+# What may differ between a run and its resumption: nothing that decides which numbers come out.
+_FREE_ON_RESUME = ("name", "resources", "cache_dir", "provenance")
+_FREE_TRAINING = ("zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile")
+
+
+class RunConfig(ConfigModel):
+    """Everything that `rayjobs/grow.py` needs."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="runs are named NAME-TIME by default")
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    substrate: SubstrateConfig = SubstrateConfig()
+    data: DataConfig = DataConfig()
+    plan: PlanConfig
+    parent: str | None = Field(None, description="run directory or manifest whose model the plan continues")
+    training: TrainingConfig = TrainingConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    cache_dir: str | None = Field(None, description="packed data and substrates; null: `cache` beside the run")
+    provenance: dict[str, Any] | None = Field(None, description="written into run.yaml, never read")
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> RunConfig:
+        self.training.check_workers(self.resources.num_workers)
+        for stage in self.plan.stages or ():
+            if stage.num_workers is not None:
+                self.training.check_workers(stage.num_workers)
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        """The part that decides the results; a run directory belongs to exactly one such part."""
+        tree = self.model_dump(mode="json", exclude=set(_FREE_ON_RESUME))
+        tree["training"] = {key: value for key, value in tree["training"].items() if key not in _FREE_TRAINING}
+        return tree
+
+
+def load_run_config(preset: str | None, overrides: list[str]) -> RunConfig:
+    """A validated configuration from a preset (or file) and dotted overrides.
+
+    Raises:
+        ConfigError: naming key, value and remedy.
+    """
+    return build(RunConfig, apply_overrides(load_preset(preset or DEFAULT_PRESET), overrides))
+
+
+def differing_keys(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys at which two trees differ."""
+    keys: list[str] = []
+    for key in sorted(first.keys() | second.keys()):
+        one, other = first.get(key), second.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            keys += differing_keys(one, other, f"{prefix}{key}.")
+        elif one != other:
+            keys.append(prefix + key)
+    return keys

@@ -1,0 +1,107 @@
+"""A run's directory: claimed by one configuration, resumed by the same one, never mixed with another."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from growtx.config import apply_overrides, build, parse_yaml, to_yaml
+from growtx.exceptions import ConfigError
+from growtx.pipeline.run_config import RunConfig, differing_keys
+from growtx.store.manifest import list_manifests
+from growtx.store.runs import RUN_FILE, STATUS_FILE
+from growtx.store.storage import Storage
+
+_PACKAGES = ("growtx", "torch", "ray", "deepspeed", "transformers", "tokenizers", "peft", "safetensors")
+
+
+def default_run_dir(name: str) -> str:
+    """`runs/NAME-TIME`, in the working directory."""
+    return f"runs/{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
+def claim(run_dir: str, config: RunConfig, *, resume: bool) -> Storage:
+    """Make the directory this run's, or check that it already is.
+
+    Raises:
+        ConfigError: it holds a run and `resume` is off, it holds another run, or there is nothing to resume.
+    """
+    storage = Storage(os.fspath(Path(run_dir).absolute()) if "://" not in run_dir else run_dir)
+    if storage.exists(RUN_FILE):
+        if not resume:
+            raise ConfigError(
+                f"--run-dir {run_dir} already holds a run", "Add --resume to go on with it, or name another directory"
+            )
+        _check_same_run(run_dir, recorded_config(storage), config)
+    elif resume:
+        raise ConfigError(f"--resume: {run_dir} holds no run", "Check --run-dir, or start without --resume")
+    resolved = config.model_copy(update={"provenance": provenance()})
+    storage.write_text(RUN_FILE, to_yaml(resolved))
+    return storage
+
+
+def recorded_config(storage: Storage) -> RunConfig:
+    """The configuration that a run directory was made with."""
+    tree = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
+    return build(RunConfig, tree if isinstance(tree, dict) else {})
+
+
+def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
+    """The configuration of a run that is to go on, with overrides of what may change (resources, for example)."""
+    storage = Storage(run_dir)
+    if not storage.exists(RUN_FILE):
+        raise ConfigError(f"--resume: {run_dir} holds no run", "Check --run-dir, or start without --resume")
+    return build(RunConfig, apply_overrides(recorded_config(storage).model_dump(mode="json"), overrides))
+
+
+def _check_same_run(run_dir: str, recorded: RunConfig, config: RunConfig) -> None:
+    keys = differing_keys(recorded.decisive(), config.decisive())
+    if keys:
+        shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+        raise ConfigError(
+            f"--run-dir {run_dir} holds another run: {shown} differ",
+            "Resume with the configuration in its run.yaml (--preset FILE), or name another directory",
+        )
+
+
+def provenance() -> dict[str, Any]:
+    """What a reader needs to repeat a run: versions, commit, command."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.argv]),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _git_commit() -> str | None:
+    result = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or None
+
+
+def write_status(storage: Storage, state: str, num_stages: int) -> None:
+    """Say how the run is doing; `growtx runs` reads it."""
+    status = {
+        "state": state,
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        "job_id": os.environ.get("RAY_JOB_ID"),
+        "num_stages": num_stages,
+        "num_finished_stages": len(list_manifests(storage)),
+    }
+    storage.write_text(STATUS_FILE, json.dumps(status) + "\n")

@@ -1,0 +1,98 @@
+"""Checkpoints: the resumable state inside a stage, verified when they are read.
+
+A checkpoint directory holds `state.safetensors` (weights and both Adam moments of what trains, whole tensors, fp32)
+and `checkpoint.json` (stage, step, hash of the former). Ray Train stores it under `checkpoints/` of the run; it is
+found by looking there, so it serves a restarted driver, other numbers of workers and other ZeRO stages alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from growtx.exceptions import StoreError
+from growtx.store.storage import Storage, write_error
+from growtx.train.engine import MOMENTS, State
+
+logger = logging.getLogger(__name__)
+CHECKPOINTS_DIR = "checkpoints"
+STATE_FILE = "state.safetensors"
+INFO_FILE = "checkpoint.json"
+
+
+class CheckpointInfo(BaseModel):
+    """Where in a run a checkpoint stands."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: int
+    stage_fingerprint: str  # of the resolved stage and its parent: a changed plan must not resume from it
+    step: int
+    seconds: float  # trained in this stage so far
+    best_bits_per_byte: float | None = None
+    evaluations_without_gain: int = 0
+    frozen_before: str = ""
+    first_bits_per_byte: float | None = None
+    state_sha256: str = ""
+
+
+def write_checkpoint(directory: Path, info: CheckpointInfo, weights: State, moments: dict[str, State]) -> None:
+    """Fill a local directory with a checkpoint."""
+    tensors = {f"weights/{name}": tensor for name, tensor in weights.items()}
+    for key, state in moments.items():
+        tensors |= {f"{key}/{name}": tensor for name, tensor in state.items()}
+    data = safetensors.torch.save(tensors)
+    sealed = info.model_copy(update={"state_sha256": hashlib.sha256(data).hexdigest()})
+    try:
+        (directory / STATE_FILE).write_bytes(data)
+        (directory / INFO_FILE).write_text(sealed.model_dump_json(indent=1), encoding="utf-8")
+    except OSError as error:
+        raise write_error(str(directory), error) from error
+
+
+def find_checkpoint(run: Storage, stage: int, stage_fingerprint: str) -> tuple[str, CheckpointInfo] | None:
+    """The newest intact checkpoint of a stage, as its path in the run and what it says of itself.
+
+    Damaged or half-written ones are passed over with a warning.
+    """
+    candidates: list[tuple[int, str, CheckpointInfo]] = []
+    for path in run.list_files(CHECKPOINTS_DIR, suffix=INFO_FILE):
+        directory = path.rsplit("/", 1)[0]
+        try:
+            info = CheckpointInfo.model_validate_json(run.read_text(path))
+        except (ValidationError, StoreError):
+            logger.warning("checkpoint %s is damaged (%s); trying the one before", directory, INFO_FILE)
+            continue
+        if (info.stage, info.stage_fingerprint) == (stage, stage_fingerprint):
+            candidates.append((info.step, directory, info))
+    for _, directory, info in sorted(candidates, key=lambda candidate: candidate[:2], reverse=True):
+        if _is_intact(run, directory, info):
+            return directory, info
+        logger.warning("checkpoint %s is damaged (%s); trying the one before", directory, STATE_FILE)
+    return None
+
+
+def _is_intact(run: Storage, directory: str, info: CheckpointInfo) -> bool:
+    path = f"{directory}/{STATE_FILE}"
+    return run.exists(path) and hashlib.sha256(run.read_bytes(path)).hexdigest() == info.state_sha256
+
+
+def read_checkpoint(run: Storage, directory: str) -> tuple[State, dict[str, State]]:
+    """Weights and moments of a checkpoint, by parameter name."""
+    tensors: dict[str, torch.Tensor] = safetensors.torch.load(run.read_bytes(f"{directory}/{STATE_FILE}"))
+    parts: dict[str, State] = {part: {} for part in ("weights", *MOMENTS)}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = tensor
+    return parts.pop("weights"), parts
+
+
+def remove_checkpoints(run: Storage) -> None:
+    """Delete all checkpoints of a finished run."""
+    if run.exists(CHECKPOINTS_DIR):
+        run.remove(CHECKPOINTS_DIR)

@@ -1,0 +1,101 @@
+"""Connecting to Ray: the cluster of the surrounding job, or a local one that ends with this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from growtx.exceptions import ResourceError
+from growtx.train.quiet import quiet_worker
+from growtx.train.settings import ResourcesConfig
+
+
+@contextmanager
+def connected(resources: ResourcesConfig) -> Iterator[None]:
+    """Be connected to Ray inside the block.
+
+    `RAY_ADDRESS` (set inside `ray job submit`) names a cluster; without it a local one is started, which other
+    clusters on this machine do not see.
+
+    Raises:
+        ResourceError: the cluster cannot be reached or lacks what is asked for.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    started_here = not ray.is_initialized()
+    if started_here:
+        try:
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=True,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                runtime_env=runtime_env(resources),
+            )
+        except ConnectionError as error:
+            raise ResourceError(
+                f"no Ray cluster answers at RAY_ADDRESS={address}",
+                "Start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone",
+            ) from error
+    try:
+        check_cluster(resources)
+        yield
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def runtime_env(resources: ResourcesConfig) -> dict[str, Any]:
+    """Environment of all Ray processes of a run."""
+    variables = {
+        "OMP_NUM_THREADS": str(max(1, int(resources.cpus_per_worker))),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if not resources.use_gpu:
+        variables["DS_ACCELERATOR"] = "cpu"
+    environment: dict[str, Any] = {"worker_process_setup_hook": quiet_worker, "env_vars": variables}
+    if not os.environ.get("RAY_ADDRESS"):  # inside a job the working directory is Ray's copy and already importable
+        root = str(Path(__file__).parents[2])
+        variables["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    return environment
+
+
+def check_cluster(resources: ResourcesConfig) -> None:
+    """Refuse to wait for ever for what the cluster does not have.
+
+    Raises:
+        ResourceError: naming what is asked for and what there is after `resources.wait_seconds`.
+    """
+    deadline = time.monotonic() + (resources.wait_seconds if os.environ.get("RAY_ADDRESS") else 0.0)
+    while (problem := _missing(resources)) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    if problem:
+        raise problem
+
+
+def _missing(resources: ResourcesConfig) -> ResourceError | None:
+    total = ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    if resources.use_gpu and gpus < resources.num_workers:
+        return ResourceError(
+            f"resources: {resources.num_workers} GPU workers asked for, but the Ray cluster has {gpus:g} GPUs",
+            "Set resources.use_gpu=false, lower resources.num_workers, or add GPU nodes",
+        )
+    needed = resources.num_workers * resources.cpus_per_worker
+    if cpus < needed:
+        return ResourceError(
+            f"resources: {resources.num_workers} workers of {resources.cpus_per_worker:g} CPUs need {needed:g} CPUs, "
+            f"but the Ray cluster has {cpus:g}",
+            "Lower resources.num_workers or resources.cpus_per_worker, or add nodes",
+        )
+    return None

@@ -1,0 +1,221 @@
+"""DeepSpeed around one stage's model: sharding, steps, and its state in a form no layout is left in.
+
+The state that a checkpoint needs is gathered as one fp32 tensor per parameter (weights, first and second moment),
+so that it can be loaded into any number of workers and any ZeRO stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from growtx.growth.freezing import frozen_parameters, hash_frozen
+from growtx.growth.plan import Stage
+from growtx.train.distributed import rank, world_size
+from growtx.train.settings import TrainingConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+State = dict[str, torch.Tensor]
+
+
+def quiet_deepspeed() -> Any:
+    """Import DeepSpeed without its chatter and without compiling a C++ kernel that only its inference uses."""
+    import logging
+    import sys
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import deepspeed
+    import deepspeed.comm.comm
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    return deepspeed
+
+
+def use_bf16(settings: TrainingConfig) -> bool:
+    """Whether to compute in bf16: CPUs without native bf16 are some 50 times slower in it than in fp32."""
+    return settings.precision == "bf16" or (settings.precision == "auto" and torch.cuda.is_available())
+
+
+def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: int) -> dict[str, Any]:
+    """The configuration that DeepSpeed gets; `num_active` parameters train."""
+    share = settings.global_batch_size // num_workers
+    micro_batch = settings.micro_batch(num_workers)
+    bucket = max(1, min(500_000_000, num_active))  # buckets are allocated whole: never larger than what trains
+    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if settings.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if settings.zero_stage == 3:
+        zero.pop("allgather_bucket_size")
+        zero["stage3_prefetch_bucket_size"] = bucket
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": share // micro_batch,
+        "gradient_clipping": settings.gradient_clipping,
+        "bf16": {"enabled": use_bf16(settings)},
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate and weight decay (none on norms and biases)."""
+    train = stage.train
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_head = "lm_head." in name or ".norm." in name
+            groups.setdefault((is_head, parameter.dim() > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": train.weight_decay if decays else 0.0,
+            "peak_learning_rate": train.head_learning_rate or train.learning_rate if is_head else train.learning_rate,
+        }
+        for (is_head, decays), parameters in groups.items()
+    ]
+
+
+class Engine:
+    """One stage's model under DeepSpeed.
+
+    Args:
+        model: with exactly the stage's parameters requiring gradients.
+    """
+
+    def __init__(self, model: nn.Module, stage: Stage, settings: TrainingConfig) -> None:
+        deepspeed = quiet_deepspeed()
+        self._gather = deepspeed.zero.GatheredParameters
+        self._zero_stage = settings.zero_stage
+        groups = parameter_groups(model, stage)
+        num_active = sum(parameter.numel() for group in groups for parameter in group["params"])
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=stage.train.learning_rate,
+            betas=stage.train.betas,
+            fused=torch.cuda.is_available() and not settings.offload_optimizer,
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(settings, num_workers=world_size(), num_active=num_active),
+        )
+        self.model = model
+        self.device = self.engine.device
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.engine.optimizer.optimizer  # type: ignore[no-any-return]
+
+    def step(self, micro_batches: list[dict[str, Any]], num_targets: int, factor: float) -> torch.Tensor:
+        """One optimizer step.
+
+        Args:
+            micro_batches: keyword arguments of the model's forward, with `labels`.
+            num_targets: predicted tokens of one full micro batch; dividing by it, and not by the labels that
+                happen to be there, makes gradients independent of how the batch is split.
+            factor: of the peak learning rates.
+
+        Returns:
+            [2]: summed nats and number of predicted tokens of this worker.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak_learning_rate"] * factor
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in micro_batches:
+            output = self.engine(**batch, num_items_in_batch=num_targets)
+            self.engine.backward(output.loss)
+            self.engine.step()
+            totals[0] += output.loss.detach() * num_targets
+            totals[1] += (batch["labels"][:, 1:] >= 0).sum()
+        return totals
+
+    def gradient_norm(self) -> float:
+        """Norm of the last step's gradient before clipping."""
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+
+    def trainable_state(self) -> State:
+        """fp32 weights of everything that trains, whole, on the host. Collective; empty except on rank 0."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return self._collect(safe_get_full_fp32_param)
+
+    def optimizer_state(self) -> dict[str, State]:
+        """Both Adam moments, whole, on the host. Collective; empty except on rank 0."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return {key: self._collect(lambda p, key=key: safe_get_full_optimizer_state(p, key)) for key in MOMENTS}
+
+    def _collect(self, read: Any) -> State:
+        state: State = {}
+        for name, parameter in self.trainable():
+            value = read(parameter)
+            if rank() == 0:
+                state[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
+        return state
+
+    def load(self, weights: State, moments: dict[str, State], num_steps: int) -> None:
+        """Continue from gathered state after `num_steps` optimizer steps."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        self._create_moments(num_steps)
+        for name, parameter in self.trainable():
+            safe_set_full_fp32_param(parameter, weights[name].to(self.device))
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, moments[key][name].to(self.device), key)
+
+    def _create_moments(self, num_steps: int) -> None:
+        """Torch creates Adam's state at the first step; loading needs it before."""
+        optimizer = self.engine.optimizer
+        shards = (
+            optimizer.fp32_partitioned_groups_flat
+            if self._zero_stage == 3
+            else optimizer.single_partition_of_fp32_groups
+        )
+        for shard in shards:
+            self._optimizer.state[shard] = {
+                "step": torch.tensor(float(num_steps)),
+                "exp_avg": torch.zeros_like(shard),
+                "exp_avg_sq": torch.zeros_like(shard),
+            }
+        if self._zero_stage != 3:
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+    @contextmanager
+    def gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Make partitioned parameters whole on every rank for a while."""
+        if self._zero_stage == 3:
+            with self._gather(parameters):
+                yield
+        else:
+            yield
+
+    def frozen_hash(self) -> tuple[str, int]:
+        """One sha256 over all frozen tensors as they are now, and their number. Collective."""
+
+        def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, parameter in frozen_parameters(self.model):
+                with self.gathered([parameter]):
+                    yield name, parameter.detach()
+
+        return hash_frozen(tensors())
+
+    def evaluation_model(self) -> nn.Module:
+        """The module to call without gradients; under ZeRO-3 its hooks gather what it needs."""
+        return self.engine.module  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """Free hooks and buffers, so that the next stage can start in this process."""
+        self.engine.destroy()

@@ -1,0 +1,58 @@
+"""What the driver hands to the workers: everything a stage needs to know, as plain data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from growtx.config import ConfigModel, fingerprint
+from growtx.growth.plan import Stage
+from growtx.models.configuration import GrowtxConfig
+from growtx.train.settings import ResourcesConfig, TrainingConfig
+
+
+class SubstrateRecord(ConfigModel):
+    """`substrate.json` of a run: which blob holds the substrate and how to make it again."""
+
+    blob: str
+    substrate_fingerprint: str
+    expansion: str
+    kind: str
+    recipe: dict[str, Any]
+
+
+class TrainJob(ConfigModel):
+    """A run of stages on one worker group."""
+
+    run_dir: str
+    packed_path: str
+    seed: int
+    architecture: dict[str, Any]  # keyword arguments of GrowtxConfig; its depth is set by each stage
+    substrate: SubstrateRecord
+    data_fingerprint: str
+    config_fingerprint: str
+    stages: tuple[Stage, ...]
+    num_stages: int  # of the whole plan
+    stage_weights: tuple[float, ...]  # expected share of each stage of the plan in the whole work
+    training: TrainingConfig
+    resources: ResourcesConfig
+
+    def model_at(self, num_blocks: int) -> GrowtxConfig:
+        """The architecture at a depth."""
+        return GrowtxConfig(**{**self.architecture, "num_hidden_layers": num_blocks})
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.training.global_batch_size * int(self.architecture["max_position_embeddings"])
+
+    def stage_fingerprint(self, stage: Stage, parent_digest: str | None) -> str:
+        """Identity of a stage's training: a checkpoint serves only the stage it was made in."""
+        return fingerprint(
+            {
+                "stage": stage.model_dump(mode="json"),
+                "parent": parent_digest,
+                "architecture": self.architecture,
+                "data": self.data_fingerprint,
+                "seed": self.seed,
+                "global_batch_size": self.training.global_batch_size,
+            }
+        )

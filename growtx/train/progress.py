@@ -1,0 +1,160 @@
+"""One progress display for a run: rank 0 tells a small actor, the driver reads it and draws.
+
+The actor also carries the one message that goes the other way: a request to save and stop.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+LINE_EVERY_SECONDS = 15.0  # where there is no terminal to draw on
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """Where a run is. `fraction` is of the current stage's limit that will be reached first."""
+
+    stage: int = 0
+    name: str = "starting workers"
+    num_stages: int = 1
+    fraction: float = 0.0
+    seconds: float = 0.0
+    loss: float | None = None
+    bits_per_byte: float | None = None
+    tokens_per_second: float | None = None
+    weights: tuple[float, ...] = field(default_factory=tuple)  # expected share of each stage in the whole work
+
+    @property
+    def total_fraction(self) -> float:
+        """Share of the whole run that is done."""
+        if not self.weights or self.stage == 0:
+            return 0.0
+        done = sum(self.weights[: self.stage - 1]) + self.weights[self.stage - 1] * min(1.0, self.fraction)
+        return done / sum(self.weights)
+
+    def describe(self) -> str:
+        parts = [f"stage {self.stage}/{self.num_stages} {self.name}" if self.stage else self.name]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.bits_per_byte is not None:
+            parts.append(f"{self.bits_per_byte:.3f} bits/byte")
+        if self.tokens_per_second is not None:
+            parts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        return ", ".join(parts)
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Holds the last progress and whether a stop was asked for."""
+
+    def __init__(self) -> None:
+        self._progress = StageProgress()
+        self._stop = False
+
+    def post(self, progress: StageProgress) -> bool:
+        """Called by rank 0; returns whether to save and stop."""
+        self._progress = progress
+        return self._stop
+
+    def read(self) -> StageProgress:
+        return self._progress
+
+    def request_stop(self) -> None:
+        self._stop = True
+
+
+class Poster:
+    """Rank 0's end of the board: posts without ever waiting for it."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._pending: Any = None
+        self.stop_requested = False
+
+    def post(self, progress: StageProgress) -> None:
+        if self._board is None:
+            return
+        if self._pending is not None:
+            ready, _ = ray.wait([self._pending], timeout=0)
+            if not ready:
+                return
+            self._collect()
+        self._pending = self._board.post.remote(progress)
+
+    def _collect(self) -> None:
+        try:
+            self.stop_requested = self.stop_requested or bool(ray.get(self._pending))
+        except ray.exceptions.RayError:  # the driver is gone; Ray ends this worker soon
+            self._board = None
+
+
+class _Eta(ProgressColumn):
+    """Time left, from the mean speed so far of this run."""
+
+    def render(self, task: Task) -> Text:
+        left = eta_seconds(task.percentage / 100, task.elapsed or 0.0)
+        return Text("ETA --:--" if left is None else f"ETA {int(left) // 60}:{int(left) % 60:02d}")
+
+
+def eta_seconds(fraction: float, elapsed_seconds: float) -> float | None:
+    """Seconds left at the mean speed so far; None while that is unknown."""
+    if fraction < 0.01:
+        return None
+    return elapsed_seconds * (1 - fraction) / fraction
+
+
+@contextmanager
+def show_progress(board: Any, console: Console, title: str) -> Iterator[None]:
+    """Draw the board until the block ends: a bar on a terminal, a line every 15 s elsewhere."""
+    stop = threading.Event()
+    draw = _draw_bar if console.is_terminal else _print_lines
+    thread = threading.Thread(target=draw, args=(board, console, title, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def _read(board: Any, last: StageProgress) -> StageProgress:
+    try:
+        return ray.get(board.read.remote(), timeout=5)  # type: ignore[no-any-return]
+    except (ray.exceptions.RayError, TimeoutError):
+        return replace(last)
+
+
+def _draw_bar(board: Any, console: Console, title: str, stop: threading.Event) -> None:
+    columns: Sequence[ProgressColumn] = (
+        TextColumn("[bold]{task.fields[title]}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        _Eta(),
+        TextColumn("{task.description}"),
+    )
+    last = StageProgress()
+    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+        task = progress.add_task(last.describe(), total=1.0, title=title)
+        while not stop.wait(0.5):
+            last = _read(board, last)
+            progress.update(task, completed=last.total_fraction, description=last.describe())
+
+
+def _print_lines(board: Any, console: Console, title: str, stop: threading.Event) -> None:
+    last, start = StageProgress(), time.monotonic()
+    while not stop.wait(LINE_EVERY_SECONDS):
+        last = _read(board, last)
+        left = eta_seconds(last.total_fraction, time.monotonic() - start)
+        eta = "" if left is None else f", about {left / 60:.0f} min left"
+        console.print(f"{title} {last.total_fraction:4.0%}  {last.describe()}{eta}", highlight=False)

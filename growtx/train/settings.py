@@ -1,0 +1,89 @@
+"""How training runs: batch, precision, sharding, evaluation, checkpoints, and the resources it asks Ray for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from growtx.config import ConfigModel
+
+
+class EvaluationConfig(ConfigModel):
+    """Evaluation on held-out windows, at the start and end of every stage."""
+
+    num_windows: int = Field(64, ge=1, description="held-out windows, at most; the same ones every time")
+    every_steps: int | None = Field(
+        None, ge=1, description="optimizer steps between evaluations; null: none in between"
+    )
+    prompts: tuple[str, ...] = Field((), description="prompts of the samples; empty: beginnings of held-out windows")
+    num_samples: int = Field(3, ge=0, description="samples generated at the end of a stage, without `prompts`")
+    sample_tokens: int = Field(48, ge=1)
+    temperature: float = Field(0.7, ge=0, description="of the samples; 0: greedy")
+
+
+class CheckpointConfig(ConfigModel):
+    """Resumable state inside a stage; removed when the run is finished."""
+
+    every_seconds: float | None = Field(120.0, gt=0)
+    every_steps: int | None = Field(None, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class TrainingConfig(ConfigModel):
+    """The `training` block: what holds for all stages."""
+
+    global_batch_size: int = Field(32, ge=1, description="windows in an optimizer step, over all workers")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="windows a worker holds at a time; null: its whole share, no accumulation"
+    )
+    zero_stage: Literal[1, 2, 3] = Field(1, description="what DeepSpeed shards: optimizer, gradients, parameters")
+    offload_optimizer: bool = Field(False, description="keep optimizer state in the host's memory")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs")
+    gradient_clipping: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    activation_checkpointing: bool = False
+    compile: bool = Field(False, description="torch.compile the blocks")
+    log_every_steps: int = Field(10, ge=1)
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def micro_batch(self, num_workers: int) -> int:
+        """Windows in one forward pass of a worker."""
+        share = self.global_batch_size // num_workers
+        return min(self.micro_batch_size or share, share)
+
+    def check_workers(self, num_workers: int) -> None:
+        """Refuse a batch that does not split evenly.
+
+        Raises:
+            ValueError: saying what would split.
+        """
+        share, rest = divmod(self.global_batch_size, num_workers)
+        if rest or not share:
+            raise ValueError(
+                f"training.global_batch_size={self.global_batch_size} does not split over {num_workers} workers; "
+                "choose a multiple of resources.num_workers"
+            )
+        if share % self.micro_batch(num_workers):
+            raise ValueError(
+                f"training.micro_batch_size={self.micro_batch_size} does not divide a worker's {share} windows; "
+                "choose a divisor"
+            )
+
+
+class ResourcesConfig(ConfigModel):
+    """The `resources` block: what a worker group asks the Ray cluster for."""
+
+    num_workers: int = Field(1, ge=1)
+    use_gpu: bool = False
+    cpus_per_worker: float = Field(1, gt=0)
+    max_failures: int = Field(3, ge=0, description="times that lost workers are replaced before the run gives up")
+    wait_seconds: float = Field(
+        60.0, ge=0, description="how long to wait for nodes that are not there yet, on a cluster that can grow"
+    )
+
+    @model_validator(mode="after")
+    def _whole_cpus(self) -> ResourcesConfig:
+        if self.cpus_per_worker > 1 and self.cpus_per_worker != int(self.cpus_per_worker):
+            raise ValueError(f"cpus_per_worker={self.cpus_per_worker} is neither whole nor below 1")
+        return self

@@ -1,0 +1,282 @@
+"""One stage on one worker: grow the model, train it, resume it, stop it in time.
+
+All ranks run the same code; what only one may do (files, samples) goes through `on_rank_zero`.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+
+from growtx.exceptions import TrainingError
+from growtx.growth.assembly import grow, read_state
+from growtx.growth.budget import active_parameters, count_trainable
+from growtx.growth.freezing import prepare_for_stage
+from growtx.growth.plan import Stage
+from growtx.models.scoring import TextScore
+from growtx.store.blobs import BlobStore
+from growtx.store.manifest import Manifest
+from growtx.store.metrics_log import MetricsLog
+from growtx.train.batches import Batches
+from growtx.train.checkpoints import CheckpointInfo, find_checkpoint, read_checkpoint, write_checkpoint
+from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, world_size
+from growtx.train.engine import Engine
+from growtx.train.memory import peak_memory_bytes, reset_peak_memory
+from growtx.train.progress import StageProgress
+from growtx.train.schedule import learning_rate_factor
+from growtx.train.worker_context import WorkerContext
+
+
+@dataclass
+class Position:
+    """How far the stage is; what a checkpoint remembers besides tensors."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best_bits_per_byte: float = math.inf
+    evaluations_without_gain: int = 0
+    first_score: float | None = None
+    peak_score: float = field(default=-math.inf)
+
+
+class StageRun:
+    """Trains one stage from its parent to its end.
+
+    Args:
+        parent: the manifest that the stage builds on, None for the first.
+    """
+
+    def __init__(self, context: WorkerContext, stage: Stage, parent: Manifest | None) -> None:
+        self.context, self.job, self.stage, self.parent = context, context.job, stage, parent
+        self.settings = self.job.training
+        self.store = BlobStore(self.job.run_dir)
+        self.metrics = MetricsLog(self.store.storage)
+        self.config = self.job.model_at(stage.num_blocks)
+        self.num_steps = stage.train.num_steps(self.job.tokens_per_step)
+        self.position = Position()
+        self.fingerprint = self.job.stage_fingerprint(stage, parent.digest() if parent else None)
+        self.tokens_before = parent.num_tokens if parent else 0
+        reset_peak_memory()
+        self.engine = self._build_engine()
+        self.batches = self._build_batches()
+        self.frozen_before, self.num_frozen_tensors = self.engine.frozen_hash()
+
+    def _build_engine(self) -> Engine:
+        state = read_state(self.store, self.parent) if self.parent else None
+        substrate = next(iter(self.store.get(self.job.substrate.blob).values()))
+        model = grow(self.config, self.stage, state, substrate, seed=self.job.seed)
+        wrapped = prepare_for_stage(model, self.stage, seed=self.job.seed)
+        assert count_trainable(wrapped) == active_parameters(self.config, self.stage)
+        if self.settings.activation_checkpointing:
+            model.gradient_checkpointing_enable()
+        if self.settings.compile:
+            for block in model.model.layers:
+                block.compile()
+        wrapped.train()
+        return Engine(wrapped, self.stage, self.settings)
+
+    def _build_batches(self) -> Batches:
+        context_length = int(self.job.architecture["max_position_embeddings"])
+        return Batches(
+            self.context.data,
+            seed=self.job.seed,
+            global_batch_size=self.settings.global_batch_size,
+            micro_batch_size=self.settings.micro_batch(world_size()),
+            num_samples_before=self.tokens_before // context_length,
+            rank=rank(),
+            world_size=world_size(),
+            device=self.engine.device,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tokens_before + self.position.step * self.job.tokens_per_step
+
+    def train(self) -> str:
+        """Run to the end of the stage; returns what ended it.
+
+        Raises:
+            TrainingError: the loss is no longer finite.
+            StopRequested: someone asked to stop; a checkpoint was saved.
+        """
+        if not self._resume():
+            self.evaluate("start")
+        ended_by = self._end()
+        last_save = last_log = time.monotonic()
+        window, steps_in_window = torch.zeros(2, dtype=torch.float64), 0
+        while ended_by is None:
+            started = time.monotonic()
+            window += self._step().cpu()
+            steps_in_window += 1
+            self.position.seconds += time.monotonic() - started
+            if self._is_due(self.settings.log_every_steps):
+                self._log(window, (time.monotonic() - last_log) / steps_in_window)
+                window, steps_in_window = torch.zeros(2, dtype=torch.float64), 0
+            stop, save, _ = any_rank(self._flags(last_save))
+            if save or stop:
+                self.save()
+                last_save = time.monotonic()
+            if stop:
+                raise StopRequested
+            self._evaluate_if_due()
+            if steps_in_window == 0:
+                last_log = time.monotonic()
+            ended_by = self._end()
+        return ended_by
+
+    def _step(self) -> torch.Tensor:
+        micro_batches = self.batches.at(self.position.step)
+        num_targets = self.settings.micro_batch(world_size()) * (self.config.max_position_embeddings - 1)
+        if self.stage.lora is not None and self.stage.lora.dropout > 0:
+            torch.manual_seed(hash((self.job.seed, self.stage.index, self.position.step, rank())) % 2**31)
+        factor = learning_rate_factor(self.stage.train, self.position.step, self.num_steps)
+        totals = self.engine.step(micro_batches, num_targets, factor)
+        self.position.step += 1
+        return totals
+
+    def _is_due(self, every_steps: int | None) -> bool:
+        return every_steps is not None and self.position.step % every_steps == 0
+
+    def _flags(self, last_save: float) -> list[bool]:
+        checkpoint = self.settings.checkpoint
+        due = self._is_due(checkpoint.every_steps)
+        if rank() == 0 and checkpoint.every_seconds is not None:
+            due = due or time.monotonic() - last_save >= checkpoint.every_seconds
+        at_end = self.position.step >= self.num_steps  # the stage is about to be sealed, which is better
+        return [self.context.poster.stop_requested, due and not at_end, False]
+
+    def _end(self) -> str | None:
+        train = self.stage.train
+        if train.convergence and self.position.evaluations_without_gain >= train.convergence.patience:
+            return "convergence"
+        if train.seconds is not None and any_rank([self.position.seconds >= train.seconds])[0]:
+            return "seconds"
+        if self.position.step >= self.num_steps:
+            return "steps" if train.steps is not None and self.num_steps == train.steps else "tokens"
+        return None
+
+    def _log(self, window: torch.Tensor, seconds_per_step: float) -> None:
+        nats, num_targets = sum_over_ranks(window).tolist()
+        loss = nats / num_targets
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of stage {self.stage.index} is not finite at step {self.position.step}",
+                "Lower train.learning_rate or training.gradient_clipping; finished stages are kept",
+            )
+        tokens_per_second = self.job.tokens_per_step / seconds_per_step
+        factor = learning_rate_factor(self.stage.train, self.position.step - 1, self.num_steps)
+        self._write_row(
+            {
+                "train/loss": loss,
+                "train/learning_rate": self.stage.train.learning_rate * factor,
+                "train/tokens_per_second": tokens_per_second,
+                "train/grad_norm": self.engine.gradient_norm(),
+            }
+        )
+        self._post(loss=loss, tokens_per_second=tokens_per_second)
+
+    def _write_row(self, values: dict[str, Any]) -> None:
+        row = {
+            "step": self.position.step,
+            "stage": self.stage.index,
+            "stage_name": self.stage.name,
+            "num_blocks": self.stage.num_blocks,
+            "num_tokens": self.num_tokens,
+            **values,
+            "active_parameters": active_parameters(self.config, self.stage),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "time_seconds": round(self.position.seconds, 3),
+        }
+        on_rank_zero(lambda: self.metrics.append(row))
+
+    def _post(self, **values: Any) -> None:
+        if rank() == 0:
+            fraction = self.position.step / self.num_steps
+            if self.stage.train.seconds is not None:
+                fraction = max(fraction, self.position.seconds / self.stage.train.seconds)
+            self.context.progress = StageProgress(
+                stage=self.stage.index,
+                name=self.stage.name,
+                num_stages=self.job.num_stages,
+                fraction=fraction,
+                weights=self.job.stage_weights,
+                bits_per_byte=values.get("bits_per_byte", self.context.progress.bits_per_byte),
+                loss=values.get("loss", self.context.progress.loss),
+                tokens_per_second=values.get("tokens_per_second", self.context.progress.tokens_per_second),
+            )
+            self.context.poster.post(self.context.progress)
+
+    def evaluate(self, when: str) -> dict[str, TextScore]:
+        """Bits per byte on held-out windows, written to the metrics."""
+        micro_batch = self.settings.micro_batch(world_size())
+        scores = self.context.held_out.evaluate(self.engine.evaluation_model(), micro_batch, self.engine.device)
+        total = scores[""]
+        self._write_row({"eval/loss": total.loss, "eval/bits_per_byte": total.bits_per_byte, "eval/when": when})
+        self._post(bits_per_byte=total.bits_per_byte)
+        if when == "start":
+            self.position.first_score = total.bits_per_byte
+        return scores
+
+    def _evaluate_if_due(self) -> None:
+        convergence = self.stage.train.convergence
+        if convergence is not None and self._is_due(convergence.every_steps):
+            score = self.evaluate("during")[""].bits_per_byte
+            if score < self.position.best_bits_per_byte - convergence.min_delta:
+                self.position.best_bits_per_byte, self.position.evaluations_without_gain = score, 0
+            else:
+                self.position.evaluations_without_gain += 1
+        elif self._is_due(self.settings.evaluation.every_steps) and self.position.step < self.num_steps:
+            self.evaluate("during")
+
+    def save(self) -> None:
+        """Write a checkpoint. Collective."""
+        weights, moments = self.engine.trainable_state(), self.engine.optimizer_state()
+        info = CheckpointInfo(
+            stage=self.stage.index,
+            stage_fingerprint=self.fingerprint,
+            step=self.position.step,
+            seconds=self.position.seconds,
+            best_bits_per_byte=_finite(self.position.best_bits_per_byte),
+            evaluations_without_gain=self.position.evaluations_without_gain,
+            frozen_before=self.frozen_before,
+            first_bits_per_byte=self.position.first_score,
+        )
+        with tempfile.TemporaryDirectory(prefix="growtx-checkpoint-") as directory:
+            on_rank_zero(lambda: write_checkpoint(Path(directory), info, weights, moments))
+            checkpoint = ray.train.Checkpoint.from_directory(directory) if rank() == 0 else None
+            ray.train.report({"stage": info.stage, "step": info.step}, checkpoint=checkpoint)
+
+    def _resume(self) -> bool:
+        """Load the newest checkpoint of this stage, if there is one."""
+        found = on_rank_zero(lambda: find_checkpoint(self.store.storage, self.stage.index, self.fingerprint))
+        if found is None:
+            on_rank_zero(lambda: self.metrics.rewind(stage=self.stage.index, step=-1))
+            return False
+        directory, info = found
+        weights, moments = read_checkpoint(self.store.storage, directory)
+        self.engine.load(weights, moments, info.step)
+        assert info.frozen_before == self.frozen_before, "frozen tensors differ from those of the checkpoint"
+        self.position = Position(
+            step=info.step,
+            seconds=info.seconds,
+            best_bits_per_byte=math.inf if info.best_bits_per_byte is None else info.best_bits_per_byte,
+            evaluations_without_gain=info.evaluations_without_gain,
+            first_score=info.first_bits_per_byte,
+        )
+        on_rank_zero(lambda: self.metrics.rewind(stage=self.stage.index, step=info.step))
+        return True
+
+
+class StopRequested(Exception):
+    """The run was asked to save and stop."""
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
