@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -138,6 +139,28 @@ class GrowtxBlock(GradientCheckpointingLayer):
         hidden_BTD = hidden_BTD + attended_BTD
         output_BTD: torch.Tensor = hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
         return output_BTD
+
+
+def block_inputs(
+    config: GrowtxConfig,
+    hidden_BTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: Cache | None = None,
+) -> dict[str, Any]:
+    """What all blocks of a forward pass share: rotary angles, mask and positions (after those in the cache)."""
+    if position_ids is None:
+        num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        position_ids = (torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) + num_past).unsqueeze(0)
+    mask = create_causal_mask(
+        config=config,
+        inputs_embeds=hidden_BTD,
+        attention_mask=attention_mask,
+        past_key_values=past_key_values,
+        position_ids=position_ids,
+    )
+    rotary = rotary_angles(position_ids, config.head_dim, config.rope_theta, hidden_BTD.dtype)
+    return {"rotary": rotary, "attention_mask": mask, "position_ids": position_ids}
 
 
 class SubstrateEmbedding(nn.Embedding):

@@ -12,14 +12,13 @@ import torch
 from torch import nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from growtx.exceptions import ConfigError
-from growtx.models.block import GrowtxAttention, GrowtxBlock, SubstrateEmbedding, initialize_module, rotary_angles
+from growtx.models.block import GrowtxAttention, GrowtxBlock, SubstrateEmbedding, block_inputs, initialize_module
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.loss import LMHead, chunked_cross_entropy, shift_labels
 
@@ -88,7 +87,7 @@ class GrowtxModel(GrowtxPreTrainedModel):
             use_cache = self.config.use_cache and not self.training and first_block == 0
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        context = self._context(hidden_BTD, attention_mask, position_ids, past_key_values)
+        context = block_inputs(self.config, hidden_BTD, attention_mask, position_ids, past_key_values)
         for block in self.layers[first_block:]:
             hidden_BTD = block(hidden_BTD, past_key_values=past_key_values, use_cache=use_cache, **context, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_BTD), past_key_values=past_key_values)
@@ -99,7 +98,7 @@ class GrowtxModel(GrowtxPreTrainedModel):
     ) -> torch.Tensor:
         """States [B, T, D] that leave the lowest `num_blocks` blocks, without autograd, cache or final norm."""
         hidden_BTD: torch.Tensor = self.embed_tokens(input_ids)
-        context = self._context(hidden_BTD, attention_mask, None, None)
+        context = block_inputs(self.config, hidden_BTD, attention_mask, None, None)
         for block in self.layers[:num_blocks]:
             hidden_BTD = block(hidden_BTD, **context)
         return hidden_BTD
@@ -118,27 +117,6 @@ class GrowtxModel(GrowtxPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids, inputs_embeds and prefix_hidden_states")
         return inputs_embeds if inputs_embeds is not None else self.embed_tokens(input_ids)
-
-    def _context(
-        self,
-        hidden_BTD: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        past_key_values: Cache | None,
-    ) -> dict[str, Any]:
-        """What all blocks share: mask, positions and their rotary angles."""
-        if position_ids is None:
-            num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = (torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) + num_past).unsqueeze(0)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=hidden_BTD,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        rotary = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta, hidden_BTD.dtype)
-        return {"rotary": rotary, "attention_mask": mask, "position_ids": position_ids}
 
 
 class GrowtxForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
@@ -205,8 +183,9 @@ class GrowtxForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         loss_sum, nll_BT = chunked_cross_entropy(
             outputs.last_hidden_state, self.lm_head, targets_BT, kernel=self.config.loss_kernel
         )
-        result.token_nll = nll_BT[:, :-1]
-        result.loss = loss_sum / ((targets_BT >= 0).sum() if num_items_in_batch is None else num_items_in_batch)
+        result.token_nll = None if nll_BT is None else nll_BT[:, :-1]
+        num_items = (targets_BT >= 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+        result.loss = loss_sum / num_items
         return result
 
     def forward_prefix(

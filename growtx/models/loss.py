@@ -23,18 +23,13 @@ from growtx.exceptions import ConfigError
 from growtx.models.configuration import GrowtxConfig
 
 IGNORE_INDEX = -100
-CHUNK_ELEMENTS = 2**21  # logits held at a time: 8 MiB in fp32
-LossAndNLL = tuple[torch.Tensor, torch.Tensor]
+CHUNK_ROWS = 256  # full matrix products from here on; more rows only cost memory
+LossAndNLL = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def shift_labels(labels_BT: torch.Tensor) -> torch.Tensor:
     """Targets [B, T] of a causal model: position t predicts label t+1, the last position nothing."""
     return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """Rows of a chunk: enough for a full matrix product, few enough to stay near the processor."""
-    return max(16, CHUNK_ELEMENTS // vocab_size)
 
 
 class LMHead(nn.Linear):
@@ -52,15 +47,15 @@ class LMHead(nn.Linear):
         hidden: torch.Tensor,
         targets: torch.Tensor | None = None,
         kernel: str = "chunked",
-        chunk: int | None = None,
+        chunk: int = CHUNK_ROWS,
     ) -> Any:
         """Logits [..., V]; with `targets` [N] the loss and the nats per row, see `chunked_cross_entropy`."""
         if targets is None:
             return super().forward(hidden)
-        if kernel == "liger" and hidden.is_cuda:
-            return _liger_cross_entropy(self, hidden, targets)
-        chunk = len(targets) if kernel == "plain" else chunk or chunk_rows(self.out_features)
         with_gradients = torch.is_grad_enabled()
+        if kernel == "liger" and hidden.is_cuda and with_gradients:
+            return _liger_cross_entropy(self, hidden, targets), None
+        chunk = len(targets) if kernel == "plain" else chunk
         return _HeadCrossEntropy.apply(hidden, self.weight, self.bias, targets, chunk, with_gradients)  # type: ignore[no-untyped-call]
 
 
@@ -70,32 +65,38 @@ def chunked_cross_entropy(
     targets_BT: torch.Tensor,
     *,
     kernel: str = "chunked",
-    chunk: int | None = None,
+    chunk: int = CHUNK_ROWS,
 ) -> LossAndNLL:
     """Summed cross-entropy (nats, differentiable) and the nats of every position [B, T] (0 where ignored).
 
     Args:
         head: an `LMHead`, or any module that maps [C, D] to [C, V] (it is then recomputed in the backward pass).
         targets_BT: class per position, negative where nothing is predicted; already shifted.
-        kernel: `chunked`, `plain` (one chunk) or `liger` (its fused kernel, on GPU only).
-        chunk: positions per chunk; chosen from the vocabulary if not given.
+        kernel: `chunked`, `plain` (one chunk), or `liger`: its fused kernel where gradients are taken on a GPU,
+            which gives the sum alone (no nats per position); elsewhere it means `chunked`.
+        chunk: positions whose logits exist at the same time.
     """
     hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     if isinstance(head, LMHead):
         loss, nll_N = head(hidden_ND, targets=targets_N, kernel=kernel, chunk=chunk)
     else:
-        loss, nll_N = checkpointed_cross_entropy(head, (hidden_ND,), targets_N, chunk=chunk or 256)
-    return loss, nll_N.view(targets_BT.shape)
+        loss, nll_N = checkpointed_cross_entropy(head, (hidden_ND,), targets_N, chunk=chunk)
+    return loss, None if nll_N is None else nll_N.view(targets_BT.shape)
 
 
 def checkpointed_cross_entropy(
-    compute_logits: Callable[..., torch.Tensor], states: Sequence[torch.Tensor], targets_N: torch.Tensor, *, chunk: int
+    compute_logits: Callable[..., torch.Tensor],
+    states: Sequence[torch.Tensor],
+    targets_N: torch.Tensor,
+    *,
+    chunk: int = CHUNK_ROWS,
 ) -> LossAndNLL:
     """The same for any function of row-wise `states`, each [N, ...]: its logits [C, V] live for one chunk."""
 
     def chunk_nll(targets_C: torch.Tensor, *states_of_chunk: torch.Tensor) -> torch.Tensor:
         logits_CV = compute_logits(*states_of_chunk)
-        return F.cross_entropy(logits_CV.float(), targets_C, ignore_index=IGNORE_INDEX, reduction="none")
+        logits_CV = logits_CV.to(_exact(logits_CV.dtype))
+        return F.cross_entropy(logits_CV, targets_C, ignore_index=IGNORE_INDEX, reduction="none")
 
     chunks = zip(*(torch.split(tensor, chunk) for tensor in (targets_N, *states)), strict=True)
     pieces = [checkpoint(chunk_nll, *rows, use_reentrant=False) for rows in chunks]
@@ -115,9 +116,9 @@ class _HeadCrossEntropy(torch.autograd.Function):
         targets_N: torch.Tensor,
         chunk: int,
         with_gradients: bool,
-    ) -> LossAndNLL:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
-        exact = torch.promote_types(hidden_ND.dtype, torch.float32)  # bf16 sums over many chunks would lose bits
+        exact = _exact(hidden_ND.dtype)
         grad_hidden_ND = torch.empty_like(hidden_ND) if wanted[0] else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=exact) if wanted[1] else None
         grad_bias_V = torch.zeros_like(weight_VD[:, 0], dtype=exact) if wanted[2] else None
@@ -151,7 +152,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return hidden, *(p if p is None else p.to(ctx.weight_dtype) for p in parameters), None, None, None
 
 
-def _nll(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> LossAndNLL:
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """At least fp32: bf16 would lose bits in the softmax and in sums over many chunks."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _nll(logits_CV: torch.Tensor, targets_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Nats of the targets [C] (0 where ignored) and log-sum-exp of the logits [C, 1]."""
     log_sums_C1 = logits_CV.logsumexp(-1, keepdim=True)
     nll_C1 = log_sums_C1 - logits_CV.gather(-1, targets_C.clamp(min=0)[:, None])
@@ -173,7 +179,7 @@ def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) 
         total += left @ right
 
 
-def _liger_cross_entropy(head: LMHead, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> LossAndNLL:
+def _liger_cross_entropy(head: LMHead, hidden_ND: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     try:
         from liger_kernel.transformers.fused_linear_cross_entropy import (  # type: ignore[import-not-found]
             LigerFusedLinearCrossEntropyLoss,
@@ -182,6 +188,6 @@ def _liger_cross_entropy(head: LMHead, hidden_ND: torch.Tensor, targets_N: torch
         raise ConfigError(
             "loss_kernel is liger, but liger-kernel is not installed", "Install liger-kernel or use loss_kernel=chunked"
         ) from error
-    fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="none")
-    nll_N = fused(head.weight, hidden_ND, targets_N, head.bias)
-    return nll_N.sum(), nll_N.detach()
+    fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, reduction="sum", accum_dtype=torch.float32)
+    loss: torch.Tensor = fused(head.weight, hidden_ND, targets_N, head.bias)
+    return loss
