@@ -15,11 +15,11 @@ Floats = npt.NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A value with the ends of its 95 % interval."""
+    """A value with the ends of its 95 % interval, where one is known."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def wilson(num_correct: float, num_items: int) -> Interval:

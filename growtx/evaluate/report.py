@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Iterator, Mapping
 
 import yaml
@@ -14,6 +13,7 @@ from growtx.evaluate import growth_tables as tables
 from growtx.evaluate.page import Page, Samples, Section, Tile, render
 from growtx.evaluate.plot_style import save
 from growtx.evaluate.run_record import RunRecord, StageRecord, read_run
+from growtx.store.runs import RUN_FILE
 
 REPORT_FILE = "report.html"
 
@@ -163,20 +163,15 @@ def _samples(run: RunRecord) -> Samples:
 
 
 def _command(run: RunRecord) -> str:
-    command = run.run.get("command")
-    if isinstance(command, list):
-        return shlex.join(map(str, command))
-    return str(command) if command else f"python rayjobs/grow.py --preset {run.storage.path('run.yaml')}"
+    return str(run.provenance.get("command") or f"python rayjobs/grow.py --preset {run.storage.path(RUN_FILE)}")
 
 
 def _environment(run: RunRecord) -> list[tuple[str, str]]:
-    """Everything in run.yaml beside the configuration and the command."""
+    """Commit, versions and machine, flat."""
     rows: list[tuple[str, str]] = []
-    if "config" not in run.run:
-        return rows
-    for key, value in run.run.items():
-        if isinstance(value, Mapping) and key != "config":
-            rows.extend((str(name).replace("_", " "), str(item)) for name, item in value.items())
-        elif key not in {"config", "command"} and value is not None:
+    for key, value in run.provenance.items():
+        if isinstance(value, Mapping):
+            rows.extend((str(name), str(item)) for name, item in value.items())
+        elif key != "command" and value is not None:
             rows.append((key.replace("_", " "), str(value)))
     return rows

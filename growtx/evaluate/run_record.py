@@ -6,7 +6,6 @@ not there is listed in `RunRecord.missing`, and the report prints that list.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from growtx.store.metrics_log import METRICS_FILE, read_metrics
 from growtx.store.runs import RUN_FILE
 from growtx.store.storage import Storage
 
-EVALUATION_FILE = "evaluation.json"
 Json = dict[str, Any]
 
 
@@ -95,8 +93,13 @@ class RunRecord:
 
     @property
     def config(self) -> Json:
-        config = self.run.get("config", self.run)
-        return config if isinstance(config, dict) else {}
+        """The resolved configuration, without the record of how it was run."""
+        return {key: value for key, value in self.run.items() if key != "provenance"}
+
+    @property
+    def provenance(self) -> Json:
+        """Command, commit and versions that made the run."""
+        return self.run.get("provenance") or {}
 
     @property
     def name(self) -> str:
@@ -144,22 +147,6 @@ def read_run(run_dir: str) -> RunRecord:
     run = _read_run_yaml(storage, missing)
     missing.extend(_missing_in_stages(stages))
     return RunRecord(storage, run, stages, missing)
-
-
-def read_evaluation(storage: Storage) -> Json | None:
-    """What `rayjobs/evaluate.py` left in a run directory, or None.
-
-    Raises:
-        StoreError: the file is not JSON.
-    """
-    if not storage.exists(EVALUATION_FILE):
-        return None
-    try:
-        tree = json.loads(storage.read_text(EVALUATION_FILE))
-    except ValueError as error:
-        path = storage.path(EVALUATION_FILE)
-        raise StoreError(f"{path} is not valid JSON ({error})", "Delete it and evaluate again") from error
-    return tree if isinstance(tree, dict) else None
 
 
 def as_float(value: Any) -> float | None:

@@ -104,13 +104,13 @@ def make_run(tmp_path: Path) -> MakeRun:
         path = tmp_path / "run"
         path.mkdir()
         run = {
-            "config": {
-                "name": "synthetic",
-                "plan": {"budget": {"active_parameters": 1_000_000}, "grow": {"blocks": num_stages, "per_stage": 1}},
+            "name": "synthetic",
+            "plan": {"budget": {"active_parameters": 1_000_000}, "grow": {"blocks": num_stages, "per_stage": 1}},
+            "provenance": {
+                "command": "python rayjobs/grow.py --preset demo model.hidden_size=128",
+                "git_commit": "0123456789abcdef",
+                "versions": {"growtx": "0.1.0", "torch": "2.13.0", "ray": "2.60.0"},
             },
-            "command": ["python", "rayjobs/grow.py", "--preset", "demo", "model.hidden_size=128"],
-            "git_commit": "0123456789abcdef",
-            "versions": {"growtx": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"},
         }
         (path / "run.yaml").write_text(yaml.safe_dump(run, sort_keys=False))
         rows = [row for stage in range(1, num_stages + 1) for row in stage_rows(stage)]

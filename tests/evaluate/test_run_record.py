@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from growtx.evaluate.run_record import read_evaluation, read_run
+from growtx.evaluate.run_record import read_run
 from growtx.exceptions import StoreError
-from growtx.store.storage import Storage
 
 MakeRun = Callable[..., Path]
 
@@ -43,11 +42,3 @@ def test_a_directory_without_a_run_is_one_sentence(tmp_path: Path, make: bool) -
         path.mkdir()
     with pytest.raises(StoreError, match="nothing"):
         read_run(str(path))
-
-
-def test_a_damaged_evaluation_is_named(run_dir: Path) -> None:
-    storage = Storage(run_dir)
-    assert read_evaluation(storage) is None
-    storage.write_text("evaluation.json", "{")
-    with pytest.raises(StoreError, match=r"evaluation\.json is not valid JSON"):
-        read_evaluation(storage)

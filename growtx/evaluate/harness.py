@@ -1,0 +1,234 @@
+"""lm-eval on a model that is already loaded: its registered tasks by name, and the task files that ship with growtx.
+
+The numbers are lm-eval's own; what is added beside them are intervals, baselines and how many prompts were cut.
+The same task files work with its command line:
+    lm_eval run --model hf --model_args pretrained=DIR --include_path growtx/evaluate/tasks \
+        --tasks growtx_arc_easy --metadata '{"data_dir": "DIR"}'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from growtx.evaluate import task_scoring
+from growtx.evaluate.intervals import Interval, bootstrap_mean
+from growtx.evaluate.results import Score
+from growtx.exceptions import ConfigError, DataError
+
+TASKS_DIR = Path(__file__).parent / "tasks"
+PREFIX = "growtx_"
+
+
+class HarnessModel(HFLM):
+    """lm-eval's Hugging Face model around ours.
+
+    lm-eval encodes context and continuation together and cuts the ids where the context alone would end. That is
+    wrong where a token spans the seam, which tokenizers without a pre-tokenizer allow: there, and only there, the
+    two are encoded apart.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+        with _quiet():
+            super().__init__(
+                pretrained=model,
+                backend="causal",
+                tokenizer=tokenizer,
+                batch_size=batch_size,
+                prefix_token_id=tokenizer.eos_token_id,  # documents begin after </s> in training
+            )
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        context_ids, continuation_ids = super()._encode_pair(context, continuation)
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        if context_ids + continuation_ids != self.tok_encode(stripped + continuation):
+            continuation_ids = self.tok_encode(continuation, add_special_tokens=False)
+        return context_ids, continuation_ids
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """lm-eval's result for one leaf task: metric values and a row per question."""
+
+    name: str
+    group: str  # the name it was asked for by, where that is a group of several tasks
+    values: dict[str, float]
+    rows: list[dict[str, Any]]
+    is_multiple_choice: bool
+
+
+@cache
+def shipped_tasks() -> tuple[str, ...]:
+    """Names of the task files that come with growtx."""
+    return tuple(sorted(path.stem for path in TASKS_DIR.glob(f"{PREFIX}*.yaml")))
+
+
+def resolve_task(name: str, *, has_data_dir: bool) -> str:
+    """The full name of a task. With a data directory, `arc_easy` means our `growtx_arc_easy`, which reads from it.
+
+    Raises:
+        ConfigError: no such task, with the nearest names.
+    """
+    if name in shipped_tasks():
+        return name
+    if has_data_dir and PREFIX + name in shipped_tasks():
+        return PREFIX + name
+    registered = _registered().all_tasks
+    if name in registered:
+        return name
+    close = difflib.get_close_matches(name, [*shipped_tasks(), *registered], n=3)
+    remedy = f"Did you mean {' or '.join(close)}?" if close else f"Tasks of growtx: {', '.join(shipped_tasks())}"
+    raise ConfigError(f"task {name} is unknown to growtx and to lm-eval", remedy)
+
+
+def run_task(
+    model: HarnessModel,
+    name: str,
+    *,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    seed: int = 0,
+) -> list[TaskOutcome]:
+    """Score one task (or every task of a group) with lm-eval.
+
+    Raises:
+        DataError: its questions cannot be loaded.
+    """
+    shipped = name in shipped_tasks()
+    manager = _shipped(data_dir, num_fewshot or 0) if shipped else _registered()
+    with _quiet():
+        loaded: Any = manager.load([name]) if shipped else _load_registered(manager, name)
+        results: Any = simple_evaluate(
+            model=model,
+            tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
+            task_manager=manager,
+            limit=limit,
+            num_fewshot=None if shipped else num_fewshot,
+            bootstrap_iters=0,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    group = name if loaded["groups"] else ""
+    return [_outcome(leaf, task, group, results) for leaf, task in loaded["tasks"].items()]
+
+
+def scores_of(outcome: TaskOutcome, model: HarnessModel, depth: int) -> Iterator[Score]:
+    """Every metric of a task as a score, and by subject where its questions have more than one."""
+    truncated = truncated_share(outcome.rows, model)
+    protocol: Any = "log-likelihood" if outcome.is_multiple_choice else "generated"
+    task, part = (outcome.group, outcome.name) if outcome.group else (outcome.name, "")
+    for metric, value in outcome.values.items():
+        rows = [row for row in outcome.rows if metric in row]
+        for subject, members in ((part, rows), *_by_subject(rows)):
+            interval = interval_of([row[metric] for row in members], metric, value if members is rows else None)
+            baselines = _baselines(members) if outcome.is_multiple_choice else {}
+            yield Score(
+                task=task,
+                metric=metric,
+                protocol=protocol,
+                depth=depth,
+                group=subject,
+                **interval._asdict(),
+                num_items=len(members),
+                truncated=truncated,
+                **baselines,
+            )
+
+
+def interval_of(values: Sequence[Any], metric: str, value: float | None) -> Interval:
+    """The interval around lm-eval's own value, which alone is known of a metric that is no mean of its rows."""
+    if isinstance(values[0], task_scoring.TranslationPair):
+        return task_scoring.corpus_interval(metric, values)
+    if all(isinstance(item, (int, float)) for item in values):
+        interval = bootstrap_mean(values)
+        if value is None or math.isclose(interval.value, value, rel_tol=1e-9, abs_tol=1e-12):
+            return interval
+    assert value is not None
+    return Interval(value, None, None)
+
+
+def truncated_share(rows: Sequence[dict[str, Any]], model: HarnessModel) -> float:
+    """Share of questions with a prompt longer than the context: lm-eval drops its beginning."""
+    longest = (max(len(model.tok_encode(str(prompt))) for prompt, *_ in row["arguments"]) for row in rows)
+    return sum(int(length > model.max_length) for length in longest) / len(rows)
+
+
+def _outcome(name: str, task: Any, group: str, results: Any) -> TaskOutcome:
+    values = {
+        key.partition(",")[0]: float(value)
+        for key, value in results["results"][name].items()
+        if "," in key and "_stderr" not in key and isinstance(value, (int, float))
+    }
+    choice = task.OUTPUT_TYPE == "multiple_choice"
+    return TaskOutcome(name, group, values, results["samples"][name], choice)
+
+
+def _by_subject(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    subjects: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        subjects.setdefault(str(row["doc"].get("subject") or ""), []).append(row)
+    return sorted(subjects.items()) if len(subjects) > 1 else []
+
+
+def _baselines(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What needs no model: guessing, the most frequent answer, the shortest answer."""
+    targets = [row["target"] for row in rows]
+    lengths = [[len(continuation) for _, continuation in row["arguments"]] for row in rows]
+    shortest = [min(range(len(row)), key=row.__getitem__) for row in lengths]
+    return {
+        "chance": sum(1 / len(row["arguments"]) for row in rows) / len(rows),
+        "majority": max(Counter(map(str, targets)).values()) / len(rows),
+        "shortest": sum(pick == target for pick, target in zip(shortest, targets, strict=True)) / len(rows),
+    }
+
+
+@cache
+def _shipped(data_dir: str | None, num_examples: int) -> TaskManager:
+    metadata: Any = {"data_dir": data_dir, "num_examples": num_examples}
+    return TaskManager(include_path=TASKS_DIR, include_defaults=False, metadata=metadata)
+
+
+@cache
+def _registered() -> TaskManager:
+    """lm-eval's own tasks; finding them all takes many seconds, so only where one is asked for."""
+    with _quiet():
+        return TaskManager()
+
+
+def _load_registered(manager: TaskManager, name: str) -> Any:
+    try:
+        return manager.load([name])
+    except Exception as error:  # whatever the hub, the network, a cache or a loading script raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        problem = f"the questions of task {name} cannot be loaded ({reason})"
+        raise DataError(problem, "Check the network, or use a task of growtx with --data-dir") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval reports every step and draws bars; errors still come as exceptions."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,109 @@
+"""What an evaluation leaves: one flat list of scores, in `evaluation.json`."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from growtx.evaluate.intervals import Interval
+from growtx.exceptions import StoreError
+from growtx.store.storage import Storage
+
+EVALUATION_FILE = "evaluation.json"
+Protocol = Literal["log-likelihood", "generated", "sampled letter", "compression"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Score(_Record):
+    """One number with its 95 % interval. Shares, F1, BLEU and chrF run from 0 to 1."""
+
+    task: str
+    metric: str
+    protocol: Protocol
+    depth: int = Field(description="blocks of the model")
+    group: str = Field("", description="subject, language or source that this is a part of; empty: the whole task")
+    value: float
+    low: float | None
+    high: float | None
+    num_items: int
+    chance: float | None = Field(None, description="expected of a guess")
+    majority: float | None = Field(None, description="of always giving the most frequent answer")
+    shortest: float | None = Field(None, description="of always choosing the shortest answer")
+    format_failures: float | None = Field(None, description="share of samples that are no answer at all")
+    sigma: float | None = Field(None, description="standard deviation between runs")
+    num_runs: int | None = None
+    truncated: float | None = Field(None, description="share of prompts cut on the left to fit the context")
+
+    @property
+    def interval(self) -> Interval:
+        return Interval(self.value, self.low, self.high)
+
+    @property
+    def key(self) -> tuple[str, str, str, int, str]:
+        """What a later measurement of the same thing replaces."""
+        return (self.task, self.metric, self.protocol, self.depth, self.group)
+
+
+class Overlap(_Record):
+    """How many of a task's questions share word n-grams with the training text."""
+
+    task: str
+    ngram: int
+    num_items: int
+    num_overlapping: int
+
+
+class Evaluation(_Record):
+    """All scores of one model (a run, an ensemble, a directory) so far."""
+
+    model: str
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    command: str = ""
+    scores: tuple[Score, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
+    notes: tuple[str, ...] = Field((), description="what was left out and why, a sentence each")
+
+    def merged(self, newer: Evaluation) -> Evaluation:
+        """Both together; what was measured again counts as measured last."""
+        scores = {score.key: score for score in (*self.scores, *newer.scores)}
+        overlaps = {(overlap.task, overlap.ngram): overlap for overlap in (*self.overlaps, *newer.overlaps)}
+        return newer.model_copy(update={"scores": tuple(scores.values()), "overlaps": tuple(overlaps.values())})
+
+    @property
+    def depths(self) -> list[int]:
+        return sorted({score.depth for score in self.scores})
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks in the order they were first scored."""
+        return list(dict.fromkeys(score.task for score in self.scores))
+
+
+def read_evaluation(storage: Storage) -> Evaluation | None:
+    """The evaluation in a directory, or None.
+
+    Raises:
+        StoreError: the file there is damaged.
+    """
+    if not storage.exists(EVALUATION_FILE):
+        return None
+    try:
+        return Evaluation.model_validate_json(storage.read_text(EVALUATION_FILE))
+    except ValidationError as error:
+        path, first = storage.path(EVALUATION_FILE), error.errors()[0]
+        raise StoreError(f"{path} is damaged: {first['msg'].lower()}", "Delete it and evaluate again") from error
+
+
+def save_evaluation(storage: Storage, evaluation: Evaluation) -> Evaluation:
+    """Add an evaluation to what the directory already holds; returns both together."""
+    before = read_evaluation(storage)
+    together = before.merged(evaluation) if before else evaluation
+    text = json.dumps(together.model_dump(mode="json"), ensure_ascii=False, indent=1)
+    storage.write_text(EVALUATION_FILE, text + "\n")
+    return together
