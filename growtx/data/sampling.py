@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from growtx.data.permutation import IntArray, key64, permute
+from growtx.data.shares import turns
 
 
 @dataclass(frozen=True)
@@ -47,31 +48,14 @@ def window_indices(mix: Mix, *, seed: int, step: int, global_batch_size: int, nu
         num_samples_before: samples that were drawn before step 0, where stages go on with other batch sizes.
     """
     start = num_samples_before + step * global_batch_size
-    samples_B = np.arange(start, start + global_batch_size, dtype=np.int64)
+    sources_B, turns_B = turns(np.arange(start, start + global_batch_size), mix.weights)
+    sizes = np.array(mix.num_windows)
+    offsets = np.cumsum(sizes) - sizes
     windows_B = np.empty(global_batch_size, dtype=np.int64)
-    offset = 0
-    for source, (rows, turns) in enumerate(_turns(samples_B, mix.weights)):
-        size = mix.num_windows[source]
-        epochs, positions = np.divmod(turns, size)
-        windows_B[rows] = offset + permute(positions, size, key64(seed, source, epochs))
-        offset += size
+    for source, size in enumerate(mix.num_windows):
+        rows = np.flatnonzero(sources_B == source)
+        epochs, positions = np.divmod(turns_B[rows], size)
+        windows_B[rows] = offsets[source] + permute(positions, size, key64(seed, source, epochs))
     # Sources alternate regularly; without this a worker's slice could hold one source only.
     order = permute(np.arange(global_batch_size), global_batch_size, key64(seed, -1, step))
     return windows_B[order]
-
-
-def _turns(samples: IntArray, weights: tuple[float, ...]) -> list[tuple[IntArray, IntArray]]:
-    """Per source: which of `samples` (row numbers) are its, and the how-manieth of the source each is.
-
-    Source 0 gets sample n when floor(n w) steps up after n: exact shares at any n, and position without history.
-    The samples that are left count through as 0, 1, 2, ... and are divided among the rest in the same way.
-    """
-    rows = np.arange(samples.size)
-    result = []
-    for source, weight in enumerate(weights):
-        share = weight / sum(weights[source:])
-        before = np.floor(samples * share).astype(np.int64)
-        mine = np.floor((samples + 1) * share).astype(np.int64) > before
-        result.append((rows[mine], before[mine]))
-        rows, samples = rows[~mine], (samples - before)[~mine]
-    return result
