@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import itertools
 import logging
 import math
 from collections import Counter
@@ -61,6 +62,24 @@ class HarnessModel(HFLM):
 
 
 @dataclass(frozen=True)
+class LoadedTask:
+    """One task, or the tasks of a group, with their questions."""
+
+    name: str
+    manager: TaskManager
+    tasks: dict[str, Any]
+    groups: dict[str, Any]
+    num_fewshot: int | None
+
+    def prompts(self, num_prompts: int) -> list[str]:
+        """Some prompts without examples, evenly from all tasks."""
+        per_task = max(1, num_prompts // len(self.tasks))
+        docs = ((task, doc) for task in self.tasks.values() for doc in itertools.islice(task.eval_docs, per_task))
+        texts = [task.doc_to_text(doc) for task, doc in docs]
+        return [text for text in texts if isinstance(text, str)]
+
+
+@dataclass(frozen=True)
 class TaskOutcome:
     """lm-eval's result for one leaf task: metric values and a row per question."""
 
@@ -95,38 +114,36 @@ def resolve_task(name: str, *, has_data_dir: bool) -> str:
     raise ConfigError(f"task {name} is unknown to growtx and to lm-eval", remedy)
 
 
-def run_task(
-    model: HarnessModel,
-    name: str,
-    *,
-    data_dir: str | None = None,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    seed: int = 0,
-) -> list[TaskOutcome]:
-    """Score one task (or every task of a group) with lm-eval.
+def load_task(name: str, *, data_dir: str | None = None, num_fewshot: int | None = None) -> LoadedTask:
+    """The questions of a task, or of every task of a group.
 
     Raises:
-        DataError: its questions cannot be loaded.
+        DataError: they cannot be loaded.
     """
     shipped = name in shipped_tasks()
     manager = _shipped(data_dir, num_fewshot or 0) if shipped else _registered()
     with _quiet():
-        loaded: Any = manager.load([name]) if shipped else _load_registered(manager, name)
+        found: Any = manager.load([name]) if shipped else _load_registered(manager, name)
+    return LoadedTask(name, manager, found["tasks"], found["groups"], None if shipped else num_fewshot)
+
+
+def run_task(model: HarnessModel, loaded: LoadedTask, *, limit: int | None = None, seed: int = 0) -> list[TaskOutcome]:
+    """Score a loaded task with lm-eval."""
+    with _quiet():
         results: Any = simple_evaluate(
             model=model,
-            tasks=[*(loaded["groups"] or loaded["tasks"]).values()],
-            task_manager=manager,
+            tasks=[*(loaded.groups or loaded.tasks).values()],
+            task_manager=loaded.manager,
             limit=limit,
-            num_fewshot=None if shipped else num_fewshot,
+            num_fewshot=loaded.num_fewshot,
             bootstrap_iters=0,
             random_seed=seed,
             numpy_random_seed=seed,
             torch_random_seed=seed,
             fewshot_random_seed=seed,
         )
-    group = name if loaded["groups"] else ""
-    return [_outcome(leaf, task, group, results) for leaf, task in loaded["tasks"].items()]
+    group = loaded.name if loaded.groups else ""
+    return [_outcome(leaf, task, group, results) for leaf, task in loaded.tasks.items()]
 
 
 def scores_of(outcome: TaskOutcome, model: HarnessModel, depth: int) -> Iterator[Score]:

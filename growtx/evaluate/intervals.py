@@ -28,7 +28,7 @@ def wilson(num_correct: float, num_items: int) -> Interval:
     spread = Z_95**2 / num_items
     centre = (share + spread / 2) / (1 + spread)
     half = Z_95 * math.sqrt(share * (1 - share) / num_items + spread / (4 * num_items)) / (1 + spread)
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
 def bootstrap_mean(values: npt.ArrayLike, seed: int = 0) -> Interval:

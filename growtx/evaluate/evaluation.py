@@ -1,0 +1,189 @@
+"""Scoring a model: bits per byte, lm-eval tasks, the paper's protocol, each with intervals, in one list of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from growtx.config import ConfigModel
+from growtx.evaluate import bits_per_byte
+from growtx.evaluate.held_out_text import Groups
+from growtx.evaluate.results import Evaluation, Score
+from growtx.exceptions import ConfigError, DataError, GrowtxError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from growtx.evaluate.harness import HarnessModel, LoadedTask, TaskOutcome
+
+COMPRESSION_TASK = "bits_per_byte"
+UNKNOWN_LANGUAGE = 1.1  # times the bits per byte of a uniform guess; an untrained model lies at 1.0
+PROBE_PROMPTS = 24
+
+
+class EvaluationConfig(ConfigModel):
+    """What to measure, and how."""
+
+    tasks: tuple[str, ...] = Field(min_length=1, description="bits_per_byte, tasks of growtx or of lm-eval")
+    protocols: tuple[Literal["log-likelihood", "sampled letter"], ...] = Field(
+        ("log-likelihood", "sampled letter"), description="ways to score multiple choice"
+    )
+    data_dir: str | None = Field(None, description="directory of JSON lines that the tasks of growtx read")
+    texts: tuple[str, ...] = Field((), description="files for bits per byte; default: what the run held out")
+    text_column: str = "text"
+    max_text_bytes: int = Field(100_000, gt=0, description="text per group for bits per byte")
+    limit: int | None = Field(None, ge=1, description="questions per task; null: all")
+    num_fewshot: int | None = Field(None, ge=0, description="solved examples before each question")
+    num_runs: int = Field(10, ge=1, description="runs of the sampled protocol")
+    temperature: float = Field(1.0, gt=0, description="of the sampled protocol")
+    batch_size: int = Field(16, ge=1)
+    seed: int = Field(0, ge=0)
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    config: EvaluationConfig,
+    *,
+    name: str = "model",
+    texts: Groups | None = None,
+) -> Evaluation:
+    """Score a loaded model on every task of `config`; a task that cannot be scored becomes a note.
+
+    Args:
+        name: what the evaluation says that it is of.
+        texts: groups of documents for the task `bits_per_byte`.
+
+    Raises:
+        ConfigError: a task does not exist.
+    """
+    check_tasks(config)
+    scores: list[Score] = []
+    notes: list[str] = []
+    for task in config.tasks:
+        try:
+            scores.extend(score_task(model, tokenizer, task, config, texts=texts))
+        except GrowtxError as error:
+            notes.append(f"{task}: {error}")
+    return Evaluation(model=name, scores=tuple(scores), notes=tuple(notes))
+
+
+def check_tasks(config: EvaluationConfig) -> None:
+    """Refuse unknown names before any model is loaded.
+
+    Raises:
+        ConfigError: naming the task and what is near it.
+    """
+    for task in config.tasks:
+        if task != COMPRESSION_TASK:
+            _harness().resolve_task(task, has_data_dir=config.data_dir is not None)
+
+
+def score_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    task: str,
+    config: EvaluationConfig,
+    *,
+    texts: Groups | None = None,
+) -> list[Score]:
+    """All scores of one task.
+
+    Raises:
+        DataError: its questions or texts cannot be had, or are in a language that the model does not know.
+    """
+    depth = int(model.config.num_hidden_layers)
+    if task == COMPRESSION_TASK:
+        return list(_compression(model, tokenizer, config, texts, depth))
+    harness = _harness()
+    name = harness.resolve_task(task, has_data_dir=config.data_dir is not None)
+    loaded: LoadedTask = harness.load_task(name, data_dir=config.data_dir, num_fewshot=config.num_fewshot)
+    check_language(model, tokenizer, name, loaded.prompts(PROBE_PROMPTS))
+    wrapped: HarnessModel = harness.HarnessModel(model, tokenizer, config.batch_size)
+    outcomes = harness.run_task(wrapped, loaded, limit=config.limit, seed=config.seed)
+    scores: list[Score] = []
+    for outcome in outcomes:
+        if "log-likelihood" in config.protocols or not outcome.is_multiple_choice:
+            scores.extend(harness.scores_of(outcome, wrapped, depth))
+        if "sampled letter" in config.protocols:
+            scores.extend(_sampled(model, tokenizer, outcome, config, depth))
+    return scores
+
+
+def check_language(model: Any, tokenizer: Any, task: str, texts: list[str]) -> None:
+    """Refuse questions in a language that the model has never seen: it predicts them worse than a uniform guess.
+
+    Raises:
+        DataError: naming the task.
+    """
+    if not texts:
+        return
+    measured = bits_per_byte.of_documents(model, tokenizer, texts, context_length=model.config.max_position_embeddings)
+    uniform = bits_per_byte.uniform_bits_per_byte(tokenizer, texts)
+    if measured.value > UNKNOWN_LANGUAGE * uniform:
+        raise DataError(
+            f"this model does not know the language of {task}: {measured.value:.1f} bits per byte on its questions, "
+            f"where guessing tokens takes {uniform:.1f}",
+            "Leave the task out, or evaluate a model that was trained on that language",
+        )
+
+
+def _compression(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    config: EvaluationConfig,
+    texts: Groups | None,
+    depth: int,
+) -> Iterator[Score]:
+    if not texts:
+        raise DataError("there is no text to measure bits per byte on", "Name files with --texts")
+    for group, documents in texts.items():
+        measured = bits_per_byte.of_documents(
+            model,
+            tokenizer,
+            documents,
+            context_length=model.config.max_position_embeddings,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+        yield Score(
+            task=COMPRESSION_TASK,
+            metric="bits_per_byte",
+            protocol="compression",
+            depth=depth,
+            group=group,
+            **measured.interval._asdict(),
+            num_items=len(documents),
+        )
+
+
+def _sampled(model: Any, tokenizer: Any, outcome: TaskOutcome, config: EvaluationConfig, depth: int) -> Iterator[Score]:
+    """The paper's protocol, where the questions are in our format."""
+    from growtx.evaluate.paper_protocol import score_letters
+
+    docs = [row["doc"] for row in outcome.rows]
+    if outcome.is_multiple_choice and "lettered" in docs[0]:
+        yield score_letters(
+            model,
+            tokenizer,
+            outcome.name,
+            docs,
+            depth=depth,
+            num_runs=config.num_runs,
+            temperature=config.temperature,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
+
+
+def _harness() -> Any:
+    """lm-eval is an extra: who only trains does not need it."""
+    try:
+        from growtx.evaluate import harness
+    except ImportError as error:
+        raise ConfigError(
+            f"tasks need the package {error.name}, which is not installed", "Run pip install 'growtx[eval]'"
+        ) from error
+    return harness

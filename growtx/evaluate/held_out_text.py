@@ -1,0 +1,81 @@
+"""Text to measure bits per byte on, in groups: files that the user names, or what a run held out of its own data."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from growtx.config import build, parse_yaml
+from growtx.data.sources import DataConfig, iterate_documents
+from growtx.data.text_files import ReadOptions, find_files, read_texts
+from growtx.exceptions import DataError
+from growtx.store.runs import RUN_FILE
+from growtx.store.storage import Storage
+
+Groups = dict[str, list[str]]
+SCRIPTS = {  # by the first word of a character's Unicode name
+    "ARABIC": "Arabic", "CJK": "Han", "CYRILLIC": "Cyrillic", "DEVANAGARI": "Devanagari", "GREEK": "Greek",
+    "HANGUL": "Hangul", "HEBREW": "Hebrew", "HIRAGANA": "Kana", "KATAKANA": "Kana", "LATIN": "Latin",
+}  # fmt: skip
+
+
+def read_groups(patterns: tuple[str, ...], *, text_column: str, max_bytes: int) -> Groups:
+    """Documents of each file that matches, under the file's name without its suffix.
+
+    Raises:
+        DataError: nothing matches, or a file cannot be read.
+    """
+    options = ReadOptions(text_column=text_column)
+    groups: Groups = {}
+    for path in find_files(patterns):
+        name = PurePosixPath(path).name.split(".")[0]
+        groups[name] = list(_at_most((text for text, _ in read_texts(path, options)), max_bytes))
+    return groups
+
+
+def held_out_groups(run_dir: str, *, max_bytes: int) -> Groups:
+    """What a run held out of its data: a group for each source, and for each script where a source has several.
+
+    Raises:
+        DataError: the directory does not say what its data were, or nothing of them was held out.
+    """
+    storage = Storage(run_dir)
+    tree: Any = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE)) if storage.exists(RUN_FILE) else {}
+    if not isinstance(tree, dict) or "data" not in tree:
+        raise DataError(f"{run_dir} does not say what text its model was trained on", "Name files with --texts")
+    groups: Groups = {}
+    for document in iterate_documents(build(DataConfig, tree["data"])):
+        if document.split == "validation":
+            groups.setdefault(f"{document.source} · {script_of(document.text)}", []).append(document.text)
+    if not groups:
+        raise DataError(f"nothing was held out of the data of {run_dir}", "Name files with --texts")
+    return {name: list(_at_most(texts, max_bytes)) for name, texts in sorted(_without_lone_scripts(groups).items())}
+
+
+def script_of(text: str) -> str:
+    """The script that most letters of a text are written in; `other` where there are no letters."""
+    counts = Counter(
+        SCRIPTS.get(unicodedata.name(char, "?").split()[0].split("-")[0], "other") for char in text if char.isalpha()
+    )
+    return counts.most_common(1)[0][0] if counts else "other"
+
+
+def _without_lone_scripts(groups: Groups) -> Groups:
+    """`SOURCE` instead of `SOURCE · Script` where a source has one script only."""
+    sources = Counter(name.rsplit(" · ", 1)[0] for name in groups)
+    return {
+        (name if sources[name.rsplit(" · ", 1)[0]] > 1 else name.rsplit(" · ", 1)[0]): t for name, t in groups.items()
+    }
+
+
+def _at_most(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """Documents from the beginning until `max_bytes` of UTF-8 are reached, at least one."""
+    num_bytes = 0
+    for text in texts:
+        yield text
+        num_bytes += len(text.encode())
+        if num_bytes >= max_bytes:
+            return
