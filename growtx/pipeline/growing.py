@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from growtx.config import to_yaml
 from growtx.evaluate.report import write_report
@@ -141,6 +142,7 @@ def _finish(run: Storage, *, finished: bool) -> str | None:
         return None
     if finished:
         remove_checkpoints(run)
+    transformers_logging.disable_progress_bar()
     model, tokenizer = load_model(run.root)
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
@@ -152,8 +154,10 @@ def _finish(run: Storage, *, finished: bool) -> str | None:
 def _plan_table(job: TrainJob) -> Table:
     """The stages before anything runs: blocks, what trains, how long."""
     table = Table(title=f"Plan: {len(job.stages)} stages", title_justify="left")
-    for column in ("stage", "name", "blocks", "trains", "LoRA rank", "active parameters", "total", "tokens"):
-        table.add_column(column, justify="left" if column in ("name", "trains") else "right")
+    for column in ("#", "stage", "blocks", "trains", "LoRA r", "active", "total", "tokens"):
+        table.add_column(
+            column, justify="left" if column in ("stage", "trains") else "right", no_wrap=column != "trains"
+        )
     for stage in job.stages:
         config: GrowtxConfig = job.model_at(stage.num_blocks)
         tokens = stage.train.num_steps(job.tokens_per_step) * job.tokens_per_step

@@ -65,6 +65,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
     job = TrainJob(
         run_dir=run.root,
         packed_path=data.path,
+        prefix_cache_dir=f"{cache_dir(config, run)}/prefix",
         seed=config.seed,
         architecture=describe_model(architecture),
         substrate=substrate,

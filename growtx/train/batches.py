@@ -1,17 +1,19 @@
 """A worker's share of a step's windows, as tensors on its device.
 
-Shapes: B global batch, b a worker's share, m micro batch, T positions.
+Shapes: B global batch, b a worker's share, m micro batch, T positions, N windows.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from growtx.data.packing import PackedData
 from growtx.data.sampling import window_indices
 from growtx.models.scoring import labels_of
+from growtx.train.prefix_cache import PrefixCache
 
 
 class Batches:
@@ -33,28 +35,47 @@ class Batches:
         world_size: int,
         device: torch.device,
     ) -> None:
-        self._data = data
+        self.data = data
         self._seed = seed
         self._global_batch_size = global_batch_size
         self._micro_batch_size = micro_batch_size
         self._num_samples_before = num_samples_before
         self._rank = rank
         self._share = global_batch_size // world_size
+        self._prefix: PrefixCache | None = None
+        self._first_block = 0
         self._device = device
 
-    def at(self, step: int) -> list[dict[str, Any]]:
-        """This worker's micro batches of step `step`, as keyword arguments of the model."""
-        windows_B = window_indices(
-            self._data.mix,
+    def read_prefix_from(self, cache: PrefixCache, first_block: int) -> None:
+        """From now on give cached states that enter block `first_block`, instead of tokens."""
+        self._prefix, self._first_block = cache, first_block
+
+    def windows(self, step: int) -> np.ndarray:
+        """Numbers [B] of all workers' windows of step `step`."""
+        return window_indices(
+            self.data.mix,
             seed=self._seed,
             step=step,
             global_batch_size=self._global_batch_size,
             num_samples_before=self._num_samples_before,
         )
-        mine_b = windows_B[self._rank * self._share : (self._rank + 1) * self._share]
-        tokens_bT = torch.from_numpy(self._data.train.take(mine_b)).long()
-        return [self._batch(tokens_mT) for tokens_mT in tokens_bT.split(self._micro_batch_size)]
 
-    def _batch(self, tokens_mT: torch.Tensor) -> dict[str, Any]:
-        tokens_mT = tokens_mT.to(self._device, non_blocking=True)
-        return {"input_ids": tokens_mT, "labels": labels_of(tokens_mT, self._data.pad_token_id)}
+    def visited(self, num_steps: int) -> np.ndarray:
+        """Numbers [N] of the windows that the first `num_steps` steps train on, each once."""
+        return np.unique(np.concatenate([self.windows(step) for step in range(num_steps)]))
+
+    def at(self, step: int) -> list[dict[str, Any]]:
+        """This worker's micro batches of step `step`, as keyword arguments of the model."""
+        mine_b = self.windows(step)[self._rank * self._share : (self._rank + 1) * self._share]
+        return [
+            self._batch(mine_b[start : start + self._micro_batch_size])
+            for start in range(0, self._share, self._micro_batch_size)
+        ]
+
+    def _batch(self, windows_m: np.ndarray) -> dict[str, Any]:
+        tokens_mT = torch.from_numpy(self.data.train.take(windows_m)).long().to(self._device, non_blocking=True)
+        batch: dict[str, Any] = {"labels": labels_of(tokens_mT, self.data.pad_token_id)}
+        if self._prefix is None:
+            return batch | {"input_ids": tokens_mT}
+        states_mTD = self._prefix.read(windows_m).to(self._device, non_blocking=True)
+        return batch | {"prefix_hidden_states": states_mTD, "first_block": self._first_block}

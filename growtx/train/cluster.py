@@ -36,7 +36,7 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
             ray.init(
                 address=address or "local",
                 include_dashboard=None if address else False,
-                log_to_driver=True,
+                log_to_driver=False,  # warnings and errors come through the progress board and exceptions
                 logging_level=logging.ERROR,
                 configure_logging=True,
                 runtime_env=runtime_env(resources),

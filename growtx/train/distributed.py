@@ -30,6 +30,11 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
+def worker_device() -> torch.device:
+    """The accelerator that Ray assigned to this worker, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def on_rank_zero(action: Callable[[], Result]) -> Result:
     """Run `action` on rank 0 and return its result on every rank.
 

@@ -25,6 +25,8 @@ class TrainJob(ConfigModel):
 
     run_dir: str
     packed_path: str
+    prefix_cache_dir: str
+    num_trials: int = 1  # runs that will share a prefix cache
     seed: int
     architecture: dict[str, Any]  # keyword arguments of GrowtxConfig; its depth is set by each stage
     substrate: SubstrateRecord

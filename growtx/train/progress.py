@@ -5,11 +5,12 @@ The actor also carries the one message that goes the other way: a request to sav
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -60,14 +61,20 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._progress = StageProgress()
         self._stop = False
+        self._warnings: list[str] = []
 
     def post(self, progress: StageProgress) -> bool:
         """Called by rank 0; returns whether to save and stop."""
         self._progress = progress
         return self._stop
 
-    def read(self) -> StageProgress:
-        return self._progress
+    def read(self) -> tuple[StageProgress, list[str]]:
+        """The last progress, and the warnings since the last call."""
+        warnings, self._warnings = self._warnings, []
+        return self._progress, warnings
+
+    def warn(self, message: str) -> None:
+        self._warnings.append(message)
 
     def request_stop(self) -> None:
         self._stop = True
@@ -98,6 +105,17 @@ class Poster:
             self._board = None
 
 
+class BoardHandler(logging.Handler):
+    """Carries a worker's warnings to the driver's terminal; everything else stays in Ray's log files."""
+
+    def __init__(self, board: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._board.warn.remote(record.getMessage())
+
+
 class _Eta(ProgressColumn):
     """Time left, from the mean speed so far of this run."""
 
@@ -125,13 +143,17 @@ def show_progress(board: Any, console: Console, title: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join(timeout=5)
+        _read(board, StageProgress(), console)  # warnings of the last moment
 
 
-def _read(board: Any, last: StageProgress) -> StageProgress:
+def _read(board: Any, last: StageProgress, console: Console) -> StageProgress:
     try:
-        return ray.get(board.read.remote(), timeout=5)  # type: ignore[no-any-return]
+        progress, warnings = ray.get(board.read.remote(), timeout=5)
     except (ray.exceptions.RayError, TimeoutError):
-        return replace(last)
+        return last
+    for message in warnings:
+        console.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
+    return progress  # type: ignore[no-any-return]
 
 
 def _draw_bar(board: Any, console: Console, title: str, stop: threading.Event) -> None:
@@ -147,14 +169,14 @@ def _draw_bar(board: Any, console: Console, title: str, stop: threading.Event) -
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         task = progress.add_task(last.describe(), total=1.0, title=title)
         while not stop.wait(0.5):
-            last = _read(board, last)
+            last = _read(board, last, console)
             progress.update(task, completed=last.total_fraction, description=last.describe())
 
 
 def _print_lines(board: Any, console: Console, title: str, stop: threading.Event) -> None:
     last, start = StageProgress(), time.monotonic()
     while not stop.wait(LINE_EVERY_SECONDS):
-        last = _read(board, last)
+        last = _read(board, last, console)
         left = eta_seconds(last.total_fraction, time.monotonic() - start)
         eta = "" if left is None else f", about {left / 60:.0f} min left"
-        console.print(f"{title} {last.total_fraction:4.0%}  {last.describe()}{eta}", highlight=False)
+        console.print(f"{title} {last.total_fraction:4.0%}  {last.describe()}{eta}", highlight=False, soft_wrap=True)

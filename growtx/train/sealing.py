@@ -178,7 +178,7 @@ def _samples(run: StageRun, model: GrowtxForCausalLM) -> list[dict[str, str]]:
     settings, tokenizer = run.settings.evaluation, run.context.tokenizer
     windows_NT = run.context.held_out.tokens_NT
     length = min(16, windows_NT.shape[1] // 2)
-    chosen = torch.linspace(0, len(windows_NT) - 1, settings.num_samples).round().long().unique()
+    chosen = torch.unique(torch.linspace(0, len(windows_NT) - 1, settings.num_samples).round().long())
     prompts = [tokenizer(prompt)["input_ids"] for prompt in settings.prompts] or [
         windows_NT[row, :length].tolist() for row in chosen
     ]

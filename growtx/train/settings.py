@@ -41,6 +41,10 @@ class TrainingConfig(ConfigModel):
     offload_optimizer: bool = Field(False, description="keep optimizer state in the host's memory")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs")
     gradient_clipping: float = Field(1.0, ge=0, description="largest gradient norm; 0: no clipping")
+    prefix: Literal["auto", "recompute", "cache"] = Field(
+        "auto", description="the frozen prefix's activations; auto: cache where it saves enough and fits"
+    )
+    prefix_cache_gib: float = Field(8.0, gt=0, description="disk that one prefix's activations may take, for auto")
     activation_checkpointing: bool = False
     compile: bool = Field(False, description="torch.compile the blocks")
     log_every_steps: int = Field(10, ge=1)

@@ -20,15 +20,17 @@ from growtx.growth.assembly import grow, read_state
 from growtx.growth.budget import active_parameters, count_trainable
 from growtx.growth.freezing import prepare_for_stage
 from growtx.growth.plan import Stage
+from growtx.growth.prefix_plan import PrefixPlan
 from growtx.models.scoring import TextScore
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
 from growtx.store.metrics_log import MetricsLog
 from growtx.train.batches import Batches
 from growtx.train.checkpoints import CheckpointInfo, find_checkpoint, read_checkpoint, write_checkpoint
-from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, world_size
+from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, worker_device, world_size
 from growtx.train.engine import Engine
 from growtx.train.memory import peak_memory_bytes, reset_peak_memory
+from growtx.train.prefix_stage import use_prefix_cache
 from growtx.train.progress import StageProgress
 from growtx.train.schedule import learning_rate_factor
 from growtx.train.worker_context import WorkerContext
@@ -64,8 +66,9 @@ class StageRun:
         self.fingerprint = self.job.stage_fingerprint(stage, parent.digest() if parent else None)
         self.tokens_before = parent.num_tokens if parent else 0
         reset_peak_memory()
-        self.engine = self._build_engine()
         self.batches = self._build_batches()
+        self.prefix_plan = self._use_prefix_cache()
+        self.engine = self._build_engine()
         self.frozen_before, self.num_frozen_tensors = self.engine.frozen_hash()
 
     def _build_engine(self) -> Engine:
@@ -92,7 +95,16 @@ class StageRun:
             num_samples_before=self.tokens_before // context_length,
             rank=rank(),
             world_size=world_size(),
-            device=self.engine.device,
+            device=worker_device(),
+        )
+
+    def _use_prefix_cache(self) -> PrefixPlan | None:
+        """Decide about the prefix's activations and, if they are to be cached, compute what is missing."""
+        if self.parent is None or self.stage.num_frozen == 0:
+            return None
+        micro_batch = self.settings.micro_batch(world_size())
+        return use_prefix_cache(
+            self.job, self.stage, self.parent, self.batches, num_steps=self.num_steps, micro_batch=micro_batch
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -15,7 +16,7 @@ from growtx.growth.lineage import TOKENIZER_DIR
 from growtx.store.storage import Storage
 from growtx.train.held_out import HeldOut
 from growtx.train.job import TrainJob
-from growtx.train.progress import Poster, StageProgress
+from growtx.train.progress import BoardHandler, Poster, StageProgress
 
 
 class WorkerContext:
@@ -39,4 +40,6 @@ class WorkerContext:
             bytes_V=torch.from_numpy(token_num_bytes(self.tokenizer)),
         )
         self.poster = Poster(board)
+        if board is not None:
+            logging.getLogger("growtx").handlers = [BoardHandler(board)]
         self.progress = StageProgress()

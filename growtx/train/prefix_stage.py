@@ -1,0 +1,72 @@
+"""The prefix cache of one stage: decide, fill what is missing together, hand it to the batches."""
+
+from __future__ import annotations
+
+import torch
+
+from growtx.exceptions import ConfigError
+from growtx.growth.assembly import assemble
+from growtx.growth.plan import Stage
+from growtx.growth.prefix_plan import PrefixPlan, plan_prefix
+from growtx.store.blobs import BlobStore
+from growtx.store.manifest import Manifest
+from growtx.train.batches import Batches
+from growtx.train.distributed import barrier, on_rank_zero, rank, worker_device, world_size
+from growtx.train.engine import use_bf16
+from growtx.train.job import TrainJob
+from growtx.train.prefix_cache import PrefixCache
+
+
+def use_prefix_cache(
+    job: TrainJob, stage: Stage, parent: Manifest, batches: Batches, *, num_steps: int, micro_batch: int
+) -> PrefixPlan:
+    """Let `batches` read the prefix's activations if the plan says so. Collective.
+
+    Raises:
+        ConfigError: a cache is asked for where the prefix does not stay the same.
+    """
+    settings = job.training
+    if stage.lora is not None:
+        if settings.prefix == "cache":
+            raise ConfigError(
+                f"training.prefix=cache: stage {stage.index} adapts the prefix with LoRA, so its activations change",
+                "Use training.prefix=auto",
+            )
+        return PrefixPlan("recompute", "LoRA adapts the prefix", 0.0, 0.0, 0)
+    dtype = torch.bfloat16 if use_bf16(settings) else torch.float32
+    config = job.model_at(stage.num_blocks)
+    cache = PrefixCache(
+        f"{job.prefix_cache_dir}/{PrefixCache.key(parent, stage.num_frozen, batches.data, dtype)}",
+        batches.data,
+        dtype=dtype,
+        micro_batch=micro_batch,
+    )
+    shards = cache.shards_of(batches.visited(num_steps))
+    plan = on_rank_zero(
+        lambda: plan_prefix(
+            config,
+            num_frozen=stage.num_frozen,
+            num_samples=num_steps * settings.global_batch_size,
+            num_windows_to_cache=cache.num_windows(shards),
+            num_windows_missing=cache.num_windows(cache.missing(shards)),
+            bytes_per_number=dtype.itemsize,
+            bytes_available=int(settings.prefix_cache_gib * 2**30),
+            num_trials=job.num_trials,
+        )
+    )
+    if settings.prefix == "cache" or (settings.prefix == "auto" and plan.choice == "cache"):
+        _fill(cache, shards, job, parent, stage)
+        batches.read_prefix_from(cache, stage.num_frozen)
+    return plan
+
+
+def _fill(cache: PrefixCache, shards: list[int], job: TrainJob, parent: Manifest, stage: Stage) -> None:
+    """Every worker computes its share; one that does not see the others' files computes the rest as well."""
+    missing = cache.missing(shards)
+    barrier()  # nobody writes before everybody has looked
+    if missing:
+        model = assemble(BlobStore(job.run_dir), parent).to(worker_device(), cache.dtype).eval()
+        cache.fill(missing[rank() :: world_size()], model, stage.num_frozen)
+        barrier()
+        cache.fill(cache.missing(shards), model, stage.num_frozen)
+    barrier()

@@ -1,0 +1,180 @@
+"""Whole runs as a user starts them: what must be equal is equal, and what dies is replaced.
+
+Each test starts `rayjobs/grow.py` in a process of its own, so that killing it is what killing it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from growtx.growth.lineage import open_lineage
+from growtx.store.verify import verify
+
+pytestmark = pytest.mark.ray
+ROOT = Path(__file__).parents[2]
+NUM_STEPS = 24
+WORDS = "the frozen block below keeps its weights while a new block above it learns to read and write more text".split()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a small corpus in it; runs and caches go there too."""
+    path = tmp_path_factory.mktemp("drills")
+    documents = [" ".join(WORDS[(i * j + j) % len(WORDS)] for j in range(1, 60)) for i in range(400)]
+    (path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return path
+
+
+class Run:
+    """A run in a process of its own."""
+
+    def __init__(self, home: Path, name: str, *overrides: str, resume: bool = False) -> None:
+        self.dir = home / name
+        command = [sys.executable, str(ROOT / "rayjobs/grow.py"), "--run-dir", str(self.dir)]
+        command += ["--resume"] if resume else ["--preset", "real-text"]
+        self.log = home / f"{name}.log"
+        settings = [
+            f"data.sources=[{{files: {home}/texts.jsonl}}]",
+            "tokenizer.vocab_size=600",
+            "model.hidden_size=32",
+            "model.context_length=32",
+            "plan.grow.blocks=2",
+            f"plan.train={{steps: {NUM_STEPS}, learning_rate: 3e-3}}",
+            "training.log_every_steps=1",
+            "training.checkpoint.every_steps=6",
+            "training.evaluation={num_windows: 8, num_samples: 1, sample_tokens: 8}",
+        ]
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, *(() if resume else settings), *overrides],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def rows(self) -> list[dict[str, float]]:
+        path = self.dir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def losses(self) -> list[tuple[int, int, float]]:
+        return [(row["stage"], row["step"], row["train/loss"]) for row in self.rows() if "train/loss" in row]
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.05)
+
+    def reached(self, stage: int, step: int) -> bool:
+        return any((row["stage"], row["step"]) >= (stage, step) for row in self.rows())
+
+    def workers(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if "RayTrainWorker" in child.name() + " ".join(child.cmdline())]
+
+    def finish(self, status: int = 0) -> None:
+        assert self.process.wait(timeout=400) == status, self.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path) -> Run:
+    run = Run(home, "undisturbed")
+    run.finish()
+    return run
+
+
+def assert_same_losses(run: Run, reference: Run, tolerance: float) -> None:
+    """Every step of every stage is there exactly once, with the same loss."""
+    expected = reference.losses()
+    assert [(stage, step) for stage, step, _ in run.losses()] == [(stage, step) for stage, step, _ in expected]
+    worst = max(abs(a[2] - b[2]) for a, b in zip(run.losses(), expected, strict=True))
+    assert worst <= tolerance
+
+
+def test_held_out_bits_per_byte_fall_and_nothing_frozen_moves(undisturbed: Run) -> None:
+    first, second = open_lineage(str(undisturbed.dir)).manifests
+    assert second.metrics["eval/bits_per_byte"] < first.metrics["eval/bits_per_byte"]
+    assert first.metrics["eval/bits_per_byte"] < first.metrics["eval/bits_per_byte_start"]
+    assert verify(str(undisturbed.dir)).is_intact
+    assert second.frozen_check.before == second.frozen_check.after
+
+
+def test_a_stage_writes_only_what_it_made(undisturbed: Run) -> None:
+    first, second = open_lineage(str(undisturbed.dir)).manifests
+    assert second.blocks[0] == first.blocks[0]
+    assert set(second.new_blobs) == {second.blocks[1].blob, second.head}
+    files = list((undisturbed.dir / "blobs").rglob("*.safetensors"))
+    assert {file.stem for file in files} == {*first.new_blobs, *second.new_blobs}
+
+
+def test_the_hugging_face_directory_is_the_last_stage(undisturbed: Run) -> None:
+    import torch
+
+    from growtx.growth.lineage import load_model
+
+    exported, tokenizer = load_model(str(undisturbed.dir / "model"))
+    sealed, _ = load_model(str(undisturbed.dir))
+    tokens_1T = torch.tensor([tokenizer("the frozen block")["input_ids"]])
+    assert torch.equal(exported(input_ids=tokens_1T).logits, sealed(input_ids=tokens_1T).logits)
+
+
+def test_the_report_is_there_and_checkpoints_are_gone(undisturbed: Run) -> None:
+    assert (undisturbed.dir / "report.html").stat().st_size > 10_000
+    assert not (undisturbed.dir / "checkpoints").exists()
+    assert json.loads((undisturbed.dir / "status.json").read_text())["state"] == "finished"
+
+
+def test_zero_3_on_one_worker_has_the_losses_of_zero_1_on_two(home: Path, undisturbed: Run) -> None:
+    run = Run(home, "zero-3", "training.zero_stage=3", "resources.num_workers=1")
+    run.finish()
+    assert_same_losses(run, undisturbed, 1e-3)
+
+
+def test_a_killed_worker_is_replaced_and_losses_are_the_undisturbed_ones(home: Path, undisturbed: Run) -> None:
+    run = Run(home, "worker-killed")
+    run.wait_for(lambda: run.reached(stage=2, step=9))
+    run.workers()[-1].send_signal(signal.SIGKILL)
+    run.finish()
+    assert_same_losses(run, undisturbed, 1e-6)
+    assert open_lineage(str(run.dir)).last.head == open_lineage(str(undisturbed.dir)).last.head
+
+
+def test_a_killed_driver_is_resumed_on_another_number_of_workers(home: Path, undisturbed: Run) -> None:
+    run = Run(home, "driver-killed")
+    run.wait_for(lambda: run.reached(stage=2, step=9))
+    family = psutil.Process(run.process.pid).children(recursive=True)
+    run.process.kill()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, "processes outlive their driver"
+    first = open_lineage(str(run.dir)).manifests[0]
+    resumed = Run(home, "driver-killed", "resources.num_workers=1", "training.zero_stage=2", resume=True)
+    resumed.finish()
+    assert_same_losses(resumed, undisturbed, 1e-3)
+    assert open_lineage(str(run.dir)).manifests[0] == first
+
+
+def test_sigterm_saves_and_leaves_and_resume_goes_on(home: Path, undisturbed: Run) -> None:
+    run = Run(home, "terminated", "training.checkpoint.every_steps=1000")
+    run.wait_for(lambda: run.reached(stage=1, step=9))
+    start = time.monotonic()
+    run.process.send_signal(signal.SIGTERM)
+    run.finish()
+    assert time.monotonic() - start < 30
+    assert json.loads((run.dir / "status.json").read_text())["state"] == "stopped"
+    saved_at = run.rows()[-1]["step"]
+    resumed = Run(home, "terminated", resume=True)
+    resumed.finish()
+    assert_same_losses(resumed, undisturbed, 1e-6)
+    assert saved_at >= 9
