@@ -14,7 +14,7 @@ from growtx.command import job_parser, run_command
 
 
 def main() -> int:
-    arguments = job_parser(__doc__ or "").parse_args()
+    arguments = job_parser(__doc__ or "").parse_intermixed_args()
     from rich.console import Console
 
     from growtx.pipeline.growing import grow

@@ -18,7 +18,6 @@ from transformers.utils import logging as transformers_logging
 
 from growtx.config import to_yaml
 from growtx.evaluate.report import write_report
-from growtx.exceptions import GrowtxError
 from growtx.growth.budget import active_parameters
 from growtx.growth.lineage import load_model
 from growtx.growth.plan import Stage
@@ -74,7 +73,7 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
             write_status(run, "running", prepared.job.num_stages)
             with clock("training"):
                 stopped = _train(prepared.job, run, console)
-    except (GrowtxError, KeyboardInterrupt):
+    except BaseException:
         write_status(run, "failed", prepared.job.num_stages if prepared else 0)
         raise
     with clock("reporting"):
