@@ -1,0 +1,163 @@
+"""`growtx`: look at results, prove them, write them in other formats, try them out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+
+from growtx import __version__
+from growtx.command import run_command
+from growtx.exceptions import ConfigError
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `growtx` command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    handler: Handler = arguments.handler
+    return run_command(lambda: handler(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="growtx", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"growtx {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    inspect = _add(
+        commands, "inspect", _inspect, "print the lineage of a run: stages, parameters, bits per byte, hashes"
+    )
+    inspect.add_argument("path", help="run directory or manifest")
+    inspect.add_argument("--json", action="store_true", help="print the manifests as JSON")
+
+    verify = _add(commands, "verify", _verify, "hash everything again; exit status 1 names what does not match")
+    verify.add_argument("path", help="run directory")
+    verify.add_argument("--prune", action="store_true", help="remove blobs that no manifest refers to")
+
+    generate = _add(commands, "generate", _generate, "continue a prompt")
+    generate.add_argument("path", help="run directory, manifest or Hugging Face directory")
+    generate.add_argument("--prompt", required=True)
+    generate.add_argument("--depth", type=int, help="use the stage with this many blocks (default: the last)")
+    generate.add_argument("--max-tokens", type=int, default=64)
+    generate.add_argument("--temperature", type=float, default=0.7, help="0: greedy")
+    generate.add_argument("--seed", type=int, default=0)
+
+    runs = _add(commands, "runs", _runs, "list runs with their state")
+    runs.add_argument("path", nargs="?", default="runs", help="directory that holds runs (default: runs)")
+
+    presets = _add(commands, "presets", _presets, "list the shipped presets, or print one resolved")
+    presets.add_argument("name", nargs="?")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, handler: Handler, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from growtx.growth.lineage import open_lineage
+    from growtx.growth.lineage_table import blob_table, stage_table
+
+    lineage = open_lineage(arguments.path)
+    if arguments.json:
+        print(json.dumps([manifest.model_dump(mode="json") for manifest in lineage.manifests], ensure_ascii=False))
+    else:
+        Console().print(stage_table(lineage), blob_table(lineage), sep="\n")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from growtx.growth.lineage import open_lineage
+    from growtx.store.verify import verify
+
+    open_lineage(arguments.path)  # a clear sentence when there is nothing to verify
+    report = verify(arguments.path, prune=arguments.prune)
+    for problem, blobs in (("missing", report.missing), ("corrupt", report.corrupt)):
+        for blob, manifests in blobs.items():
+            print(f"{problem}: blob {blob} (needed by {', '.join(manifests)})")
+    for name in report.moved:
+        print(f"moved: frozen tensors changed during {name}")
+    if report.orphans:
+        done = f"removed, {report.pruned_bytes:,} bytes" if arguments.prune else "--prune removes them"
+        print(f"{len(report.orphans)} blobs that no manifest refers to ({done})")
+    summary = f"{report.num_manifests} manifests, {report.num_blobs} blobs, {report.num_bytes:,} bytes"
+    print(f"{'intact' if report.is_intact else 'NOT intact'}: {summary}")
+    return 0 if report.is_intact else 1
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from growtx.growth.lineage import load_model
+
+    if arguments.max_tokens < 1 or arguments.temperature < 0:
+        raise ConfigError("--max-tokens below 1 or --temperature below 0", "Give positive values")
+    model, tokenizer = load_model(arguments.path, depth=arguments.depth)
+    ids_1T = torch.tensor([tokenizer(arguments.prompt)["input_ids"] or [tokenizer.bos_token_id]])
+    limit = model.config.max_position_embeddings
+    if ids_1T.shape[1] + arguments.max_tokens > limit:
+        raise ConfigError(
+            f"--prompt has {ids_1T.shape[1]} tokens and --max-tokens={arguments.max_tokens}, the context has {limit}",
+            "Shorten the prompt or ask for fewer tokens",
+        )
+    torch.manual_seed(arguments.seed)
+    sampling = (
+        {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature else {"do_sample": False}
+    )
+    output_1T = model.generate(
+        ids_1T,
+        attention_mask=torch.ones_like(ids_1T),
+        max_new_tokens=arguments.max_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+    print(arguments.prompt + tokenizer.decode(output_1T[0, ids_1T.shape[1] :], skip_special_tokens=True))
+    return 0
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from growtx.store.runs import list_runs
+
+    table = Table()
+    for column in ("run", "state", "stages", "tokens", "bits/byte", "updated (UTC)", "job"):
+        table.add_column(column)
+    for run in list_runs(arguments.path):
+        table.add_row(
+            run.name,
+            run.state,
+            f"{run.num_finished_stages}/{run.num_stages if run.num_stages is not None else '?'}",
+            "-" if run.num_tokens is None else f"{run.num_tokens:,}",
+            "-" if run.bits_per_byte is None else f"{run.bits_per_byte:.3f}",
+            "-" if run.updated is None else run.updated.strftime("%Y-%m-%d %H:%M"),
+            run.job_id or "-",
+        )
+    Console().print(table)
+    return 0
+
+
+def _presets(arguments: argparse.Namespace) -> int:
+    from growtx.config import load_preset, preset_names, to_yaml
+
+    if arguments.name:
+        from growtx.pipeline.run_config import load_run_config
+
+        print(to_yaml(load_run_config(arguments.name, [])), end="")
+        return 0
+    for name in preset_names():
+        print(f"{name:20} {load_preset(name).get('description', '')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
