@@ -68,15 +68,25 @@ LINES = ("-", "--", "-.", ":")
 Draw = Callable[[Theme], "Figure"]
 
 
-def new_figure(theme: Theme, *, width: float = 9.0, height: float = 4.2, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty figure in the theme's colours with `columns` axes side by side, sizes in inches."""
+def new_figure(
+    theme: Theme, *, width: float = 9.0, height: float = 4.2, columns: int = 1, panels: int | None = None
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure in the theme's colours, sizes in inches.
+
+    Args:
+        columns: axes side by side.
+        panels: number of axes; default: one row of them.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_settings(theme)):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+        panels = panels or columns
+        axes = figure.subplots(-(-panels // columns), columns, squeeze=False).flatten()
+        for unused in axes[panels:]:
+            unused.set_axis_off()
+    return figure, list(axes[:panels])
 
 
 def label_axes(axes: Axes, *, x: str, y: str, title: str = "") -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import yaml
 
 from growtx.evaluate import formatting as fmt
 from growtx.evaluate import growth_figures as figures
 from growtx.evaluate import growth_tables as tables
+from growtx.evaluate.evaluation_sections import evaluation_sections
 from growtx.evaluate.page import Page, Samples, Section, Tile, render
 from growtx.evaluate.plot_style import save
+from growtx.evaluate.results import read_evaluation
 from growtx.evaluate.run_record import RunRecord, StageRecord, read_run
 from growtx.store.runs import RUN_FILE
 
@@ -113,30 +116,32 @@ def _figure_sections(run: RunRecord) -> Iterator[Section]:
             "Loss against tokens",
             "Training loss over the whole run. Each band is a stage: new blocks on top of a frozen prefix. "
             "Circles are held-out text, hollow when a stage starts, filled when it ends.",
-            save(lambda theme: figures.loss_against_tokens(run, theme), run.storage, "loss_against_tokens"),
+            save(partial(figures.loss_against_tokens, run), run.storage, "loss_against_tokens"),
             tables.loss(run),
             _above_axis_words(run),
         )
+    if evaluation := read_evaluation(run.storage):
+        yield from evaluation_sections(evaluation, run.storage)
     if not run.finished_stages:
         return
     yield Section(
         "Bits per byte against depth",
         "How well held-out text is compressed as the model grows; lower is better. Bits per byte do not depend on "
         "the tokenizer, so runs with different vocabularies compare.",
-        save(lambda theme: figures.bits_per_byte_against_depth(run, theme), run.storage, "bits_per_byte_against_depth"),
+        save(partial(figures.bits_per_byte_against_depth, run), run.storage, "bits_per_byte_against_depth"),
         tables.bits_per_byte(run),
     )
     yield Section(
         "Parameters against depth",
         "Only active parameters need gradients and optimizer state; the rest of the model is frozen and only read.",
-        save(lambda theme: figures.parameters_against_depth(run, theme), run.storage, "parameters_against_depth"),
+        save(partial(figures.parameters_against_depth, run), run.storage, "parameters_against_depth"),
         tables.parameters(run),
         "" if run.budget is not None else "The plan sets no budget for active parameters.",
     )
     yield Section(
         "Speed and memory",
         "Measured while training, without evaluation and start-up.",
-        save(lambda theme: figures.speed_and_memory(run, theme), run.storage, "speed_and_memory"),
+        save(partial(figures.speed_and_memory, run), run.storage, "speed_and_memory"),
         tables.speed(run),
     )
 

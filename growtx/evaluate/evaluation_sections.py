@@ -1,0 +1,132 @@
+"""An evaluation as sections of a page: capability against depth, subjects, compression, overlap with training text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from growtx.evaluate import evaluation_figures as figures
+from growtx.evaluate import formatting as fmt
+from growtx.evaluate.page import Section, Table
+from growtx.evaluate.plot_style import save
+from growtx.evaluate.results import Evaluation, Score
+from growtx.store.storage import Storage
+
+PROTOCOL_NOTE = (
+    "Log-likelihood: the choice to which the model gives the highest probability (lm-eval's numbers). Sampled letter: "
+    "the paper's protocol, the first character of a sampled text, mean of the runs; what is no letter counts as wrong. "
+    "Majority and shortest are what needs no model: always the most frequent answer, always the shortest. "
+    "Brackets hold 95 % intervals."
+)
+
+
+def evaluation_sections(evaluation: Evaluation, storage: Storage) -> Iterator[Section]:
+    """Sections with their figures, which are saved below `plots/` of the storage."""
+    if figures.whole_tasks(evaluation.scores):
+        yield Section(
+            "Capability against depth",
+            "What the model can do as it grows. Bars are 95 % intervals: a smaller difference is no gain.",
+            save(partial(figures.benchmarks_against_depth, evaluation), storage, "benchmarks_against_depth"),
+            _task_table(evaluation),
+            f"{PROTOCOL_NOTE} {_command_words(evaluation)}",
+        )
+    for task, scores in figures.subject_scores(evaluation.scores).items():
+        name = figures.short_name(task)
+        yield Section(
+            f"{name} by subject",
+            "Subjects in the order of the deepest model's score.",
+            save(partial(figures.subjects_against_depth, task, scores), storage, f"{name}_subjects"),
+            _subject_table(scores),
+        )
+    if figures.compression_scores(evaluation.scores):
+        yield Section(
+            "Bits per byte by language and source",
+            "Whole documents that the model was not trained on; lower is better.",
+            save(partial(figures.compression_against_depth, evaluation), storage, "compression_against_depth"),
+            _compression_table(evaluation),
+        )
+    if evaluation.overlaps:
+        yield Section(
+            "Overlap with the training text",
+            "Questions that share a run of words with the training text may have been learned by heart.",
+            table=_overlap_table(evaluation),
+        )
+    if evaluation.notes:
+        yield Section("Not scored", " ".join(evaluation.notes))
+
+
+def bracketed(score: Score, *, scale: float = 100, digits: int = 1) -> str:
+    """`27.3 [24.9, 29.9]`."""
+    value = fmt.decimal(scale * score.value, digits)
+    if score.low is None or score.high is None:
+        return value
+    return f"{value} [{fmt.decimal(scale * score.low, digits)}, {fmt.decimal(scale * score.high, digits)}]"
+
+
+def _task_table(evaluation: Evaluation) -> Table:
+    scores = [score for score in evaluation.scores if not score.group and score.protocol != "compression"]
+    rows = []
+    for task, protocol, metric in dict.fromkeys((s.task, s.protocol, s.metric) for s in scores):
+        members = {s.depth: s for s in scores if (s.task, s.protocol, s.metric) == (task, protocol, metric)}
+        last = members[max(members)]
+        baselines = [fmt.percent(value) for value in (last.chance, last.majority, last.shortest)]
+        trouble = [fmt.percent(last.format_failures), fmt.percent(last.truncated)]
+        by_depth = [bracketed(members[depth]) if depth in members else fmt.MISSING for depth in evaluation.depths]
+        sigma = f", σ {100 * last.sigma:.1f}" if last.sigma is not None else ""
+        rows.append(
+            [
+                figures.short_name(task),
+                f"{metric}, {protocol}{sigma}",
+                *by_depth,
+                str(last.num_items),
+                *baselines,
+                *trouble,
+            ]
+        )
+    depths = [fmt.plural(depth, "block") for depth in evaluation.depths]
+    headers = ["task", "score", *depths, "questions", "chance", "majority", "shortest", "no answer", "prompts cut"]
+    return Table(headers, rows, text_columns=(0, 1))
+
+
+def _subject_table(scores: list[Score]) -> Table:
+    depths = sorted({score.depth for score in scores})
+    by_subject: dict[str, dict[int, Score]] = {}
+    for score in scores:
+        by_subject.setdefault(score.group, {})[score.depth] = score
+    rows = [
+        [
+            subject.replace("_", " "),
+            *(bracketed(at[d]) if d in at else fmt.MISSING for d in depths),
+            str(at[max(at)].num_items),
+        ]
+        for subject, at in sorted(by_subject.items())
+    ]
+    return Table(["subject", *(fmt.plural(depth, "block") for depth in depths), "questions"], rows)
+
+
+def _compression_table(evaluation: Evaluation) -> Table:
+    scores = figures.compression_scores(evaluation.scores)
+    rows = []
+    for group in dict.fromkeys(score.group for score in scores):
+        at = {score.depth: score for score in scores if score.group == group}
+        by_depth = [bracketed(at[d], scale=1, digits=3) if d in at else fmt.MISSING for d in evaluation.depths]
+        rows.append([group, *by_depth, str(at[max(at)].num_items)])
+    return Table(["text", *(fmt.plural(depth, "block") for depth in evaluation.depths), "documents"], rows)
+
+
+def _overlap_table(evaluation: Evaluation) -> Table:
+    rows = [
+        [
+            figures.short_name(overlap.task),
+            f"{overlap.ngram} words",
+            str(overlap.num_items),
+            str(overlap.num_overlapping),
+            fmt.percent(overlap.num_overlapping / overlap.num_items),
+        ]
+        for overlap in evaluation.overlaps
+    ]
+    return Table(["task", "run of", "questions", "of them in the training text", "share"], rows)
+
+
+def _command_words(evaluation: Evaluation) -> str:
+    return f"Repeat it with: {evaluation.command}" if evaluation.command else ""
