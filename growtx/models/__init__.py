@@ -9,17 +9,36 @@ from growtx.models.block import GrowtxBlock, initialize_block
 from growtx.models.causal_lm import GrowtxForCausalLM, GrowtxModel, GrowtxOutput
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import ParameterCounts, num_params
+from growtx.models.ensemble import (
+    GrowtxEnsembleConfig,
+    GrowtxEnsembleForCausalLM,
+    GrowtxWideEnsembleConfig,
+    GrowtxWideEnsembleForCausalLM,
+    from_members,
+    to_wide,
+)
 
-AutoConfig.register(GrowtxConfig.model_type, GrowtxConfig)
-AutoModelForCausalLM.register(GrowtxConfig, GrowtxForCausalLM)
+for _config, _model in (
+    (GrowtxConfig, GrowtxForCausalLM),
+    (GrowtxEnsembleConfig, GrowtxEnsembleForCausalLM),
+    (GrowtxWideEnsembleConfig, GrowtxWideEnsembleForCausalLM),
+):
+    AutoConfig.register(_config.model_type, _config)
+    AutoModelForCausalLM.register(_config, _model)
 
 __all__ = [
     "GrowtxBlock",
     "GrowtxConfig",
+    "GrowtxEnsembleConfig",
+    "GrowtxEnsembleForCausalLM",
     "GrowtxForCausalLM",
     "GrowtxModel",
     "GrowtxOutput",
+    "GrowtxWideEnsembleConfig",
+    "GrowtxWideEnsembleForCausalLM",
     "ParameterCounts",
+    "from_members",
     "initialize_block",
     "num_params",
+    "to_wide",
 ]

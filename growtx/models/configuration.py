@@ -71,9 +71,14 @@ class GrowtxConfig(PreTrainedConfig):
         return self.substrate_width or self.hidden_size
 
     @property
+    def heads_per_member(self) -> int:
+        """Attention heads that share `hidden_size`; fewer than `num_attention_heads` in a wide ensemble only."""
+        return self.num_attention_heads
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.hidden_size // self.heads_per_member
 
     @property
     def residual_initializer_range(self) -> float:
@@ -82,7 +87,7 @@ class GrowtxConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Called by the `strict` decorator after the fields are set."""
-        heads, width = self.num_attention_heads, self.hidden_size
+        heads, width = self.heads_per_member, self.hidden_size
         if width % heads or (width // heads) % 2:
             raise ConfigError(
                 f"hidden_size {width} does not split into {heads} heads of even width",

@@ -39,8 +39,8 @@ class LMHead(nn.Linear):
     module call (ZeRO-3, FSDP) has gathered them here too.
     """
 
-    def __init__(self, config: GrowtxConfig) -> None:
-        super().__init__(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+    def __init__(self, config: GrowtxConfig, num_inputs: int | None = None) -> None:
+        super().__init__(num_inputs or config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
 
     def forward(
         self,
@@ -90,7 +90,7 @@ def checkpointed_cross_entropy(
     targets_N: torch.Tensor,
     *,
     chunk: int = CHUNK_ROWS,
-) -> LossAndNLL:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The same for any function of row-wise `states`, each [N, ...]: its logits [C, V] live for one chunk."""
 
     def chunk_nll(targets_C: torch.Tensor, *states_of_chunk: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,35 @@
+"""Ensembles of specialists on one substrate, as transformers models."""
+
+from __future__ import annotations
+
+from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
+from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM, GrowtxEnsembleOutput
+from growtx.models.ensemble.members import (
+    from_members,
+    member_of,
+    members_of,
+    replace_member,
+    with_member,
+    without_member,
+)
+from growtx.models.ensemble.rules import RULES, CombinationRule, build_rule
+from growtx.models.ensemble.wide import GrowtxWideEnsembleConfig, GrowtxWideEnsembleForCausalLM
+from growtx.models.ensemble.widening import to_wide
+
+__all__ = [
+    "RULES",
+    "CombinationRule",
+    "GrowtxEnsembleConfig",
+    "GrowtxEnsembleForCausalLM",
+    "GrowtxEnsembleOutput",
+    "GrowtxWideEnsembleConfig",
+    "GrowtxWideEnsembleForCausalLM",
+    "build_rule",
+    "from_members",
+    "member_of",
+    "members_of",
+    "replace_member",
+    "to_wide",
+    "with_member",
+    "without_member",
+]

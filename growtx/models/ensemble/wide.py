@@ -1,0 +1,186 @@
+"""The ensemble as it is served: equal members as one decoder.
+
+The mean is linear, mean_n W_n h_n = [W_1 | .. | W_N] [h_1; ..; h_N] / N, so N equal stacks are one stack in which
+members are a batch dimension of every product, attention has N H heads, and a single head has width N D. The logits
+are those of the flat form; there are fewer and larger operations.
+
+Shapes: N members, B batch, T positions, R = B T, D hidden size, H heads of a member, K head width, F MLP width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from torch.nn import functional as F
+from transformers import DynamicCache, GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple
+
+from growtx.models.block import Rotary, SubstrateEmbedding, apply_rotary, attend, block_inputs
+from growtx.models.causal_lm import GrowtxOutput, GrowtxPreTrainedModel
+from growtx.models.configuration import GrowtxConfig
+from growtx.models.loss import LMHead, chunked_cross_entropy, shift_labels
+
+
+@strict
+class GrowtxWideEnsembleConfig(GrowtxConfig):
+    """Configuration of the wide form: `num_attention_heads` counts the heads of all `num_members` members."""
+
+    model_type = "growtx_wide_ensemble"
+
+    num_members: int = 1
+
+    @property
+    def heads_per_member(self) -> int:
+        return self.num_attention_heads // self.num_members
+
+
+class MemberLinear(nn.Module):
+    """A linear map per member, as one batched product: [N, B, T, in] to [N, B, T, out]."""
+
+    def __init__(self, num_members: int, num_inputs: int, num_outputs: int, *, bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_members, num_inputs, num_outputs))
+        self.bias = nn.Parameter(torch.empty(num_members, 1, num_outputs)) if bias else None
+
+    def forward(self, states_NBTi: torch.Tensor) -> torch.Tensor:
+        rows_NRi = states_NBTi.flatten(1, 2)
+        product_NRo = (
+            torch.bmm(rows_NRi, self.weight) if self.bias is None else torch.baddbmm(self.bias, rows_NRi, self.weight)
+        )
+        return product_NRo.view(*states_NBTi.shape[:3], -1)
+
+
+class MemberLayerNorm(nn.Module):
+    """A layer norm per member on [N, B, T, D]."""
+
+    def __init__(self, config: GrowtxWideEnsembleConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.num_members, 1, 1, config.hidden_size))
+        self.bias = nn.Parameter(torch.empty(config.num_members, 1, 1, config.hidden_size))
+        self.eps = config.layer_norm_eps
+
+    def forward(self, states_NBTD: torch.Tensor) -> torch.Tensor:
+        normed_NBTD = F.layer_norm(states_NBTD, states_NBTD.shape[-1:], eps=self.eps)
+        return torch.addcmul(self.bias, normed_NBTD, self.weight)
+
+
+class WideAttention(nn.Module):
+    """All members' heads in one call of the attention."""
+
+    is_causal = True
+    num_key_value_groups = 1
+
+    def __init__(self, config: GrowtxWideEnsembleConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.scaling = config.head_dim**-0.5
+        self.qkv_proj = MemberLinear(config.num_members, config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.o_proj = MemberLinear(config.num_members, config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        states_NBTD: torch.Tensor,
+        rotary: Rotary,
+        *,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        qkv_NBT3HK = self.qkv_proj(states_NBTD).unflatten(-1, (3, -1, self.config.head_dim))
+        query, key, value = qkv_NBT3HK.permute(3, 1, 0, 4, 2, 5).flatten(2, 3)  # each [B, N H, T, K]
+        query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        states = (query, key, value, attention_mask)
+        mixed, _ = attend(self, self.config, *states, scaling=self.scaling, **kwargs)  # [B, T, N H, K]
+        mixed_BTND = mixed.reshape(*mixed.shape[:2], *states_NBTD.shape[::3])
+        output_NBTD: torch.Tensor = self.o_proj(mixed_BTND.permute(2, 0, 1, 3))
+        return output_NBTD
+
+
+class WideBlock(nn.Module):
+    """The blocks of one depth of all members."""
+
+    def __init__(self, config: GrowtxWideEnsembleConfig, layer_idx: int) -> None:
+        super().__init__()
+        members, width, mlp_width = config.num_members, config.hidden_size, config.mlp_width
+        self.input_layernorm = MemberLayerNorm(config)
+        self.self_attn = WideAttention(config, layer_idx)
+        self.post_attention_layernorm = MemberLayerNorm(config)
+        self.up_proj = MemberLinear(members, width, mlp_width, bias=True)
+        self.down_proj = MemberLinear(members, mlp_width, width, bias=True)
+
+    def forward(self, states_NBTD: torch.Tensor, rotary: Rotary, **kwargs: Any) -> torch.Tensor:
+        states_NBTD = states_NBTD + self.self_attn(self.input_layernorm(states_NBTD), rotary, **kwargs)
+        inner_NBTF = F.gelu(self.up_proj(self.post_attention_layernorm(states_NBTD)))
+        output_NBTD: torch.Tensor = states_NBTD + self.down_proj(inner_NBTF)
+        return output_NBTD
+
+
+class GrowtxWideEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
+    """N equal members and a linear rule as one decoder; `to_wide` makes one from the flat form."""
+
+    config_class = GrowtxWideEnsembleConfig
+    config: GrowtxWideEnsembleConfig
+    base_model_prefix = "wide"
+    supports_gradient_checkpointing = False
+    _no_split_modules = ["WideBlock"]  # noqa: RUF012
+    _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012 - states here are of all members at once
+    _tied_weights_keys: dict[str, str] = {}  # noqa: RUF012
+
+    def __init__(self, config: GrowtxWideEnsembleConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = SubstrateEmbedding(config)
+        self.layers = nn.ModuleList([WideBlock(config, index) for index in range(config.num_hidden_layers)])
+        self.norm = MemberLayerNorm(config)
+        self.lm_head = LMHead(config, num_inputs=config.num_members * config.hidden_size)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MemberLayerNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, MemberLinear):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> GrowtxOutput:
+        """Logits, or with `labels` the mean loss alone (see `GrowtxForCausalLM.forward`)."""
+        rows_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        context = block_inputs(self.config, rows_BTD, attention_mask, position_ids, past_key_values)
+        states_NBTD = rows_BTD.expand(self.config.num_members, -1, -1, -1)
+        for block in self.layers:
+            states_NBTD = block(states_NBTD, past_key_values=past_key_values, **context, **kwargs)
+        joined = self.norm(states_NBTD).permute(1, 2, 0, 3).flatten(2)  # [B, T, N D]
+        if labels is None:
+            logits_BTV = self.lm_head(slice_logits_to_keep(joined, logits_to_keep))
+            return GrowtxOutput(logits=logits_BTV, past_key_values=past_key_values)
+        targets_BT = shift_labels(labels)
+        loss, nll_BT = chunked_cross_entropy(joined, self.lm_head, targets_BT)
+        assert nll_BT is not None
+        return GrowtxOutput(loss=loss / (targets_BT >= 0).sum().clamp(min=1), token_nll=nll_BT[:, :-1])
