@@ -1,38 +1,52 @@
-"""Character n-gram statistics: which strings of two to five characters deserve an id of their own."""
+"""Which strings of two to five characters deserve a token of their own.
+
+Here from the word frequencies that come with `wordfreq` (no network); `ngram_counting` counts them over any data.
+N-grams lie within words, as in the published lists: runs of letters and their marks.
+"""
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 LANGUAGES = ("en", "ru", "fr", "de", "zh", "he", "it", "es", "ar", "pt", "ko", "hu", "ja", "el", "sv", "nl", "pl", "vi",
              "fa", "nb", "tr", "fi", "cs", "da", "bn", "hi", "id", "uk", "ro", "bg", "ca", "sh", "ta")  # fmt: skip
-
-
-@cache
-def word_ngrams(language: str, length: int) -> Counter[str]:
-    """Expected number of each n-gram per word of running text, from the frequencies packaged with wordfreq."""
-    from wordfreq import get_frequency_dict
-
-    counts: Counter[str] = Counter()
-    for word, frequency in get_frequency_dict(language, wordlist="small").items():
-        for start in range(len(word) - length + 1):
-            counts[word[start : start + length]] += frequency
-    return counts
+SHORTEST = 2
+WORDS_PER_LANGUAGE = 8000  # nine words of ten in running text; rarer ones do not change which n-grams lead
+CAPITALISED = 0.1  # share of words that start with a capital; wordfreq knows lower case only
+NGRAMS_PER_LIST = 5000
 
 
 @cache
 def embedded_ngrams(longest: int) -> tuple[str, ...]:
-    """N-grams of 2 to `longest` characters of all languages, most wanted first.
+    """N-grams of 2 to `longest` characters of 33 languages, most wanted first."""
+    lengths = range(SHORTEST, longest + 1)
+    return take_turns([leading(_word_ngrams(language, length)) for language in LANGUAGES for length in lengths])
 
-    Languages take turns: the k-th n-gram of each length of every language comes before any (k+1)-th one, so that
-    no language crowds out another.
-    """
-    ranked = [
-        [gram for gram, _ in sorted(word_ngrams(language, length).items(), key=lambda item: (-item[1], item[0]))]
-        for language in LANGUAGES
-        for length in range(2, longest + 1)
-    ]
-    depth = max(len(grams) for grams in ranked)
-    turns = (grams[rank] for rank in range(depth) for grams in ranked if rank < len(grams))
-    return tuple(dict.fromkeys(turns))
+
+def _word_ngrams(language: str, length: int) -> Counter[str]:
+    """Expected number of each n-gram in a word of running text."""
+    from wordfreq import get_frequency_dict
+
+    counts: Counter[str] = Counter()
+    words = get_frequency_dict(language, wordlist="small").items()  # most frequent first
+    for word, frequency in itertools.islice(words, WORDS_PER_LANGUAGE):
+        for start in range(len(word) - length + 1):
+            counts[word[start : start + length]] += frequency
+        if len(word) >= length and not word[0].isupper() and len(word[0].upper()) == 1:
+            counts[word[0].upper() + word[1:length]] += CAPITALISED * frequency
+    return counts
+
+
+def leading(counts: Mapping[str, float]) -> list[str]:
+    """The most frequent n-grams, ties in alphabetical order."""
+    return heapq.nsmallest(NGRAMS_PER_LIST, counts, key=lambda gram: (-counts[gram], gram))
+
+
+def take_turns(lists: Iterable[list[str]]) -> tuple[str, ...]:
+    """All strings of all lists, the first of each before the second of any: no language crowds out another."""
+    rounds = itertools.zip_longest(*lists)
+    return tuple(dict.fromkeys(gram for turn in rounds for gram in turn if gram is not None))

@@ -7,8 +7,7 @@ tokens are only parsed when the caller asks with `split_special_tokens=False`.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ from pydantic import Field, model_validator
 
 from growtx.config import ConfigModel, fingerprint
 from growtx.data import surface
+from growtx.data.ngrams import embedded_ngrams
 from growtx.data.vocabulary import (
     BMP_SIZE,
     BOS,
@@ -27,11 +27,14 @@ from growtx.data.vocabulary import (
     compact_vocabulary,
     unicode_vocabulary,
 )
-from growtx.exceptions import ConfigError, DataError
+from growtx.exceptions import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from growtx.data.sources import DataConfig
+
+COMPACT_SIZE = 8192
 Family = Literal["compact", "unicode-2-3", "unicode-max", "surface"]
 PUBLISHED_SIZES = {"unicode-2-3": BMP_SIZE, "unicode-max": 2 * BMP_SIZE}
 LONGEST_NGRAM = {"unicode-2-3": 3, "unicode-max": 5}
@@ -41,49 +44,78 @@ class TokenizerConfig(ConfigModel):
     """Which vocabulary text is cut into."""
 
     family: Family = Field(default="compact", description="how the vocabulary is made")
-    vocab_size: int | None = Field(
-        default=None, ge=1, description="number of ids; default 8192 (compact) or as published"
+    vocab_size: int | None = Field(default=None, ge=1, description="number of ids; default as published, or 8192")
+    path: str | None = Field(default=None, description="surface: directory of the Hugging Face tokenizer to use")
+    ngrams: Literal["embedded", "counted"] = Field(
+        default="embedded", description="unicode families: n-grams of 33 languages, or counted over data.sources"
     )
-    path: str | None = Field(default=None, description="directory of a Hugging Face tokenizer to use (surface)")
-    max_characters: int = Field(default=6, ge=2, le=32, description="longest n-gram of a compact vocabulary")
-    max_training_bytes: int = Field(default=20_000_000, ge=1, description="text read to build a compact vocabulary")
+    common_to: tuple[str, ...] = Field(
+        default=(), description="unicode families: directories of tokenizers whose common strings come first"
+    )
+    max_characters: int = Field(default=8, ge=2, le=32, description="compact: length of the longest n-gram")
+    max_training_bytes: int = Field(default=20_000_000, ge=1, description="compact: size of the sample looked at")
 
     @model_validator(mode="after")
-    def _path_belongs_to_surface(self) -> TokenizerConfig:
+    def _keys_belong_to_the_family(self) -> TokenizerConfig:
         if (self.family == "surface") != (self.path is not None):
-            raise ValueError("path names the tokenizer of family=surface; set both or neither")
+            raise ValueError("path names the tokenizer of family=surface: set both or neither")
+        if self.family == "surface" and self.vocab_size is not None:
+            raise ValueError("vocab_size cannot be set with family=surface, whose tokenizer has its own")
+        if self.family not in PUBLISHED_SIZES and (self.common_to or self.ngrams != "embedded"):
+            raise ValueError("ngrams and common_to belong to the unicode families: leave them out")
         return self
 
 
-def build_tokenizer(config: TokenizerConfig, texts: Iterable[str] | None = None) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    config: TokenizerConfig, texts: Iterable[str] | None = None, data: DataConfig | None = None
+) -> PreTrainedTokenizerFast:
     """A lossless fast tokenizer.
 
     Args:
         config: the family and its size.
-        texts: documents for family `compact`; the unicode families need none.
+        texts: documents for family `compact`.
+        data: sources for `ngrams=counted`, which runs a Ray Data job.
 
     Raises:
         ConfigError: for a size that the family cannot have.
-        DataError: if texts are needed and missing, or `config.path` holds no usable tokenizer.
+        DataError: if text is needed and missing, or `config.path` holds no usable tokenizer.
     """
     if config.family == "surface":
         assert config.path is not None
         return load_tokenizer(config.path)
     if config.family == "compact":
         if texts is None:
-            raise DataError("A compact vocabulary is made from text, and there is none", "Set data.sources")
-        vocabulary = compact_vocabulary(
-            texts,
-            config.vocab_size or 8192,
-            max_characters=config.max_characters,
-            max_training_bytes=config.max_training_bytes,
+            raise DataError("A compact vocabulary is made from text, and none was given", "Set data.sources")
+        size = config.vocab_size or COMPACT_SIZE
+        return from_vocabulary(
+            compact_vocabulary(texts, size, max_characters=config.max_characters, max_bytes=config.max_training_bytes)
         )
-    else:
-        from growtx.data.ngrams import embedded_ngrams
+    size = config.vocab_size or PUBLISHED_SIZES[config.family]
+    return from_vocabulary(unicode_vocabulary(_ngrams(config, data), size))
 
-        size = config.vocab_size or PUBLISHED_SIZES[config.family]
-        vocabulary = unicode_vocabulary(embedded_ngrams(LONGEST_NGRAM[config.family]), size)
-    return from_vocabulary(vocabulary)
+
+def _ngrams(config: TokenizerConfig, data: DataConfig | None) -> list[str]:
+    """The n-grams that a unicode vocabulary is offered, most wanted first."""
+    longest = LONGEST_NGRAM[config.family]
+    if config.ngrams == "embedded":
+        listed = embedded_ngrams(longest)
+    else:
+        from growtx.data.ngram_counting import counted_ngrams
+
+        if data is None:
+            raise DataError("tokenizer.ngrams=counted needs text to count in", "Set data.sources")
+        listed = counted_ngrams(data, longest)
+    return [*_common_strings(config.common_to), *listed]
+
+
+def _common_strings(paths: Sequence[str]) -> list[str]:
+    """Strings of two or more characters that are tokens of every named tokenizer, the shortest first."""
+    if not paths:
+        return []
+    vocabularies = [set(token_surfaces(load_tokenizer(path))) for path in paths]
+    return sorted(
+        (text for text in set.intersection(*vocabularies) if len(text) > 1), key=lambda text: (len(text), text)
+    )
 
 
 def from_vocabulary(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:

@@ -132,13 +132,13 @@ def _bisect(diagonal: Floats, off_diagonal: Floats, ranks: NDArray[np.intp]) -> 
     low = np.full(len(ranks), (diagonal - radius).min())
     high = np.full(len(ranks), (diagonal + radius).max())
     squares = off_diagonal * off_diagonal
-    smallest = np.finfo(np.float64).tiny / np.finfo(np.float64).eps * max(1.0, float(squares.max(initial=0.0)))
+    smallest = float(np.finfo(np.float64).smallest_normal) * max(1.0, float(squares.max(initial=0.0)))
+    middle: Floats = 0.5 * (low + high)
     for _ in range(BISECTIONS):
-        middle = 0.5 * (low + high)
         below = _count_below(diagonal, squares, middle, smallest) > ranks
-        high = np.where(below, middle, high)
-        low = np.where(below, low, middle)
-    return 0.5 * (low + high)
+        high, low = np.where(below, middle, high), np.where(below, low, middle)
+        middle = 0.5 * (low + high)
+    return middle
 
 
 def _count_below(diagonal: Floats, squares: Floats, shifts: Floats, smallest: float) -> NDArray[np.int64]:
