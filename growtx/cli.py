@@ -33,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print the manifests as JSON")
 
     verify = _add(commands, "verify", _verify, "hash everything again; exit status 1 names what does not match")
-    verify.add_argument("path", help="run directory")
-    verify.add_argument("--prune", action="store_true", help="remove blobs that no manifest refers to")
+    verify.add_argument("path", help="run directory, or a manifest in it")
+    verify.add_argument("--prune", action="store_true", help="remove files that no manifest refers to")
 
     generate = _add(commands, "generate", _generate, "continue a prompt")
     generate.add_argument("path", help="run directory, manifest or Hugging Face directory")
@@ -75,11 +75,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from growtx.growth.lineage import open_lineage
+    from growtx.growth.lineage import open_lineage, tokenizer_of
     from growtx.store.verify import verify
 
-    open_lineage(arguments.path)  # a clear sentence when there is nothing to verify
-    report = verify(arguments.path, prune=arguments.prune)
+    lineage = open_lineage(arguments.path)
+    report = verify(lineage.storage.root, prune=arguments.prune)
     for problem, blobs in (("missing", report.missing), ("corrupt", report.corrupt)):
         for blob, manifests in blobs.items():
             print(f"{problem}: blob {blob} (needed by {', '.join(manifests)})")
@@ -87,7 +87,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(f"moved: frozen tensors changed during {name}")
     if report.orphans:
         done = f"removed, {report.pruned_bytes:,} bytes" if arguments.prune else "--prune removes them"
-        print(f"{len(report.orphans)} blobs that no manifest refers to ({done})")
+        print(f"{len(report.orphans)} files that no manifest refers to ({done})")
+    tokenizer_of(lineage)  # raises when it is not the one that the manifests name
     summary = f"{report.num_manifests} manifests, {report.num_blobs} blobs, {report.num_bytes:,} bytes"
     print(f"{'intact' if report.is_intact else 'NOT intact'}: {summary}")
     return 0 if report.is_intact else 1
@@ -98,8 +99,10 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     from growtx.growth.lineage import load_model
 
-    if arguments.max_tokens < 1 or arguments.temperature < 0:
+    if arguments.max_tokens < 1 or not arguments.temperature >= 0:
         raise ConfigError("--max-tokens below 1 or --temperature below 0", "Give positive values")
+    if not 0 <= arguments.seed < 2**63:
+        raise ConfigError(f"--seed {arguments.seed} is out of range", "Give one from 0 to 2^63 - 1")
     model, tokenizer = load_model(arguments.path, depth=arguments.depth)
     ids_1T = torch.tensor([tokenizer(arguments.prompt)["input_ids"] or [tokenizer.bos_token_id]])
     limit = model.config.max_position_embeddings

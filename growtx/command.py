@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from growtx.exceptions import GrowtxError
 
 
+class _JobParser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Overrides may stand before, between and after options, which argparse does not allow by itself."""
+        return self.parse_intermixed_args(args, namespace)
+
+
 def job_parser(description: str) -> argparse.ArgumentParser:
     """The arguments that every job takes."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _JobParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
     parser.add_argument("--run-dir", help="where the run goes: a path or s3://, gs:// (default: runs/NAME-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")

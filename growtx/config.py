@@ -6,6 +6,7 @@ Precedence, lowest first: field defaults, preset or file, overrides from left to
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -24,9 +25,9 @@ from growtx.exceptions import ConfigError
 
 
 class ConfigModel(BaseModel):
-    """Base of every config block: immutable, unknown keys refused, defaults validated too."""
+    """Base of every config block: immutable, unknown keys refused, defaults validated too, all numbers finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON form; equal configurations have equal fingerprints."""
@@ -43,21 +44,31 @@ def fingerprint(value: Any) -> str:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML follows 1.1 and reads `3e-4` and `1e9` as strings."""
+    """YAML 1.2 scalars: PyYAML follows 1.1, reads `3e-4` and `1e9` as strings and makes dates of `2026-01-01`."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the type that the base class declares
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
-_YamlLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+class _YamlDumper(yaml.SafeDumper):
+    """Quotes the strings that `_YamlLoader` would read as something else."""
+
+
+for _yaml in (_YamlLoader, _YamlDumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML; `where` names the source in errors."""
     try:
         return yaml.load(text, Loader=_YamlLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a tag such as !!int before what is none
         detail = " ".join(str(error).split())
         raise ConfigError(f"{where} is not valid YAML: {detail}", "Correct the syntax there") from error
 
@@ -74,7 +85,12 @@ def load_preset(name_or_file: str) -> dict[str, Any]:
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise ConfigError(f"--preset {name_or_file}: there is no such file", "Check the path")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"--preset {name_or_file} cannot be read: {error}", "Give a YAML file in UTF-8"
+            ) from error
     elif name_or_file in preset_names():
         text = (resources.files("growtx") / "presets" / f"{name_or_file}.yaml").read_text(encoding="utf-8")
     else:
@@ -88,11 +104,11 @@ def load_preset(name_or_file: str) -> dict[str, Any]:
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return `tree` with dotted `section.key=YAML` overrides applied in order; list items by index."""
-    result: dict[str, Any] = json.loads(json.dumps(tree))
+    result = copy.deepcopy(dict(tree))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise ConfigError(f"override {override!r} has no '='", "Write it as section.key=value")
+            raise ConfigError(f"override {override!r} is not a key and a value", "Write it as section.key=value")
         _set(result, key, parse_yaml(text, f"override {key}"))
     return result
 
@@ -101,21 +117,19 @@ def _set(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     node: Any = tree
     for part in parents:
-        if isinstance(node, list):
-            node = node[_index(node, part, dotted)]
-            continue
-        if not isinstance(node.get(part), (dict, list)):
-            node[part] = {}
-        node = node[part]
-    if isinstance(node, list):
-        node[_index(node, last, dotted)] = value
-    else:
-        node[last] = value
+        key = _key(node, part, dotted)
+        child = node.get(key) if isinstance(node, dict) else node[key]
+        if not isinstance(child, (dict, list)):
+            child = node[key] = {}
+        node = child
+    node[_key(node, last, dotted)] = value
 
 
-def _index(items: list[Any], part: str, dotted: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
-        raise ConfigError(f"override {dotted}: {part!r} is not an index of a list of {len(items)}", "Count from 0")
+def _key(node: Any, part: str, dotted: str) -> str | int:
+    if isinstance(node, dict):
+        return part
+    if not part.isdecimal() or int(part) >= len(node):
+        raise ConfigError(f"override {dotted}: {part!r} is not an index of a list of {len(node)}", "Count from 0")
     return int(part)
 
 
@@ -128,12 +142,31 @@ def build(model: type[Model], tree: Mapping[str, Any]) -> Model:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        problems = [_describe(model, issue) for issue in error.errors()]
-        raise ConfigError("; ".join(problem for problem, _ in problems), problems[0][1]) from error
+        located = [(_location(tree, issue), issue) for issue in error.errors()]
+        # A union reports every alternative: the one that got deepest into the value is the one that was meant.
+        deepest = [
+            (at, issue) for at, issue in located if not any(at == other[: len(at)] != other for other, _ in located)
+        ]
+        problems = dict.fromkeys(_describe(model, at, issue) for at, issue in deepest)
+        raise ConfigError("; ".join(problem for problem, _ in problems), next(iter(problems))[1]) from error
 
 
-def _describe(model: type[BaseModel], issue: Any) -> tuple[str, str]:
-    location = [part for part in issue["loc"] if not _is_union_tag(part)]
+def _location(tree: Any, issue: Any) -> tuple[str | int, ...]:
+    """Where in `tree` an issue is: pydantic also puts names of types and validators there, which users do not know."""
+    location: list[str | int] = []
+    node = tree
+    for part in issue["loc"]:
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node)
+        ):
+            node = node[part]
+        elif issue["type"] != "missing":
+            continue
+        location.append(part)
+    return tuple(location)
+
+
+def _describe(model: type[BaseModel], location: tuple[str | int, ...], issue: Any) -> tuple[str, str]:
     key = ".".join(str(part) for part in location)
     if issue["type"] == "extra_forbidden":
         siblings = sorted(_fields_at(model, location[:-1]))
@@ -142,15 +175,11 @@ def _describe(model: type[BaseModel], issue: Any) -> tuple[str, str]:
         return f"{key}: unknown key (value {_short(issue['input'])})", remedy
     if issue["type"] == "missing":
         return f"{key}: required key is missing", f"Set {key}=..."
-    message = issue["msg"].removeprefix("Value error, ")
+    message = issue["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    message = re.sub(r"valid dictionary or instance of \w+", "mapping of keys to values", message)
     if not key:
         return message, "See `growtx presets` for complete examples"
     return f"{key}={_short(issue['input'])}: {message[:1].lower()}{message[1:]}", f"Change {key}"
-
-
-def _is_union_tag(part: Any) -> bool:
-    """pydantic puts class names and validator names of unions into the location; users know neither."""
-    return isinstance(part, str) and ("[" in part or part[:1].isupper())
 
 
 def _short(value: Any) -> str:
@@ -158,7 +187,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _fields_at(model: type[BaseModel], location: list[Any]) -> set[str]:
+def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> set[str]:
     models: list[type[BaseModel]] = [model]
     for part in location:
         if isinstance(part, int):
@@ -180,4 +209,5 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def to_yaml(model: BaseModel) -> str:
     """The resolved configuration as YAML, in declaration order."""
-    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    tree = model.model_dump(mode="json")
+    return str(yaml.dump(tree, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True, width=110))

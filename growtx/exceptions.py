@@ -19,7 +19,7 @@ class GrowtxError(Exception):
         super().__init__(problem, remedy)  # both in `args`, so that the error survives pickling between processes
 
     def __str__(self) -> str:
-        return f"{self.problem}. {self.remedy}." if self.remedy else f"{self.problem}."
+        return " ".join(text if text.endswith("?") else f"{text}." for text in (self.problem, self.remedy) if text)
 
 
 class ConfigError(GrowtxError):

@@ -51,6 +51,8 @@ def _remedy(config: GrowtxConfig, stage: Stage, limit: int) -> str:
     counts = num_params(config)
     if stage.head and counts.final_norm + counts.head > limit:
         return f"The LM head alone has {counts.head}: raise the budget, or take a smaller vocabulary or hidden_size"
+    if stage.train_substrate:
+        return f"The substrate has {counts.embedding}: raise the budget, or leave train_substrate out"
     rest = limit - (counts.final_norm + counts.head if stage.head else 0)
     if stage.lora is not None:
         return "Lower lora.rank or active, or raise the budget"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import growtx.models.causal_lm  # noqa: F401 - registers the Auto classes
 from growtx.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from growtx.exceptions import StoreError
+from growtx.exceptions import GrowtxError, StoreError
 from growtx.growth.assembly import assemble, check_same
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR, Manifest, read_lineage, write_manifest
@@ -80,14 +81,30 @@ def load_model(path: str, depth: int | None = None) -> tuple[PreTrainedModel, Pr
         return _load_hugging_face(storage, depth)
     lineage = open_lineage(path)
     manifest = lineage.last if depth is None else lineage.at_depth(depth)
+    return assemble(BlobStore(lineage.storage.root), manifest).eval(), tokenizer_of(lineage)
+
+
+def tokenizer_of(lineage: Lineage) -> PreTrainedTokenizerFast:
+    """The tokenizer that a lineage stands on.
+
+    Raises:
+        FingerprintError: what lies there is another one.
+    """
     tokenizer = load_tokenizer(lineage.storage.download(TOKENIZER_DIR))
-    check_same("tokenizer", manifest.tokenizer_fingerprint, tokenizer_fingerprint(tokenizer), path)
-    return assemble(BlobStore(lineage.storage.root), manifest).eval(), tokenizer
+    where = lineage.storage.path(TOKENIZER_DIR)
+    check_same("tokenizer", lineage.last.tokenizer_fingerprint, tokenizer_fingerprint(tokenizer), where)
+    return tokenizer
 
 
 def _load_hugging_face(storage: Storage, depth: int | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     directory = storage.download("")
-    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    except GrowtxError:
+        raise
+    except Exception as error:  # a damaged directory raises whatever the library that meets it first raises
+        detail = " ".join(str(error).split())[:200]
+        raise StoreError(f"the model in {storage.root} cannot be loaded: {detail}", "Write or copy it again") from error
     if depth is not None and depth != model.config.num_hidden_layers:
         raise StoreError(
             f"{storage.root} is a Hugging Face directory of {model.config.num_hidden_layers} blocks, not {depth}",
@@ -108,7 +125,7 @@ def import_lineage(path: str, target: Storage) -> Manifest:
     source = open_lineage(path)
     blobs, own = BlobStore(source.storage.root), BlobStore(target.root)
     for manifest in source.manifests:
-        for blob in manifest.blobs():
+        for blob in (*manifest.blobs(), *manifest.new_blobs):
             own.copy_from(blobs, blob)
     for file in (*source.storage.list_files(TOKENIZER_DIR), "substrate.json"):
         target.write_bytes(file, source.storage.read_bytes(file))

@@ -34,13 +34,14 @@ def stage_table(lineage: Lineage) -> Table:
 def blob_table(lineage: Lineage) -> Table:
     """One row a blob of the newest model, bottom to top: its hash, its size, the stage that wrote it."""
     store = BlobStore(lineage.storage.root)
+    present = set(store.list())
     made_by = {blob: manifest for manifest in reversed(lineage.manifests) for blob in manifest.new_blobs}
     table = Table(title=f"Blobs of {lineage.last.file_name}", title_justify="left")
     for column in ("part", "blob", "bytes", "written by stage"):
         table.add_column(column, justify="right" if column == "bytes" else "left", no_wrap=True)
     for part, blob in _parts(lineage.last):
         maker = made_by.get(blob)
-        size = f"{store.size_bytes(blob):,}"
+        size = f"{store.size_bytes(blob):,}" if blob in present else "missing"
         table.add_row(part, blob[:HASH_LENGTH], size, f"{maker.index} {maker.name}" if maker else "-")
     return table
 

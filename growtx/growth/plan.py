@@ -109,6 +109,12 @@ class GrowShorthand(ConfigModel):
     )
     tokens: int | None = Field(None, gt=0, description="tokens of all stages together; null: `train` holds per stage")
 
+    @model_validator(mode="after")
+    def _share_of_something(self) -> GrowShorthand:
+        if self.first_stage_share is not None and self.tokens is None:
+            raise ValueError("first_stage_share is a share of `tokens`; set tokens too")
+        return self
+
     def stages(self) -> list[StageConfig]:
         """The stages that this shorthand stands for."""
         depths = [*range(self.per_stage, self.blocks, self.per_stage), self.blocks]
@@ -161,6 +167,23 @@ class PlanConfig(ConfigModel):
             raise ValueError("`stages` is empty; give at least one stage")
         return self
 
+    @model_validator(mode="after")
+    def _trains(self) -> PlanConfig:
+        """What is wrong in a `train` mapping is said before a run is started, not when its stage comes."""
+        for index, stage in enumerate(self.written_stages(), start=1):
+            try:
+                build(StageTraining, {**self.train, **stage.train})
+            except ConfigError as error:
+                raise ConfigError(f"plan, stage {index}: train: {error.problem}", error.remedy) from error
+        return self
+
+    def written_stages(self) -> tuple[StageConfig, ...]:
+        """The stages as the user wrote them, the shorthand written out."""
+        if self.stages is not None:
+            return self.stages
+        assert self.grow is not None
+        return tuple(self.grow.stages())
+
 
 class Stage(ConfigModel):
     """A resolved stage.
@@ -203,17 +226,11 @@ def resolve(plan: PlanConfig, *, num_stages_before: int = 0, num_blocks_before: 
     Raises:
         ConfigError: naming the stage and the key that cannot be.
     """
-    written = list(plan.stages) if plan.stages is not None else _shorthand(plan).stages()
     stages: list[Stage] = []
-    for index, config in enumerate(written, start=num_stages_before + 1):
+    for index, config in enumerate(plan.written_stages(), start=num_stages_before + 1):
         before = stages[-1].num_blocks if stages else num_blocks_before
         stages.append(_resolve_stage(plan, index, config, before))
     return _monolithic(stages) if plan.mode == "monolithic" else tuple(stages)
-
-
-def _shorthand(plan: PlanConfig) -> GrowShorthand:
-    assert plan.grow is not None
-    return plan.grow
 
 
 def _resolve_stage(plan: PlanConfig, index: int, config: StageConfig, before: int) -> Stage:
@@ -231,10 +248,6 @@ def _resolve_stage(plan: PlanConfig, index: int, config: StageConfig, before: in
         raise ConfigError(f"{where}: lora: no frozen block to adapt at depth {depth}", "Remove lora, or lower active")
     if not (active or config.head or config.lora or config.train_substrate):
         raise ConfigError(f"{where}: nothing would train", "Set head: true, active or lora")
-    try:
-        train = build(StageTraining, {**plan.train, **config.train})
-    except ConfigError as error:
-        raise ConfigError(f"{where}: train: {error.problem}", error.remedy) from error
     return Stage(
         index=index,
         name=config.name or (f"depth-{depth}" if config.add else f"tune-{depth}"),
@@ -246,27 +259,30 @@ def _resolve_stage(plan: PlanConfig, index: int, config: StageConfig, before: in
         init=config.init or plan.init,
         lora=config.lora,
         num_workers=config.num_workers,
-        train=train,
+        train=build(StageTraining, {**plan.train, **config.train}),
     )
 
 
 def _monolithic(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """The control: the same final shape, trained end to end on as many tokens as all stages together."""
-    depth = stages[-1].num_blocks
-    limits = [(stage.train.tokens, stage.train.steps) for stage in stages]
-    tokens = sum(tokens for tokens, _ in limits if tokens) or None
-    steps = sum(steps for _, steps in limits if steps) or None
-    first = stages[0]
+    limits = {kind: [getattr(stage.train, kind) for stage in stages] for kind in ("tokens", "steps", "seconds")}
+    used = [kind for kind, values in limits.items() if any(value is not None for value in values)]
+    if len(used) > 1:
+        raise ConfigError(
+            f"plan.mode=monolithic: the stages are limited by {' and '.join(used)}, which do not add up to one length",
+            "Limit every stage by train.tokens alone, or every stage by train.steps alone",
+        )
+    first, depth = stages[0], stages[-1].num_blocks
     return (
         first.model_copy(
             update={
                 "name": "monolithic",
-                "add": depth,
+                "add": depth - first.num_blocks_before,
                 "num_active": depth,
                 "head": True,
                 "init": "random",
                 "lora": None,
-                "train": first.train.model_copy(update={"tokens": tokens, "steps": steps}),
+                "train": first.train.model_copy(update={used[0]: sum(limits[used[0]])}),
             }
         ),
     )

@@ -92,6 +92,3 @@ class BlobStore:
         """Take a blob over from another store, verified."""
         if not self.is_intact(blob):
             self.put(other.get(blob))
-
-    def remove(self, blob: str) -> None:
-        self.storage.remove(blob_path(blob))

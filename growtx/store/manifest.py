@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +21,7 @@ from growtx.store.storage import Storage
 MANIFESTS_DIR = "manifests"
 LATEST = f"{MANIFESTS_DIR}/latest"
 FORMAT_VERSION = 1
+_FILE_NAME = re.compile(r"\d+-.+\.json")
 
 
 class _Record(BaseModel):
@@ -89,7 +91,7 @@ class Manifest(_Record):
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> str:
-    """Write a manifest and point `manifests/latest` at it; returns its relative path."""
+    """Write a manifest and point `manifests/latest` at it, for people and other programs; returns its relative path."""
     path = f"{MANIFESTS_DIR}/{manifest.file_name}"
     storage.write_bytes(path, manifest.to_bytes())
     storage.write_text(LATEST, manifest.file_name + "\n")
@@ -122,14 +124,22 @@ def read_manifest(storage: Storage, file_name: str) -> Manifest:
 
 def list_manifests(storage: Storage) -> list[str]:
     """File names of all stage manifests, in order of their stages."""
-    return [name for name in storage.list_names(MANIFESTS_DIR) if name.endswith(".json")]
+    names = [name for name in storage.list_names(MANIFESTS_DIR) if _FILE_NAME.fullmatch(name)]
+    return sorted(names, key=lambda name: (stage_index(name), name))
+
+
+def stage_index(file_name: str) -> int:
+    """The stage that a manifest is of, from its file name."""
+    return int(file_name.partition("-")[0])
 
 
 def latest_manifest(storage: Storage) -> Manifest | None:
-    """The newest manifest, or None before the first stage is finished."""
-    if not storage.exists(LATEST):
-        return None
-    return read_manifest(storage, storage.read_text(LATEST).strip())
+    """The newest manifest, or None before the first stage is finished.
+
+    Found by listing: a crash right after a manifest was written leaves `manifests/latest` one behind.
+    """
+    names = list_manifests(storage)
+    return read_manifest(storage, names[-1]) if names else None
 
 
 def read_lineage(storage: Storage, file_name: str | None = None) -> list[Manifest]:

@@ -21,11 +21,11 @@ class MetricsLog:
 
     def rewind(self, *, stage: int, step: int) -> None:
         """Drop rows after `step` of `stage`: they will be written again."""
-        rows = read_metrics(self._storage)
-        kept = [row for row in rows if (row["stage"], row["step"]) <= (stage, step) and row["stage"] <= stage]
-        if len(kept) < len(rows) or kept:
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-            self._storage.write_text(METRICS_FILE, text)
+        if not self._storage.exists(METRICS_FILE):
+            return
+        kept = [row for row in read_metrics(self._storage) if (row["stage"], row["step"]) <= (stage, step)]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        self._storage.write_text(METRICS_FILE, text)
 
 
 def read_metrics(storage: Storage) -> list[dict[str, Any]]:
@@ -33,9 +33,9 @@ def read_metrics(storage: Storage) -> list[dict[str, Any]]:
     if not storage.exists(METRICS_FILE):
         return []
     rows = []
-    for line in storage.read_text(METRICS_FILE).splitlines():
+    for line in storage.read_bytes(METRICS_FILE).split(b"\n"):
         try:
             rows.append(json.loads(line))
-        except ValueError:  # a line that was being written when the process died
+        except ValueError:  # a line that was being written when the process died, or no line at all
             continue
     return rows

@@ -14,6 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from growtx.exceptions import StoreError
 
+PART_SUFFIX = ".part"  # of a file that is being written
+
 
 class Storage:
     """Bytes under a root such as `runs/demo`, `/mnt/nfs/runs/demo`, `s3://bucket/runs/demo`.
@@ -146,7 +148,7 @@ class Storage:
 
 def _replace_local(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from growtx.store.blobs import BlobStore
+from growtx.store.blobs import BLOBS_DIR, BlobStore, blob_path
 from growtx.store.manifest import list_manifests, read_lineage, read_manifest
+from growtx.store.storage import PART_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class VerifyReport:
     missing: dict[str, list[str]] = field(default_factory=dict)  # blob -> manifests that need it
     corrupt: dict[str, list[str]] = field(default_factory=dict)
     moved: list[str] = field(default_factory=list)  # manifests whose frozen tensors changed during the stage
-    orphans: list[str] = field(default_factory=list)
+    orphans: list[str] = field(default_factory=list)  # paths of blobs nothing refers to and of half-written ones
     pruned_bytes: int = 0
 
     @property
@@ -31,7 +32,7 @@ def verify(root: str, *, prune: bool = False) -> VerifyReport:
 
     Args:
         root: the run directory.
-        prune: also remove blobs that no manifest refers to (left by a crash before a manifest was written).
+        prune: also remove the orphans, which a crash before a manifest was written leaves.
 
     Raises:
         StoreError: a manifest itself cannot be read, or its chain is broken.
@@ -48,12 +49,13 @@ def verify(root: str, *, prune: bool = False) -> VerifyReport:
     present = store.list()
     missing = {blob: users for blob, users in needed.items() if blob not in present}
     corrupt = {blob: users for blob, users in needed.items() if blob not in missing and not store.is_intact(blob)}
-    orphans = [blob for blob in present if blob not in needed]
+    orphans = [blob_path(blob) for blob in present if blob not in needed]
+    orphans += store.storage.list_files(BLOBS_DIR, suffix=PART_SUFFIX)
     pruned_bytes = 0
     if prune:
-        for blob in orphans:
-            pruned_bytes += store.size_bytes(blob)
-            store.remove(blob)
+        for path in orphans:
+            pruned_bytes += store.storage.size_bytes(path)
+            store.storage.remove(path)
     return VerifyReport(
         num_manifests=len(manifests),
         num_blobs=len(needed),

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from growtx.exceptions import GrowtxError
-from growtx.store.manifest import Manifest, list_manifests, read_manifest
+from growtx.store.manifest import Manifest, list_manifests, read_manifest, stage_index
 from growtx.store.storage import Storage
 from growtx.train.distributed import on_rank_zero
 from growtx.train.job import TrainJob
@@ -48,6 +48,6 @@ def _train(job: TrainJob, board: Any) -> bool:
 def _manifests_at(run_dir: str, index: int) -> tuple[bool, Manifest | None]:
     """Whether stage `index` is finished, and the manifest of the stage before it."""
     storage = Storage(run_dir)
-    by_index = {int(name[:2]): name for name in list_manifests(storage)}
+    by_index = {stage_index(name): name for name in list_manifests(storage)}
     parent = read_manifest(storage, by_index[index - 1]) if index - 1 in by_index else None
     return index in by_index, parent
