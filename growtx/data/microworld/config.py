@@ -33,9 +33,7 @@ class MicroworldConfig(ConfigModel):
     seed: int = Field(0, ge=0, lt=2**63, description="of the world: who lives where, and what is written about them")
     languages: tuple[Language, ...] = Field(LANGUAGES, description="languages of the documents")
     num_people: int = Field(200, ge=40, le=MAX_PEOPLE, description="people whose lives are described")
-    held_out_people: float = Field(
-        0.25, gt=0, lt=1, description="share of people who are never asked about in the text"
-    )
+    held_out_people: float = Field(0.5, gt=0, lt=1, description="share of people whom the text asks nothing about")
     paraphrases: int = Field(MAX_PARAPHRASES, ge=1, le=MAX_PARAPHRASES, description="wordings per fact and language")
     shares: dict[Kind, float] = Field(DEFAULT_SHARES, description="share of documents of each kind, relative")
     num_documents: int | None = Field(None, ge=1, description="size of the corpus in documents")

@@ -14,11 +14,11 @@ from growtx.data.microworld.exercises import (
     translation,
 )
 from growtx.data.microworld.facts import Describer
-from growtx.data.microworld.forms import Question
+from growtx.data.microworld.forms import MultipleChoice, Question
 from growtx.data.microworld.world import World
 from growtx.exceptions import ConfigError
 
-MAX_ATTEMPTS = 50  # for one question that was not asked before
+MAX_ATTEMPTS = 20  # to find a question that was not asked before
 
 
 def questions(config: MicroworldConfig, task: str, language: Language, num_questions: int) -> list[Question]:
@@ -38,23 +38,27 @@ def questions(config: MicroworldConfig, task: str, language: Language, num_quest
         raise ConfigError(f"The microworld has no task {task!r}", f"Use one of {', '.join(TASKS)}")
     if language not in config.languages:
         raise ConfigError(f"This microworld has no language {language!r}", f"Use one of {', '.join(config.languages)}")
-    source = next(
-        (other for other in ("en", *config.languages) if other in config.languages and other != language), None
-    )
-    if task == "translation" and source is None:
+    others = [other for other in ("en", *config.languages) if other in config.languages and other != language]
+    if task == "translation" and not others:
         raise ConfigError("A microworld of one language has no translations", "Set microworld.languages=[en, ru, zh]")
-    world = World(config)
-    found: dict[str, Question] = {}
+    world, pair = World(config), ((others or [language])[0], language)
+    found: dict[object, Question] = {}
     attempts = 0
     while len(found) < num_questions:
         if attempts > MAX_ATTEMPTS * (len(found) + 10):
             problem = f"There are not {num_questions} different questions of task {task} in this microworld"
-            raise ConfigError(problem, f"Ask for {len(found)} or set a larger num_people")
-        pair = source or language, language
+            raise ConfigError(problem, f"Ask for at most {len(found)}, or describe more people (num_people)")
         question = _question(world, config.paraphrases, task, pair, attempts)
-        found.setdefault(repr(question), question)
+        found.setdefault(_asked(question), question)
         attempts += 1
     return list(found.values())
+
+
+def _asked(question: Question) -> object:
+    """What makes a question another one: other wrong answers do not, unless the question is about the choices."""
+    if isinstance(question, MultipleChoice) and "compare" not in question.task:
+        return question.context, question.question
+    return frozenset(question.choices) if isinstance(question, MultipleChoice) else question
 
 
 def _question(world: World, paraphrases: int, task: str, pair: tuple[Language, Language], number: int) -> Question:

@@ -47,7 +47,7 @@ class Lexicon:
         separator = "·" if self.language == "zh" else " "
         if self.language != "ru":
             return Noun(separator.join(parts), woman=woman)
-        cases = {case: " ".join(getattr(part, case) for part in parts) for case in ("gen", "dat", "acc", "ins")}
+        cases = {case: " ".join(getattr(part, case) for part in parts) for case in ("gen", "dat", "acc")}
         return Noun(separator.join(parts), woman=woman, **cases)
 
     def pronoun(self, woman: bool) -> str:

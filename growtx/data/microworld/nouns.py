@@ -54,46 +54,38 @@ def sentence(wording: str, slots: Mapping[str, object]) -> str:
     return text[:1].upper() + text[1:]
 
 
-_HUSHING = "жшчщц"
 _VELAR = "гкх"
+_HUSHING = "жшчщ"
 
 
 def russian_given_name(name: str, woman: bool) -> Noun:
     """A given name of the regular declensions: women's in -а, -я; men's in a consonant, -й, -ь."""
-    stem, last = name[:-1], name[-1]
     if not woman:
         return _masculine(name)
+    stem, last = name[:-1], name[-1]
+    assert last in "ая", name
     if last == "а":
-        genitive, dative = ("и" if stem[-1] in _VELAR + _HUSHING else "ы"), "е"
-        accusative, instrumental = "у", ("ей" if stem[-1] in _HUSHING else "ой")
+        genitive, dative, accusative = ("и" if stem[-1] in _VELAR + _HUSHING else "ы"), "е", "у"
     else:
-        assert last == "я", name
-        genitive, dative = "и", ("и" if stem[-1] == "и" else "е")
-        accusative, instrumental = "ю", "ей"
-    cases = {"gen": genitive, "dat": dative, "acc": accusative, "ins": instrumental}
-    return Noun(name, woman=True, **{case: stem + ending for case, ending in cases.items()})
+        genitive, dative, accusative = "и", ("и" if stem[-1] == "и" else "е"), "ю"
+    return Noun(name, woman=True, gen=stem + genitive, dat=stem + dative, acc=stem + accusative)
 
 
 def russian_family_name(name: str, woman: bool, *, native: bool) -> Noun:
     """A family name: Russian ones in -ов, -ев, -ин (`native`) decline for both, foreign ones only for men.
 
-    Names in -о, -и, -у, -е and -уа do not decline at all.
+    Foreign names that end in a vowel do not decline at all.
     """
-    if native:
-        stem = name + ("а" if woman else "")
-        if woman:
-            return Noun(stem, woman=True, gen=name + "ой", dat=name + "ой", acc=name + "у", ins=name + "ой")
-        return Noun(name, woman=False, gen=name + "а", dat=name + "у", acc=name + "а", ins=name + "ым")
-    if woman or name[-1] in "оиуеа":
-        return Noun(name, woman=woman, gen=name, dat=name, acc=name, ins=name)
+    if native and woman:
+        return Noun(name + "а", woman=True, gen=name + "ой", dat=name + "ой", acc=name + "у")
+    if not native and (woman or name[-1] in "аеиоу"):
+        return Noun(name, woman=woman, gen=name, dat=name, acc=name)
     return _masculine(name)
 
 
 def _masculine(name: str) -> Noun:
     if name[-1] in "йь":
-        stem, genitive, dative, instrumental = name[:-1], "я", "ю", "ем"
+        stem, genitive, dative = name[:-1], "я", "ю"
     else:
         stem, genitive, dative = name, "а", "у"
-        instrumental = "ем" if name[-1] in _HUSHING else "ом"
-    cases = {"gen": genitive, "dat": dative, "acc": genitive, "ins": instrumental}
-    return Noun(name, woman=False, **{case: stem + ending for case, ending in cases.items()})
+    return Noun(name, woman=False, gen=stem + genitive, dat=stem + dative, acc=stem + genitive)
