@@ -72,9 +72,10 @@ class SourceConfig(ConfigModel):
                 f"a source needs exactly one of files, hf and microworld, not {' and '.join(kinds) or 'none'}"
             )
         if self.hf is None:
-            misplaced = {"config", "split", "revision", "data_files", "streaming"} & self.model_fields_set
-            if misplaced:
-                raise ValueError(f"{', '.join(sorted(misplaced))} can only be set together with hf")
+            of_hf = ("config", "data_files", "revision", "split", "streaming")
+            defaults = type(self).model_fields  # compared by value, so that a resolved configuration can be read again
+            if misplaced := [key for key in of_hf if getattr(self, key) != defaults[key].default]:
+                raise ValueError(f"{', '.join(misplaced)} can only be set together with hf")
         if self.microworld is not None and self.where:
             raise ValueError("where cannot be used with microworld: choose microworld.languages instead")
         return self

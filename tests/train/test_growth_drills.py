@@ -23,14 +23,15 @@ from growtx.store.verify import verify
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 24
-WORDS = "the frozen block below keeps its weights while a new block above it learns to read and write more text".split()
+SYLLABLES = "ka lo mi nu te ra so vi pe du".split()
+WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES[:4]]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a small corpus in it; runs and caches go there too."""
     path = tmp_path_factory.mktemp("drills")
-    documents = [" ".join(WORDS[(i * j + j) % len(WORDS)] for j in range(1, 60)) for i in range(400)]
+    documents = [" ".join(WORDS[(i * i + j * j) % len(WORDS)] for j in range(60)) for i in range(400)]
     (path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return path
 
