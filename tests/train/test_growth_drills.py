@@ -46,7 +46,7 @@ class Run:
         self.log = home / f"{name}.log"
         settings = [
             f"data.sources=[{{files: {home}/texts.jsonl}}]",
-            "tokenizer.vocab_size=600",
+            "tokenizer.vocab_size=400",
             "model.hidden_size=32",
             "model.context_length=32",
             "plan.grow.blocks=2",
