@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from growtx.config import ConfigModel
+from growtx.config import ConfigModel, apply_overrides, build
+from growtx.data.microworld import MicroworldConfig
 from growtx.evaluate import bits_per_byte
-from growtx.evaluate.held_out_text import Groups
 from growtx.evaluate.results import Evaluation, Score
+from growtx.evaluate.training_text import Groups
 from growtx.exceptions import ConfigError, DataError, GrowtxError
 
 if TYPE_CHECKING:
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
     from growtx.evaluate.harness import HarnessModel, LoadedTask, TaskOutcome
 
 COMPRESSION_TASK = "bits_per_byte"
+MICROWORLD_TASK = "microworld"
 UNKNOWN_LANGUAGE = 1.1  # times the bits per byte of a uniform guess; an untrained model lies at 1.0
 PROBE_PROMPTS = 24
 
 
-class EvaluationConfig(ConfigModel):
+class BenchmarkConfig(ConfigModel):
     """What to measure, and how."""
 
-    tasks: tuple[str, ...] = Field(min_length=1, description="bits_per_byte, tasks of growtx or of lm-eval")
+    tasks: tuple[str, ...] = Field(min_length=1, description="bits_per_byte, microworld, tasks of growtx or of lm-eval")
     protocols: tuple[Literal["log-likelihood", "sampled letter"], ...] = Field(
         ("log-likelihood", "sampled letter"), description="ways to score multiple choice"
     )
@@ -34,6 +36,7 @@ class EvaluationConfig(ConfigModel):
     texts: tuple[str, ...] = Field((), description="files for bits per byte; default: what the run held out")
     text_column: str = "text"
     max_text_bytes: int = Field(100_000, gt=0, description="text per group for bits per byte")
+    microworld: MicroworldConfig | None = Field(None, description="world of the microworld tasks; default: the run's")
     limit: int | None = Field(None, ge=1, description="questions per task; null: all")
     num_fewshot: int | None = Field(None, ge=0, description="solved examples before each question")
     num_runs: int = Field(10, ge=1, description="runs of the sampled protocol")
@@ -42,10 +45,20 @@ class EvaluationConfig(ConfigModel):
     seed: int = Field(0, ge=0)
 
 
+def benchmark_config(overrides: Iterable[str], **values: Any) -> BenchmarkConfig:
+    """A configuration from the values of options that were given, and `key=YAML` overrides.
+
+    Raises:
+        ConfigError: naming key, value and remedy.
+    """
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value}
+    return build(BenchmarkConfig, apply_overrides(given, overrides))
+
+
 def evaluate_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    config: EvaluationConfig,
+    config: BenchmarkConfig,
     *,
     name: str = "model",
     texts: Groups | None = None,
@@ -70,7 +83,7 @@ def evaluate_model(
     return Evaluation(model=name, scores=tuple(scores), notes=tuple(notes))
 
 
-def check_tasks(config: EvaluationConfig) -> None:
+def check_tasks(config: BenchmarkConfig) -> None:
     """Refuse unknown names before any model is loaded.
 
     Raises:
@@ -85,7 +98,7 @@ def score_task(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     task: str,
-    config: EvaluationConfig,
+    config: BenchmarkConfig,
     *,
     texts: Groups | None = None,
 ) -> list[Score]:
@@ -99,10 +112,16 @@ def score_task(
         return list(_compression(model, tokenizer, config, texts, depth))
     harness = _harness()
     name = harness.resolve_task(task, has_data_dir=config.data_dir is not None)
-    loaded: LoadedTask = harness.load_task(name, data_dir=config.data_dir, num_fewshot=config.num_fewshot)
+    loaded: LoadedTask = harness.load_task(
+        name,
+        data_dir=config.data_dir,
+        num_fewshot=config.num_fewshot,
+        world=config.microworld,
+        limit=config.limit,
+    )
     check_language(model, tokenizer, name, loaded.prompts(PROBE_PROMPTS))
     wrapped: HarnessModel = harness.HarnessModel(model, tokenizer, config.batch_size)
-    outcomes = harness.run_task(wrapped, loaded, limit=config.limit, seed=config.seed)
+    outcomes = harness.run_task(wrapped, loaded, seed=config.seed)
     scores: list[Score] = []
     for outcome in outcomes:
         if "log-likelihood" in config.protocols or not outcome.is_multiple_choice:
@@ -133,7 +152,7 @@ def check_language(model: Any, tokenizer: Any, task: str, texts: list[str]) -> N
 def _compression(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    config: EvaluationConfig,
+    config: BenchmarkConfig,
     texts: Groups | None,
     depth: int,
 ) -> Iterator[Score]:
@@ -159,12 +178,12 @@ def _compression(
         )
 
 
-def _sampled(model: Any, tokenizer: Any, outcome: TaskOutcome, config: EvaluationConfig, depth: int) -> Iterator[Score]:
+def _sampled(model: Any, tokenizer: Any, outcome: TaskOutcome, config: BenchmarkConfig, depth: int) -> Iterator[Score]:
     """The paper's protocol, where the questions are in our format."""
     from growtx.evaluate.paper_protocol import score_letters
 
     docs = [row["doc"] for row in outcome.rows]
-    if outcome.is_multiple_choice and "lettered" in docs[0]:
+    if outcome.is_multiple_choice and "letter_prompt" in docs[0]:
         yield score_letters(
             model,
             tokenizer,

@@ -7,11 +7,12 @@ from functools import partial
 
 from growtx.evaluate import evaluation_figures as figures
 from growtx.evaluate import formatting as fmt
-from growtx.evaluate.page import Section, Table
+from growtx.evaluate.page import Page, Section, Table, render
 from growtx.evaluate.plot_style import save
 from growtx.evaluate.results import Evaluation, Score
 from growtx.store.storage import Storage
 
+EVALUATION_PAGE = "evaluation.html"
 PROTOCOL_NOTE = (
     "Log-likelihood: the choice to which the model gives the highest probability (lm-eval's numbers). Sampled letter: "
     "the paper's protocol, the first character of a sampled text, mean of the runs; what is no letter counts as wrong. "
@@ -53,6 +54,18 @@ def evaluation_sections(evaluation: Evaluation, storage: Storage) -> Iterator[Se
         )
     if evaluation.notes:
         yield Section("Not scored", " ".join(evaluation.notes))
+
+
+def write_evaluation_page(evaluation: Evaluation, storage: Storage) -> str:
+    """`evaluation.html` for a model that has no run directory around it; returns its address."""
+    page = Page(
+        title="growtx · evaluation",
+        headline=f"{len(evaluation.tasks)} tasks scored on {evaluation.model}.",
+        sections=[*evaluation_sections(evaluation, storage)],
+        command=evaluation.command,
+    )
+    storage.write_text(EVALUATION_PAGE, render(page))
+    return storage.path(EVALUATION_PAGE)
 
 
 def bracketed(score: Score, *, scale: float = 100, digits: int = 1) -> str:

@@ -25,7 +25,8 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from growtx.evaluate import task_scoring
+from growtx.data.microworld import MicroworldConfig
+from growtx.evaluate import microworld_tasks, task_scoring
 from growtx.evaluate.intervals import Interval, bootstrap_mean
 from growtx.evaluate.results import Score
 from growtx.exceptions import ConfigError, DataError
@@ -70,6 +71,7 @@ class LoadedTask:
     tasks: dict[str, Any]
     groups: dict[str, Any]
     num_fewshot: int | None
+    limit: int | None = None  # questions per task
 
     def prompts(self, num_prompts: int) -> list[str]:
         """Some prompts without examples, evenly from all tasks."""
@@ -102,7 +104,7 @@ def resolve_task(name: str, *, has_data_dir: bool) -> str:
     Raises:
         ConfigError: no such task, with the nearest names.
     """
-    if name in shipped_tasks():
+    if name in shipped_tasks() or microworld_tasks.task_names(name):
         return name
     if has_data_dir and PREFIX + name in shipped_tasks():
         return PREFIX + name
@@ -114,27 +116,42 @@ def resolve_task(name: str, *, has_data_dir: bool) -> str:
     raise ConfigError(f"task {name} is unknown to growtx and to lm-eval", remedy)
 
 
-def load_task(name: str, *, data_dir: str | None = None, num_fewshot: int | None = None) -> LoadedTask:
+def load_task(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    num_fewshot: int | None = None,
+    world: MicroworldConfig | None = None,
+    limit: int | None = None,
+) -> LoadedTask:
     """The questions of a task, or of every task of a group.
+
+    Args:
+        data_dir: where the task files of growtx find their questions.
+        world: what `microworld` tasks ask about; `limit` is of each task and language there.
 
     Raises:
         DataError: they cannot be loaded.
     """
+    if microworld_tasks.task_names(name):
+        if world is None:
+            raise DataError(f"{name} asks about a microworld, and this model was not trained on one", "Leave it out")
+        return LoadedTask(name, _shipped(None, 0), microworld_tasks.build_tasks(name, world, limit), {}, 0)
     shipped = name in shipped_tasks()
     manager = _shipped(data_dir, num_fewshot or 0) if shipped else _registered()
     with _quiet():
         found: Any = manager.load([name]) if shipped else _load_registered(manager, name)
-    return LoadedTask(name, manager, found["tasks"], found["groups"], None if shipped else num_fewshot)
+    return LoadedTask(name, manager, found["tasks"], found["groups"], None if shipped else num_fewshot, limit)
 
 
-def run_task(model: HarnessModel, loaded: LoadedTask, *, limit: int | None = None, seed: int = 0) -> list[TaskOutcome]:
+def run_task(model: HarnessModel, loaded: LoadedTask, *, seed: int = 0) -> list[TaskOutcome]:
     """Score a loaded task with lm-eval."""
     with _quiet():
         results: Any = simple_evaluate(
             model=model,
             tasks=[*(loaded.groups or loaded.tasks).values()],
             task_manager=loaded.manager,
-            limit=limit,
+            limit=loaded.limit,
             num_fewshot=loaded.num_fewshot,
             bootstrap_iters=0,
             random_seed=seed,

@@ -22,17 +22,16 @@ from growtx.evaluate.results import Score
 MAX_TOKENS = 4  # until a character that is no space must have come
 
 
-def letter_prompt(doc: dict[str, Any]) -> str:
-    """The same prompt as the task files that score letters."""
-    context = f"{doc['context']}\n" if doc["context"] else ""
-    return f"{doc.get('examples', '')}{context}{doc['question']}\n{doc['lettered']}\nAnswer:"
-
-
 def score_letters(
     model: Any, tokenizer: Any, task: str, docs: Sequence[dict[str, Any]], *, depth: int, num_runs: int, **sampling: Any
 ) -> Score:
-    """Share of sampled first characters that are the right letter, with sigma between runs and format failures."""
-    samples = sample_first_characters(model, tokenizer, [letter_prompt(doc) for doc in docs], num_runs, **sampling)
+    """Share of sampled first characters that are the right letter, with sigma between runs and format failures.
+
+    Args:
+        docs: questions with `letter_prompt`, `letters` and `answer_index`.
+        sampling: temperature, batch_size and seed, see `sample_first_characters`.
+    """
+    samples = sample_first_characters(model, tokenizer, [doc["letter_prompt"] for doc in docs], num_runs, **sampling)
     right = np.array(
         [
             [char == doc["letters"][doc["answer_index"]] for char in drawn]

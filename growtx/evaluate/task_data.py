@@ -50,7 +50,10 @@ def load(
     random.Random(0).shuffle(raw)  # sets are sorted by subject or article, and a limit should take a fair sample
     rows = [_prepared(row, position, reverse) for position, row in enumerate(raw)]
     examples = _examples(data_dir, name, num_examples) if num_examples else {}
-    return {"test": Dataset.from_list([row | {"examples": examples.get(row["subject"], "")} for row in rows])}
+    for row in rows:
+        if row["subject"] in examples:
+            row["letter_prompt"] = examples[row["subject"]] + row["letter_prompt"]
+    return {"test": Dataset.from_list(rows)}
 
 
 def read_set(data_dir: str | None, name: str) -> list[Row]:
@@ -66,11 +69,6 @@ def read_set(data_dir: str | None, name: str) -> list[Row]:
     if not rows:
         raise DataError(f"{path} is empty", "Give a file with at least one question")
     return rows
-
-
-def lettered(choices: list[str]) -> str:
-    """`A. first` and so on, a line each."""
-    return "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -116,13 +114,15 @@ def _multiple_choice(row: Row, position: int) -> Row:
     num_choices = len(row["choices"])
     gold = position % num_choices
     texts = [str(row["choices"][(at - gold + row["answer_index"]) % num_choices]) for at in range(num_choices)]
+    context = f"{row['context'].strip()}\n" if row.get("context") else ""
+    question = row["question"].strip()
+    lettered = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
     return {
         "subject": str(row.get("task", "")).partition("/")[2],
-        "context": str(row.get("context", "")),
-        "question": row["question"].strip(),
+        "letter_prompt": f"{context}{question}\n{lettered}\nAnswer:",
+        "open_prompt": f"{context}Question: {question}\nAnswer:",
         "choices": texts,
         "letters": list(LETTERS[:num_choices]),
-        "lettered": lettered(texts),
         "answer_index": gold,
     }
 
@@ -132,6 +132,6 @@ def _examples(data_dir: str | None, name: str, num_examples: int) -> dict[str, s
     solved: dict[str, list[str]] = {}
     for position, row in enumerate(read_set(data_dir, f"{name}_fewshot")):
         ready = _prepared(row, position, reverse=False)
-        text = f"{ready['question']}\n{ready['lettered']}\nAnswer: {LETTERS[ready['answer_index']]}\n\n"
+        text = f"{ready['letter_prompt']} {LETTERS[ready['answer_index']]}\n\n"
         solved.setdefault(ready["subject"], []).append(text)
     return {subject: "".join(texts[:num_examples]) for subject, texts in solved.items()}

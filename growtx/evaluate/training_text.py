@@ -1,4 +1,4 @@
-"""Text to measure bits per byte on, in groups: files that the user names, or what a run held out of its own data."""
+"""What a run was trained on, as far as an evaluation needs it: its held-out text in groups, and its microworld."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from growtx.config import build, parse_yaml
+from growtx.data.microworld import MicroworldConfig
 from growtx.data.sources import DataConfig, iterate_documents
 from growtx.data.text_files import ReadOptions, find_files, read_texts
 from growtx.exceptions import DataError
@@ -36,22 +37,32 @@ def read_groups(patterns: tuple[str, ...], *, text_column: str, max_bytes: int) 
     return groups
 
 
-def held_out_groups(run_dir: str, *, max_bytes: int) -> Groups:
-    """What a run held out of its data: a group for each source, and for each script where a source has several.
+def recorded_data(run_dir: str) -> DataConfig | None:
+    """The data configuration that a run directory keeps; None where there is none (a Hugging Face directory)."""
+    storage = Storage(run_dir)
+    if not storage.exists(RUN_FILE):
+        return None
+    tree: Any = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
+    return build(DataConfig, tree["data"]) if isinstance(tree, dict) and "data" in tree else None
+
+
+def recorded_microworld(data: DataConfig | None) -> MicroworldConfig | None:
+    """The first microworld that the data name."""
+    return next((source.microworld for source in data.sources if source.microworld), None) if data else None
+
+
+def held_out_groups(data: DataConfig, *, max_bytes: int) -> Groups:
+    """What is held out of the data: a group for each source, and for each script where a source has several.
 
     Raises:
-        DataError: the directory does not say what its data were, or nothing of them was held out.
+        DataError: a source cannot be read any more, or nothing of them is held out.
     """
-    storage = Storage(run_dir)
-    tree: Any = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE)) if storage.exists(RUN_FILE) else {}
-    if not isinstance(tree, dict) or "data" not in tree:
-        raise DataError(f"{run_dir} does not say what text its model was trained on", "Name files with --texts")
     groups: Groups = {}
-    for document in iterate_documents(build(DataConfig, tree["data"])):
+    for document in iterate_documents(data):
         if document.split == "validation":
             groups.setdefault(f"{document.source} · {script_of(document.text)}", []).append(document.text)
     if not groups:
-        raise DataError(f"nothing was held out of the data of {run_dir}", "Name files with --texts")
+        raise DataError("nothing was held out of the data of this run", "Name files with --texts")
     return {name: list(_at_most(texts, max_bytes)) for name, texts in sorted(_without_lone_scripts(groups).items())}
 
 

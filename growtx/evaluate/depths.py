@@ -1,0 +1,157 @@
+"""Evaluating a result at one or all of its depths, (depth, task) pairs spread over a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from growtx.evaluate import training_text
+from growtx.evaluate.evaluation import COMPRESSION_TASK, MICROWORLD_TASK, BenchmarkConfig, check_tasks, score_task
+from growtx.evaluate.evaluation_sections import write_evaluation_page
+from growtx.evaluate.report import write_report
+from growtx.evaluate.results import Evaluation, Score, save_evaluation
+from growtx.evaluate.training_text import Groups
+from growtx.exceptions import ConfigError, DataError, GrowtxError, StoreError
+from growtx.growth.lineage import load_model, open_lineage
+from growtx.store.runs import RUN_FILE
+from growtx.store.storage import Storage
+
+Outcome = list[Score] | GrowtxError
+Say = Callable[[str], None]
+
+
+def evaluate_path(
+    path: str, config: BenchmarkConfig, *, depths: str = "last", command: str = "", say: Say = print
+) -> Evaluation:
+    """Score a run, a manifest, an ensemble or a Hugging Face directory; Ray must be connected.
+
+    Args:
+        depths: `all`, `last`, or numbers of blocks separated by commas.
+        say: gets a line for every part that is done.
+
+    Raises:
+        ConfigError: a task or a depth does not exist.
+        StoreError: the model cannot be loaded.
+        DataError: not a single part could be scored.
+    """
+    check_tasks(config)
+    path = path if "://" in path else str(Path(path).absolute())  # workers have another working directory
+    parts = [(depth, task) for depth in resolve_depths(path, depths) for task in config.tasks]
+    texts, config = with_training_text(path, config)
+    scores: list[Score] = []
+    notes: dict[str, None] = {}
+    for depth, task, outcome in _on_cluster(path, parts, config, texts):
+        where = f"{task}, {depth} blocks" if depth is not None else task
+        if isinstance(outcome, StoreError):
+            raise outcome  # the model itself cannot be had
+        if isinstance(outcome, GrowtxError):
+            notes[f"{task}: {outcome}"] = None
+            say(f"{where}: not scored. {outcome}")
+        else:
+            scores.extend(outcome)
+            say(f"{where}: {summary(outcome)}")
+    if not scores:
+        raise DataError("nothing could be scored: " + " ".join(notes), "Correct the tasks or their data")
+    order = {task: number for number, task in enumerate(config.tasks)}
+    scores.sort(key=lambda score: (order.get(score.task, 0), score.depth))
+    return Evaluation(model=path, command=command, scores=tuple(scores), notes=tuple(notes))
+
+
+def default_tasks(path: str) -> tuple[str, ...]:
+    """Bits per byte, and the microworld's questions for a model that was trained on one."""
+    world = training_text.recorded_microworld(training_text.recorded_data(run_directory(path)))
+    return (COMPRESSION_TASK, MICROWORLD_TASK) if world else (COMPRESSION_TASK,)
+
+
+def publish(path: str, evaluation: Evaluation) -> str:
+    """Add an evaluation to `evaluation.json` beside its model and to the report there; returns the page's address."""
+    storage = Storage(run_directory(path))
+    together = save_evaluation(storage, evaluation)
+    return write_report(storage.root) if storage.exists(RUN_FILE) else write_evaluation_page(together, storage)
+
+
+def resolve_depths(path: str, depths: str) -> list[int | None]:
+    """The depths to load; [None] where a path holds one model only.
+
+    Raises:
+        ConfigError: a depth that the lineage does not have, or no number.
+    """
+    if depths == "last" or Storage(path).exists("config.json"):
+        return [None]
+    available = sorted({manifest.num_blocks for manifest in open_lineage(path).manifests})
+    if depths == "all":
+        return list(available)
+    known = ", ".join(map(str, available))
+    try:
+        wanted = [int(depth) for depth in depths.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--depths {depths}: not numbers of blocks", f"Use all, last, or some of {known}") from error
+    if missing := [depth for depth in wanted if depth not in available]:
+        raise ConfigError(f"--depths {depths}: {path} has no stage of depth {missing[0]}", f"Use some of {known}")
+    return list(wanted)
+
+
+def with_training_text(path: str, config: BenchmarkConfig) -> tuple[Groups, BenchmarkConfig]:
+    """The text for bits per byte, and the configuration with the world that the run was trained on."""
+    data = training_text.recorded_data(run_directory(path))
+    if config.microworld is None:
+        config = config.model_copy(update={"microworld": training_text.recorded_microworld(data)})
+    if COMPRESSION_TASK not in config.tasks:
+        return {}, config
+    if config.texts:
+        groups = training_text.read_groups(
+            config.texts, text_column=config.text_column, max_bytes=config.max_text_bytes
+        )
+    elif data is not None:
+        groups = training_text.held_out_groups(data, max_bytes=config.max_text_bytes)
+    else:
+        raise DataError(f"{path} does not say what text its model was trained on", "Name files with --texts")
+    return groups, config
+
+
+def run_directory(path: str) -> str:
+    """The directory that results of `path` belong to: a run's for its manifests, else the path itself."""
+    return path.rpartition("/")[0].removesuffix("/manifests") or "." if path.endswith(".json") else path
+
+
+def summary(scores: Sequence[Score]) -> str:
+    """The whole-task scores in a line."""
+    whole = [score for score in scores if not score.group] or list(scores)
+    parts = []
+    for score in whole[:6]:
+        value = f"{score.value:.3f}" if score.protocol == "compression" else f"{100 * score.value:.1f} %"
+        label = score.group or score.metric + (" (sampled)" if score.protocol == "sampled letter" else "")
+        parts.append(f"{label} {value}")
+    return ", ".join(parts)
+
+
+def _on_cluster(path: str, parts: Sequence[tuple[int | None, str]], config: BenchmarkConfig, texts: Groups) -> Any:
+    """Outcomes of the parts as they finish."""
+    import ray
+
+    num_gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
+    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(_score_part)
+    shared = ray.put((config, texts))
+    pending = {remote.remote(path, depth, task, shared): (depth, task) for depth, task in parts}
+    while pending:
+        (done,), _ = ray.wait(list(pending), num_returns=1)
+        yield *pending.pop(done), ray.get(done)
+
+
+def _score_part(path: str, depth: int | None, task: str, shared: tuple[BenchmarkConfig, Groups]) -> Outcome:
+    """Runs in a Ray worker, which keeps its model for the next part."""
+    config, texts = shared
+    try:
+        return score_task(*_loaded(path, depth), task, config, texts=texts)
+    except GrowtxError as error:
+        return error
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: str, depth: int | None) -> tuple[Any, Any]:
+    import torch
+
+    model, tokenizer = load_model(path, depth)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer  # type: ignore[arg-type]

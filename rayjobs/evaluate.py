@@ -1,0 +1,62 @@
+"""Score a run, a manifest, an ensemble or a Hugging Face directory, at one or all depths.
+
+python rayjobs/evaluate.py --model runs/demo-TIME --depths all
+python rayjobs/evaluate.py --model runs/mine --tasks mmlu,arc_easy,squad_v2 --data-dir ../shared/data/evals --depths all
+python rayjobs/evaluate.py --model runs/ru --model runs/zh --model runs/merged --tasks mmlu --data-dir DIR
+Results go to evaluation.json beside the model and into the run's report.html; several models get a page together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from growtx.command import run_command
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", required=True, metavar="PATH", help="repeat it to compare models")
+    parser.add_argument("--tasks", help="names with commas (default: bits_per_byte, and microworld if trained on one)")
+    parser.add_argument("--depths", default="last", help="all, last, or numbers of blocks with commas")
+    parser.add_argument("--data-dir", help="directory of the JSON lines that growtx's own tasks read")
+    parser.add_argument("--texts", action="append", metavar="GLOB", help="files for bits_per_byte")
+    parser.add_argument("--limit", type=int, help="questions per task (default: all)")
+    parser.add_argument("--out", help="where the page of several models goes (default: runs/comparison-TIME)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="num_runs=10, temperature=1.0, seed=0, ...")
+    return parser.parse_intermixed_args()
+
+
+def main() -> int:
+    arguments = parse()
+    from growtx.evaluate.comparison import write_comparison
+    from growtx.evaluate.depths import default_tasks, evaluate_path, publish
+    from growtx.evaluate.evaluation import benchmark_config
+    from growtx.store.storage import Storage
+    from growtx.train.cluster import connected
+    from growtx.train.settings import ResourcesConfig
+
+    command = shlex.join(["python", *sys.argv])
+    evaluations = {}
+    with connected(ResourcesConfig()):
+        for path in arguments.model:
+            config = benchmark_config(
+                arguments.overrides,
+                tasks=arguments.tasks.split(",") if arguments.tasks else default_tasks(path),
+                data_dir=arguments.data_dir and str(Path(arguments.data_dir).absolute()),
+                texts=arguments.texts,
+                limit=arguments.limit,
+            )
+            evaluations[path] = evaluate_path(path, config, depths=arguments.depths, command=command)
+            print(f"report: {publish(path, evaluations[path])}")
+    if len(evaluations) > 1:
+        out = arguments.out or f"runs/comparison-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+        print(f"comparison: {write_comparison(evaluations, Storage(out), command=command)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
