@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from growtx.growth.freezing import frozen_parameters, hash_frozen
 from growtx.growth.plan import Stage
@@ -110,6 +111,7 @@ class Engine:
         )
         self.model = model
         self.device = self.engine.device
+        self._create_moments()
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -167,26 +169,56 @@ class Engine:
         return state
 
     def load(self, weights: State, moments: dict[str, State], num_steps: int) -> None:
-        """Continue from gathered state after `num_steps` optimizer steps."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        self._create_moments(num_steps)
+        """Continue from gathered state after `num_steps` optimizer steps. Collective; all ranks pass all tensors."""
+        for state in self._optimizer.state.values():
+            state["step"].fill_(num_steps)
         for name, parameter in self.trainable():
-            safe_set_full_fp32_param(parameter, weights[name].to(self.device))
+            # DeepSpeed steps a copy of each weight and writes the step's result into the model: both are set here,
+            # or the first forward pass would run on the weights from before.
+            with self.gathered([parameter], modify=True):
+                parameter.data.copy_(weights[name])
+            self._set(parameter, weights[name])
             for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, moments[key][name].to(self.device), key)
+                self._set(parameter, moments[key][name], key)
 
-    def _create_moments(self, num_steps: int) -> None:
-        """Torch creates Adam's state at the first step; loading needs it before."""
+    def _set(self, parameter: nn.Parameter, value: torch.Tensor, moment: str | None = None) -> None:
+        """Write a whole tensor into this rank's part of the optimizer's copy of a weight, or of its moment."""
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        value = value.to(self.device)
+        if self._zero_stage == 3:  # the setter of whole tensors fails where they do not divide by the number of ranks
+            size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            padded = F.pad(value.flatten(), (0, size * world_size() - value.numel()))
+            value = padded[rank() * size : (rank() + 1) * size]
+            set_weight, set_moment = safe_set_local_fp32_param, safe_set_local_optimizer_state
+        else:
+            set_weight, set_moment = safe_set_full_fp32_param, safe_set_full_optimizer_state
+        if moment is None:
+            set_weight(parameter, value)
+        else:
+            set_moment(parameter, value, moment)
+
+    def _create_moments(self) -> None:
+        """Create Adam's state, which torch does at the first step: loading needs it before.
+
+        And saving too: ZeRO 1 and 2 step one group of parameters after the other, but link parameters to their
+        moments once, after the first of them.
+        """
         optimizer = self.engine.optimizer
         shards = (
             optimizer.fp32_partitioned_groups_flat
             if self._zero_stage == 3
             else optimizer.single_partition_of_fp32_groups
         )
+        fused = self._optimizer.defaults["fused"]  # its kernel reads the step where the moments are
         for shard in shards:
             self._optimizer.state[shard] = {
-                "step": torch.tensor(float(num_steps)),
+                "step": torch.tensor(0.0, device=shard.device if fused else "cpu"),
                 "exp_avg": torch.zeros_like(shard),
                 "exp_avg_sq": torch.zeros_like(shard),
             }
@@ -194,10 +226,10 @@ class Engine:
             optimizer._lazy_init_hp_params_optimizer_state()
 
     @contextmanager
-    def gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
-        """Make partitioned parameters whole on every rank for a while."""
+    def gathered(self, parameters: list[nn.Parameter], *, modify: bool = False) -> Iterator[None]:
+        """Make partitioned parameters whole on every rank for a while; `modify` keeps what is written to them."""
         if self._zero_stage == 3:
-            with self._gather(parameters):
+            with self._gather(parameters, modifier_rank=0 if modify else None):
                 yield
         else:
             yield
