@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-NUM_NEW = 10
+NUM_NEW = 8
 LENGTHS = (12, 7, 3)
 
 

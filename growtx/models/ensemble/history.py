@@ -113,8 +113,7 @@ class History:
     def _same_request(self, num_rows: int) -> torch.Tensor:
         """Continuous batching packs all requests into one row; cumulative lengths say where each one lies."""
         assert self.paged is not None
-        ends_of_keys = self.paged["cu_seq_lens_k"]
-        ends_of_keys = ends_of_keys["full_attention"] if isinstance(ends_of_keys, dict) else ends_of_keys
+        ends_of_keys = self.paged["cu_seq_lens_k"]["full_attention"]
         device = self.position_ids_BT.device
         new_T, old_S = (torch.arange(n, device=device) for n in (self.position_ids_BT.shape[1], num_rows))
         request_T = torch.searchsorted(self.paged["cu_seq_lens_q"].to(new_T), new_T, right=True)

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, PhiForCausalLM
+
+from growtx.exceptions import ExportError
+from growtx.models import GrowtxForCausalLM, from_members
+from growtx.models.export import export
+
+Make = Callable[..., GrowtxForCausalLM]
+STOCK_CLASSES = {"gpt_neox": GPTNeoXForCausalLM, "phi": PhiForCausalLM}
+
+
+@pytest.mark.parametrize(
+    ("format", "changes"),
+    [
+        ("gpt_neox", {"lm_head_bias": False}),
+        ("gpt_neox", {"lm_head_bias": False, "substrate_width": 8, "substrate_expansion": "tile"}),
+        ("phi", {}),
+        ("phi", {"substrate_width": 8, "substrate_expansion": "interleave", "rope_theta": 500.0}),
+    ],
+)
+def test_stock_classes_load_the_export_with_the_same_logits(
+    make_model: Make,
+    tokens_BT: torch.Tensor,
+    tmp_path: Path,
+    format: str,
+    changes: dict[str, object],
+) -> None:
+    model = make_model(**changes)
+    assert export(model, format, tmp_path / "out") <= 1e-4
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(stock) is STOCK_CLASSES[format]
+    assert (stock(tokens_BT).logits - model(tokens_BT).logits).abs().max() < 1e-4
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_half_precision_models_are_exported_in_their_precision(make_model: Make, tmp_path: Path) -> None:
+    export(make_model().bfloat16(), "phi", tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("format", "sentence"),
+    [
+        ("gpt_neox", r"model\.lm_head_bias=false"),
+        ("llama", "no setting makes it exact"),
+        ("gguf", "Use one of gpt_neox, phi, llama"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused(make_model: Make, tmp_path: Path, format: str, sentence: str) -> None:
+    with pytest.raises(ExportError, match=sentence):
+        export(make_model(), format, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ensemble_is_refused(make_model: Make, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="members one by one"):
+        export(from_members({"a": make_model()}), "phi", tmp_path / "out")
+
+
+def test_a_taken_directory_is_refused(make_model: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="is not empty"):
+        export(make_model(), "phi", tmp_path)
+
+
+def test_an_export_that_is_not_exact_leaves_nothing(
+    make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("growtx.models.export.MAX_LOGIT_DIFFERENCE", -1.0)
+    with pytest.raises(ExportError, match="logits differ"):
+        export(make_model(), "phi", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
