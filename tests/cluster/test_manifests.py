@@ -1,0 +1,175 @@
+"""The Kubernetes and autoscaler files, checked against the schemas that can be installed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+PROJECT = Path(__file__).parents[2]
+CLUSTER = PROJECT / "cluster"
+KUBERAY = sorted((CLUSTER / "kuberay").glob("*.yaml"))
+AUTOSCALER = [CLUSTER / "aws.yaml", CLUSTER / "gcp.yaml"]
+Tree = dict[str, Any]
+
+# Keys of KubeRay's custom resources (v1) that we use; the operator ignores or refuses others. Written down by hand and
+# compared with the definitions of KubeRay 1.7, which no package carries.
+SPEC_KEYS = {
+    "RayCluster": {"rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec",
+                   "workerGroupSpecs"},
+    "RayJob": {"entrypoint", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "backoffLimit", "rayClusterSpec",
+               "preRunningDeadlineSeconds"},
+    "RayService": {"serveConfigV2", "rayClusterConfig"},
+}  # fmt: skip
+HEAD_KEYS = {"serviceType", "rayStartParams", "template"}
+WORKER_KEYS = {"groupName", "replicas", "minReplicas", "maxReplicas", "priority", "rayStartParams", "template"}
+
+
+def documents(kind: str | None = None) -> list[Tree]:
+    every = [document for path in KUBERAY for document in yaml.safe_load_all(path.read_text())]
+    return [document for document in every if kind in (None, document["kind"])]
+
+
+def cluster_specs() -> list[Tree]:
+    """The cluster inside every RayCluster, RayJob and RayService."""
+    keys = {"RayCluster": None, "RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+    found = [document for document in documents() if document["kind"] in keys]
+    return [d["spec"][keys[d["kind"]]] if keys[d["kind"]] else d["spec"] for d in found]
+
+
+def pods() -> Iterator[Tree]:
+    for spec in cluster_specs():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            yield group["template"]["spec"]
+
+
+@pytest.mark.parametrize("path", [*KUBERAY, *AUTOSCALER], ids=lambda path: path.name)
+def test_every_file_says_what_it_is_for_and_which_command_uses_it(path: Path) -> None:
+    head = "".join(line for line in path.read_text().splitlines(keepends=True)[:16] if line.startswith("#"))
+    assert f"cluster/{path.relative_to(CLUSTER)}" in head
+    assert re.search(r"^#   (kubectl|ray|sed) ", head, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", AUTOSCALER, ids=lambda path: path.name)
+def test_autoscaler_files_follow_rays_own_schema(path: Path) -> None:
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    config = yaml.safe_load(path.read_text())
+    jsonschema.validate(config, schema)
+    assert config["head_node_type"] in config["available_node_types"]
+
+
+@pytest.mark.parametrize("path", AUTOSCALER, ids=lambda path: path.name)
+def test_every_placeholder_is_filled_by_the_command_in_the_head(path: Path) -> None:
+    text = path.read_text()
+    filled = set(re.findall(r"s#([A-Z_]+)#", text))
+    body = "\n".join(line.split(" #")[0] for line in text.splitlines() if not line.startswith("#"))
+    used = set(re.findall(r"\b(AMI_ID|IMAGE_FAMILY|PROJECT_ID|REGISTRY|BUCKET)\b", body))
+    assert used == filled
+
+
+@pytest.mark.parametrize("path", AUTOSCALER, ids=lambda path: path.name)
+def test_dashboards_of_cloud_clusters_listen_on_loopback(path: Path) -> None:
+    (start,) = [
+        command for command in yaml.safe_load(path.read_text())["head_start_ray_commands"] if "--head" in command
+    ]
+    assert "--dashboard-host 127.0.0.1" in start
+
+
+@pytest.mark.parametrize("kind", SPEC_KEYS)
+def test_custom_resources_use_known_keys(kind: str) -> None:
+    found = documents(kind)
+    assert found
+    for document in found:
+        assert document["apiVersion"] == "ray.io/v1"
+        assert set(document["spec"]) <= SPEC_KEYS[kind]
+    for spec in cluster_specs():
+        assert set(spec) <= SPEC_KEYS["RayCluster"]
+        assert set(spec["headGroupSpec"]) <= HEAD_KEYS
+        for group in spec["workerGroupSpecs"]:
+            assert set(group) <= WORKER_KEYS
+            assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+def test_clusters_run_the_tested_version_of_ray_and_ask_for_a_token() -> None:
+    for spec in cluster_specs():
+        assert spec["rayVersion"] == version("ray")
+        assert spec["authOptions"] == {"mode": "token"}
+
+
+def test_pods_and_storage_follow_the_kubernetes_schema() -> None:
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    for spec in pods():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
+        kubernetes.validate(pod, "1.31", strict=True)
+    for document in documents("ConfigMap") + documents("PersistentVolumeClaim"):
+        kubernetes.validate(document, "1.31", strict=True)
+
+
+def test_every_pod_gets_the_one_storage_setting_and_the_volumes_that_it_mounts() -> None:
+    (settings,) = documents("ConfigMap")
+    (claim,) = documents("PersistentVolumeClaim")
+    assert list(settings["data"]) == ["GROWTX_STORAGE"]
+    for spec in pods():
+        (container,) = spec["containers"]
+        assert {"configMapRef": {"name": settings["metadata"]["name"]}} in container["envFrom"]
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+        assert volumes["storage"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+
+
+@pytest.mark.parametrize("path", [p for p in KUBERAY if "# shared disk" in p.read_text()], ids=lambda path: path.name)
+def test_without_the_shared_disk_the_files_remain_valid(path: Path) -> None:
+    """storage.yaml tells users of S3 and GCS to delete the lines marked so."""
+    kept = "\n".join(line for line in path.read_text().splitlines() if "# shared disk" not in line)
+    assert "persistentVolumeClaim" not in kept
+    assert all(yaml.safe_load_all(kept))
+
+
+def test_gpu_pods_run_the_cuda_image_and_tolerate_the_taint_of_gpu_nodes() -> None:
+    num_gpu_groups = 0
+    for spec in pods():
+        (container,) = spec["containers"]
+        limits = container["resources"]["limits"]
+        assert limits == container["resources"]["requests"], "Ray counts on what it was promised"
+        if "nvidia.com/gpu" in limits:
+            num_gpu_groups += 1
+            assert container["image"] == "growtx:cuda"
+            assert any(toleration["key"] == "nvidia.com/gpu" for toleration in spec["tolerations"])
+        else:
+            assert container["image"] == "growtx:cpu"
+    assert num_gpu_groups >= 3
+
+
+def test_spot_workers_are_tried_before_others() -> None:
+    (cluster,) = documents("RayCluster")
+    priorities = {group["groupName"]: group.get("priority", 0) for group in cluster["spec"]["workerGroupSpecs"]}
+    assert priorities["gpu-spot"] > priorities["gpu"]
+    for path in AUTOSCALER:
+        types = yaml.safe_load(path.read_text())["available_node_types"]
+        assert types["gpu-24gb-spot"]["priority"] > types["gpu-24gb"].get("priority", 0)
+        assert types["gpu-24gb-spot"]["resources"] == types["gpu-24gb"]["resources"]
+
+
+def test_the_service_deploys_a_valid_serve_configuration() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    (service,) = documents("RayService")
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    assert [application.import_path for application in config.applications] == ["serve.app:build"]
+
+
+def test_no_file_holds_a_credential() -> None:
+    suspicious = re.compile(
+        r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY|(password|secret_key|token)\s*[:=]\s*['\"]?\w{8,}", re.I
+    )
+    for path in CLUSTER.rglob("*"):
+        if path.is_file():
+            assert not suspicious.search(path.read_text()), path
