@@ -1,0 +1,200 @@
+"""What continuous batching runs at every step: the members, the requests' rules, and the choice of their tokens.
+
+transformers' continuous batching knows one logits tensor and one way of sampling. Here every request has its own
+rule, weights, seed and temperature, so the decoder combines and chooses itself and hands over one-hot logits.
+
+Shapes: T new tokens of all requests, C requests that get a token, D hidden size, V vocabulary, N members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import LogitsProcessorList, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from growtx.models.ensemble import CombinationRule, GrowtxEnsembleForCausalLM
+from growtx.models.ensemble.wide import MemberLinear
+from growtx.models.varlen_attention import MIN_ROWS
+from serve.requests import Sampling, Token
+from serve.sampling import attribute, choose, log_probabilities
+
+# Rules that need nothing but the members' logits, so that any request may ask for them.
+STATELESS_RULES = ("mean", "mixture", "contrastive")
+SCORED_ROWS = 128  # prompt positions whose logits exist at the same time
+
+Choice = tuple[Sampling, int]  # how, and at which position of the text
+
+
+class Decoder(nn.Module):
+    """A model or an ensemble, with the choice of tokens inside.
+
+    Args:
+        model: a causal language model; an ensemble offers its own rule and the stateless ones to every request.
+        deliver: is called after every step with the tokens chosen for `choices`.
+    """
+
+    _supports_flash_attn = True
+
+    def __init__(self, model: PreTrainedModel, deliver: Callable[[list[Token]], None]) -> None:
+        super().__init__()
+        self.deliver = deliver
+        self.model = model
+        self.config = model.config
+        self.ensemble = model if isinstance(model, GrowtxEnsembleForCausalLM) else None
+        self.rules: dict[str, CombinationRule] = {}
+        self.members: tuple[str, ...] = ()
+        if self.ensemble is not None:
+            own = self.ensemble.rule
+            others = [self.ensemble.build_rule(name) for name in STATELESS_RULES if name != own.name]
+            self.rules = {rule.name: rule for rule in (own, *others)}
+            self.members = tuple(self.ensemble.config.member_names or ())
+        self.default_rule = next(iter(self.rules), "")
+        self.choices: Sequence[Choice] = ()
+        make_rows_independent(model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def set_attn_implementation(self, name: str) -> None:
+        self.model.set_attn_implementation(name)
+
+    def _supports_logits_to_keep(self) -> bool:
+        return True
+
+    def _get_logits_processor(self, *_: Any) -> LogitsProcessorList:
+        return LogitsProcessorList()  # tokens are chosen in `forward`
+
+    @torch.no_grad()
+    def forward(self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, **kwargs: Any) -> CausalLMOutput:
+        """One step over packed requests [1, T].
+
+        Returns:
+            One-hot logits [1, C, V], whose argmax continuous batching takes as the next tokens.
+        """
+        kwargs.pop("logits_indices", None)
+        states, weights = self._read(input_ids, logits_to_keep[: max(1, len(self.choices))], **kwargs)
+        tokens = self._choose(states, weights)
+        self.deliver(tokens)
+        one_hot = torch.zeros(1, len(logits_to_keep), self.config.vocab_size)
+        for row, token in enumerate(tokens):
+            one_hot[0, row, token.id] = 1.0
+        return CausalLMOutput(logits=one_hot)
+
+    @torch.no_grad()
+    def score(self, token_ids: Sequence[int], sampling: Sampling) -> list[Token]:
+        """The tokens of a text from the second on, each with its probability after those before it."""
+        every = torch.arange(len(token_ids) - 1)
+        states, weights = self._read(torch.tensor([token_ids]), every)
+        tokens = []
+        for start in range(0, len(every), SCORED_ROWS):
+            rows = slice(start, start + SCORED_ROWS)
+            targets = token_ids[1:][rows]
+            scores_CV, logits, weights_CN = self._combine(
+                [state[rows] for state in states],
+                {name: rule_weights[rows] for name, rule_weights in weights.items()},
+                [sampling] * len(targets),
+            )
+            tokens += [
+                self._describe(token, sampling, scores_CV[row], [part[row] for part in logits], weights_CN[row])
+                for row, token in enumerate(targets)
+            ]
+        return tokens
+
+    def _read(
+        self, input_ids: torch.Tensor, rows_C: torch.Tensor, **kwargs: Any
+    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Final states [C, D] of every member, and every rule's weights [C, N]."""
+        if self.ensemble is None:
+            hidden_1TD = self.model.base_model(input_ids=input_ids, **{"use_cache": False, **kwargs}).last_hidden_state
+            return [hidden_1TD[0, rows_C]], {}
+        kwargs.pop("use_cache", None)
+        text = self.ensemble.read(input_ids, **kwargs)
+        weights = {
+            name: rule.weights(text).expand(*input_ids.shape, -1)[0, rows_C] for name, rule in self.rules.items()
+        }
+        return [states_1TD[0, rows_C] for states_1TD in text.states], weights
+
+    def _choose(self, states: list[torch.Tensor], weights: dict[str, torch.Tensor]) -> list[Token]:
+        if not self.choices:
+            return []
+        samplings = [sampling for sampling, _ in self.choices]
+        scores_CV, logits, weights_CN = self._combine(states, weights, samplings)
+        return [
+            self._describe(
+                choose(scores_CV[row], sampling, position),
+                sampling,
+                scores_CV[row],
+                [part[row] for part in logits],
+                weights_CN[row],
+            )
+            for row, (sampling, position) in enumerate(self.choices)
+        ]
+
+    def _combine(
+        self, states: list[torch.Tensor], weights: dict[str, torch.Tensor], samplings: Sequence[Sampling]
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """Combined scores [C, V], the members' logits, and the weights [C, N] that each row used."""
+        logits = self._member_logits(states)
+        used_CN = torch.ones(len(samplings), len(logits))
+        if not self.rules:
+            return logits[0], logits, used_CN
+        scores_CV = torch.empty_like(logits[0])
+        for row, sampling in enumerate(samplings):  # one by one: elementwise functions may round by their place, too
+            name = sampling.rule or self.default_rule
+            used_CN[row] = weights[name][row] if sampling.weights is None else torch.tensor(sampling.weights)
+            scores_CV[row] = self.rules[name].combine([member_CV[row] for member_CV in logits], used_CN[row])
+        return scores_CV, logits, used_CN
+
+    def _member_logits(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        if self.ensemble is None:
+            head: Callable[[torch.Tensor], torch.Tensor] = self.model.get_output_embeddings()
+            return [head(states[0]).float()]
+        every = range(len(states))
+        return [logits_CV.float() for logits_CV in self.ensemble.member_logits(every, states)]
+
+    def _describe(
+        self,
+        token: int,
+        sampling: Sampling,
+        scores_V: torch.Tensor,
+        member_logits: list[torch.Tensor],
+        weights_N: torch.Tensor,
+    ) -> Token:
+        logprob, top = None, ()
+        if sampling.num_logprobs is not None:
+            logprob, top = log_probabilities(scores_V, token, sampling.num_logprobs)
+        if not self.rules:
+            return Token(token, logprob, top)
+        shares = attribute(member_logits, weights_N, token) if sampling.attribution else None
+        return Token(token, logprob, top, tuple(weights_N.tolist()), shares)
+
+def make_rows_independent(model: nn.Module) -> None:
+    """Let no linear map see fewer than `MIN_ROWS` rows, so that a row's result is the same in any company.
+
+    Matrix products of one to three rows take another path through the CPU's library than those of more rows, and
+    round differently.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, MemberLinear)):
+            plain = module.forward
+            module.forward = _padded(plain)  # type: ignore[method-assign]
+
+
+def _padded(linear: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(states: torch.Tensor, *targets: Any, **kwargs: Any) -> Any:
+        num_rows = states.shape[-2]
+        if num_rows >= MIN_ROWS or targets or kwargs:
+            return linear(states, *targets, **kwargs)
+        return linear(F.pad(states, (0, 0, 0, MIN_ROWS - num_rows)))[..., :num_rows, :]
+
+    return forward
