@@ -10,12 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pyarrow as pa
-import regex  # type: ignore[import-untyped]
 
-from growtx.data.ngrams import SHORTEST, leading, take_turns
+from growtx.data.ngrams import SHORTEST, leading, ngrams_of, take_turns
 from growtx.data.sources import DataConfig, SourceConfig, iterate_source, source_files
 
-WORD = regex.compile(r"[\p{L}\p{M}']+")
 DOCUMENTS_PER_BLOCK = 512
 KEY = ["source", "gram"]
 SCHEMA = pa.schema([("source", pa.string()), ("gram", pa.string()), ("count", pa.int64())])
@@ -28,6 +26,7 @@ def counted_ngrams(config: DataConfig, longest: int) -> tuple[str, ...]:
         DataError: if a source cannot be read.
     """
     import ray
+    from ray.data.aggregate import Sum
 
     parts = [
         part for name, source in zip(config.source_names, config.sources, strict=True) for part in _parts(source, name)
@@ -39,7 +38,7 @@ def counted_ngrams(config: DataConfig, longest: int) -> tuple[str, ...]:
         _count, fn_kwargs={"longest": longest}, batch_size=None, batch_format="pyarrow"
     )
     num_partitions = max(1, int(ray.cluster_resources()["CPU"]))
-    totals = counts.groupby(KEY, num_partitions=num_partitions).sum("count", alias_name="count")
+    totals = counts.groupby(KEY, num_partitions=num_partitions).aggregate(Sum("count", alias_name="count"))
     best = totals.map_batches(_keep_leading, batch_size=None, batch_format="pyarrow")
     rows: dict[tuple[str, int], dict[str, int]] = {}
     for row in best.iter_rows():
@@ -67,9 +66,8 @@ def _training_texts(part: dict[str, str], validation_fraction: float) -> Iterato
 def _count(batch: pa.Table, longest: int) -> pa.Table:
     counts: Counter[tuple[str, str]] = Counter()
     for source, text in zip(batch["source"].to_pylist(), batch["text"].to_pylist(), strict=True):
-        for word in WORD.findall(text):
-            for length in range(SHORTEST, longest + 1):
-                counts.update((source, word[start : start + length]) for start in range(len(word) - length + 1))
+        for length in range(SHORTEST, longest + 1):
+            counts.update((source, gram) for gram in ngrams_of(text, length))
     return _table([(source, gram, count) for (source, gram), count in counts.items()])
 
 

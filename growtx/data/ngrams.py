@@ -12,6 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 
+import regex  # type: ignore[import-untyped]
+
+WORD = regex.compile(r"[\p{L}\p{M}']+")
 LANGUAGES = ("en", "ru", "fr", "de", "zh", "he", "it", "es", "ar", "pt", "ko", "hu", "ja", "el", "sv", "nl", "pl", "vi",
              "fa", "nb", "tr", "fi", "cs", "da", "bn", "hi", "id", "uk", "ro", "bg", "ca", "sh", "ta")  # fmt: skip
 SHORTEST = 2
@@ -34,11 +37,19 @@ def _word_ngrams(language: str, length: int) -> Counter[str]:
     counts: Counter[str] = Counter()
     words = get_frequency_dict(language, wordlist="small").items()  # most frequent first
     for word, frequency in itertools.islice(words, WORDS_PER_LANGUAGE):
-        for start in range(len(word) - length + 1):
-            counts[word[start : start + length]] += frequency
-        if len(word) >= length and not word[0].isupper() and len(word[0].upper()) == 1:
-            counts[word[0].upper() + word[1:length]] += CAPITALISED * frequency
+        for gram in ngrams_of(word, length):
+            counts[gram] += frequency
+        capital = word[0].upper()
+        if capital != word[0]:
+            for gram in ngrams_of(capital + word[1:length], length)[:1]:
+                counts[gram] += CAPITALISED * frequency
     return counts
+
+
+def ngrams_of(text: str, length: int) -> list[str]:
+    """The n-grams of one length within the words of a text, with repetitions."""
+    words = WORD.findall(text)
+    return [word[start : start + length] for word in words for start in range(len(word) - length + 1)]
 
 
 def leading(counts: Mapping[str, float]) -> list[str]:

@@ -6,7 +6,6 @@ for the space and `<0xNN>` for bytes (SentencePiece). The decoder in tokenizer.j
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from dataclasses import dataclass
@@ -28,9 +27,12 @@ class Token:
 
 
 def definition(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """The content of tokenizer.json that decides ids; padding and truncation are settings of the last call."""
+    """The content of tokenizer.json that decides which ids spell a text.
+
+    Padding, truncation and what is put around a text are settings of calls, which libraries change at will.
+    """
     content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {key: value for key, value in content.items() if key not in {"padding", "truncation"}}
+    return {key: content[key] for key in content.keys() - {"padding", "truncation", "post_processor"}}
 
 
 def tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token]:
@@ -52,17 +54,25 @@ def tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token]:
     return result
 
 
-def drawn(token: Token) -> str:
-    """The string that a substrate draws for a token.
+def text(token: Token) -> str | None:
+    """The text that a token spells; None for control tokens and for bytes that are a part of a character."""
+    if token.spelled is None or BYTE_TOKEN.fullmatch(token.name):
+        return None
+    try:
+        return token.spelled.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
-    A byte that stands for itself is drawn as two full-width hex digits, which no text of the vocabulary looks like.
+
+def drawn(token: Token) -> str:
+    """The string that a substrate draws for a token: its text, or the name of a control token.
+
+    Bytes are drawn as full-width hex digits, which no text of the vocabulary looks like.
     """
     if token.spelled is None:
         return token.name
-    if BYTE_TOKEN.fullmatch(token.name) is None:
-        with contextlib.suppress(UnicodeDecodeError):
-            return token.spelled.decode("utf-8")
-    return token.spelled.hex().upper().translate(FULL_WIDTH)
+    spelled_text = text(token)
+    return token.spelled.hex().upper().translate(FULL_WIDTH) if spelled_text is None else spelled_text
 
 
 def num_bytes(token: Token) -> int:

@@ -110,12 +110,9 @@ def _ngrams(config: TokenizerConfig, data: DataConfig | None) -> list[str]:
 
 def _common_strings(paths: Sequence[str]) -> list[str]:
     """Strings of two or more characters that are tokens of every named tokenizer, the shortest first."""
-    if not paths:
-        return []
-    vocabularies = [set(token_surfaces(load_tokenizer(path))) for path in paths]
-    return sorted(
-        (text for text in set.intersection(*vocabularies) if len(text) > 1), key=lambda text: (len(text), text)
-    )
+    vocabularies = [{surface.text(token) for token in surface.tokens(load_tokenizer(path))} for path in paths]
+    common = set.intersection(*vocabularies) if vocabularies else set()
+    return sorted((text for text in common if text and len(text) > 1), key=lambda text: (len(text), text))
 
 
 def from_vocabulary(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
@@ -171,8 +168,10 @@ PROBES = (
 def _complete(tokenizer: Any, path: str) -> PreTrainedTokenizerFast:
     """Check losslessness, and let roles that the tokenizer does not have share its end token."""
     tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    tokenizer.backend_tokenizer.post_processor = None  # nothing is put around a text unasked
     for probe in PROBES:
-        if tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False)) != probe:
+        if tokenizer.decode(tokenizer.encode(probe)) != probe:
             raise DataError(f"The tokenizer in {path} changes text such as {probe!r}", "Use one without a normalizer")
     fallback = tokenizer.eos_token or tokenizer.bos_token or tokenizer.pad_token
     if fallback is None:
@@ -184,7 +183,7 @@ def _complete(tokenizer: Any, path: str) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """sha256 of what decides the ids of a text: tokenizer.json without the state that a call leaves behind."""
+    """sha256 of what decides the ids of a text: see `surface.definition`."""
     return fingerprint(surface.definition(tokenizer))
 
 

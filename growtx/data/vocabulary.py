@@ -48,6 +48,8 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         assert len(set(self.tokens)) == len(self.tokens), "two ids stand for the same string"
+        made = {left + right for left, right in self.merges}
+        assert made.isdisjoint(self.special_tokens + BYTE_TOKENS), "text could be read as a control token or a byte"
 
 
 def unicode_vocabulary(ngrams: Sequence[str], size: int) -> Vocabulary:
@@ -173,7 +175,10 @@ def _even_sample(texts: Iterable[str], max_bytes: int) -> list[str]:
     kept: list[tuple[int, int, str]] = []
     num_bytes = 0
     for text in texts:
-        encoded = text.encode()
+        try:
+            encoded = text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"The text {text[:40]!r} is not valid Unicode (lone surrogate)", "Correct it") from error
         rank = int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "big")
         heapq.heappush(kept, (-rank, len(encoded), text))
         num_bytes += len(encoded)
