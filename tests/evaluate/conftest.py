@@ -166,3 +166,73 @@ def model() -> Any:
         pad_token_id=0,
     )
     return GrowtxForCausalLM(config).eval()
+
+
+MICROWORLD = {"num_people": 40, "languages": ["en", "zh"], "num_documents": 120}
+
+
+@pytest.fixture(scope="session")
+def grown_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, model: Any) -> Path:
+    """A run directory whose manifests can be loaded: the random model of `model` at depths 1 and 2."""
+    from growtx.data.tokenizer import tokenizer_fingerprint
+    from growtx.growth.assembly import SUBSTRATE_KEY, block_prefix, describe_model, head_state, split_state
+    from growtx.store.blobs import BlobStore
+
+    path = tmp_path_factory.mktemp("grown")
+    store = BlobStore(str(path))
+    state = model.state_dict()
+    substrate, head = store.put({SUBSTRATE_KEY: state[SUBSTRATE_KEY]}), store.put(head_state(state))
+    blocks = [store.put(split_state(state, block_prefix(index))) for index in range(2)]
+    tokenizer.save_pretrained(path / "tokenizer")
+    parent: str | None = None
+    for depth in (1, 2):
+        manifest = make_manifest(
+            depth,
+            parent,
+            model=describe_model(model.config) | {"num_hidden_layers": depth},
+            substrate=substrate,
+            head=head,
+            blocks=tuple(BlockRef(blob=blob) for blob in blocks[:depth]),
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        )
+        write_manifest(Storage(path), manifest)
+        parent = manifest.digest()
+    data = {"sources": [{"microworld": MICROWORLD}], "validation_fraction": 0.1}
+    (path / "run.yaml").write_text(yaml.safe_dump({"name": "grown", "data": data}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def questions_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sets of questions in every format, in the words that the tokenizer knows."""
+    folder = tmp_path_factory.mktemp("questions")
+    choices = ["Berlin", "teacher", "Anna", "works"]
+    sets: dict[str, list[dict[str, Any]]] = {
+        "mmlu_dev": [
+            {
+                "task": f"mmlu/{'people' if at % 2 else 'places'}",
+                "question": f"Where {at}?",
+                "choices": choices,
+                "answer_index": 1,
+            }
+            for at in range(12)
+        ],
+        "mmlu_fewshot": [
+            {"task": "mmlu/people", "question": "Who lives in Berlin?", "choices": choices, "answer_index": 2}
+        ],
+        "arc_easy": [
+            {"task": "arc_easy", "question": "Where does Anna live?", "choices": choices[:2], "answer_index": 0},
+            {"task": "arc_easy", "question": "Who is a teacher?", "choices": choices[:3], "answer_index": 2},
+        ],
+        "squad_v2_dev": [
+            {"context": "Anna lives in Berlin.", "question": "Where?", "answers": ["Berlin"], "is_impossible": False},
+            {"context": "Anna lives in Berlin.", "question": "Why?", "answers": [], "is_impossible": True},
+        ],
+        "flores200_en-ru_dev": [
+            {"src": "Anna lives in Berlin", "tgt": "Анна живёт в Берлине", "src_lang": "en", "tgt_lang": "ru"}
+        ],
+    }
+    for name, rows in sets.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines)
+    return folder
