@@ -7,8 +7,10 @@ running only while something in its directory still changes.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 from growtx.exceptions import StoreError
@@ -18,6 +20,7 @@ from growtx.store.storage import Storage
 
 RUN_FILE = "run.yaml"
 STATUS_FILE = "status.json"
+STORAGE_VARIABLE = "GROWTX_STORAGE"
 SILENT_AFTER = timedelta(minutes=10)  # a first step on a large cluster may take minutes before anything is written
 
 RunState = Literal["running", "finished", "failed", "interrupted"]
@@ -37,6 +40,21 @@ class RunSummary:
     num_finished_stages: int
     num_tokens: int | None
     bits_per_byte: float | None
+
+
+def locate(run_dir: str) -> str:
+    """The full address of a run directory, or of a directory of runs, as commands name it.
+
+    Relative ones lie in `GROWTX_STORAGE`, which clusters set on all their nodes, else in the working directory. That of
+    a Ray job is a copy that Ray deletes with the job: there they lie in `~/growtx`.
+    """
+    if "://" in run_dir or Path(run_dir).is_absolute():
+        return run_dir
+    root = os.environ.get(STORAGE_VARIABLE)
+    if not root:
+        is_copy = "working_dir_files" in Path.cwd().parts
+        root = str(Path.home() / "growtx") if is_copy else str(Path.cwd())
+    return f"{root.rstrip('/')}/{run_dir}"
 
 
 def list_runs(root: str, *, now: datetime | None = None) -> list[RunSummary]:
