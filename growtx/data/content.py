@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-import fsspec
-
 from growtx.config import fingerprint
+from growtx.data.filesystems import is_local, locate
 from growtx.data.microworld import generator_fingerprint
+from growtx.data.pack_cache import save_text
 from growtx.data.sources import SourceConfig, load_arguments, source_files
 from growtx.exceptions import DataError
-
-CHUNK_BYTES = 1 << 22
 
 
 def content_fingerprint(source: SourceConfig, memo: HashMemo) -> str:
@@ -51,8 +49,8 @@ def _hub_content(source: SourceConfig) -> list[str]:
 class HashMemo:
     """sha256 of local files, remembered by path, size and times, so that large corpora are hashed once."""
 
-    def __init__(self, path: Path, save: Callable[[Path, str], None]) -> None:
-        self._path, self._save = path, save
+    def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # absent, or damaged: it only saves time
@@ -60,16 +58,20 @@ class HashMemo:
 
     def sha256(self, path: str) -> str:
         """Identity of a file's content: "sha256:..." for local files, "ukey:..." for others."""
-        filesystem, stripped = fsspec.core.url_to_fs(path)
+        filesystem, stripped = locate(path)
         try:
             state = str(filesystem.ukey(stripped))
-            if "file" not in filesystem.protocol:
+            if not is_local(filesystem):
                 return f"ukey:{state}"
             if state not in self._known:
                 with Path(stripped).open("rb") as handle:
                     self._known[state] = hashlib.file_digest(handle, "sha256").hexdigest()
-                self._save(self._path, json.dumps(self._known))
+                self._save()
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise DataError(f"{path} cannot be read ({reason})", "Check the file and its permissions") from error
         return f"sha256:{self._known[state]}"
+
+    def _save(self) -> None:
+        with suppress(OSError):  # a full disk is reported by whoever needs the space
+            save_text(self._path, json.dumps(self._known))

@@ -16,12 +16,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from growtx.data.filesystems import is_local, locate
 from growtx.exceptions import DataError
 
 logger = logging.getLogger(__name__)
@@ -39,22 +40,17 @@ class PackCache:
     """
 
     def __init__(self, root: str) -> None:
-        self.root = root.rstrip("/")
-        self._filesystem, self._path = fsspec.core.url_to_fs(self.root)
-        self.is_local = "file" in self._filesystem.protocol
-        self.local = Path(self._path) if self.is_local else _node_directory() / fsspec.utils.tokenize(self.root)
+        self._filesystem, self._path = locate(root.rstrip("/"))
+        self.is_local = is_local(self._filesystem)
+        self.local = Path(self._path) if self.is_local else _node_directory() / fsspec.utils.tokenize(root.rstrip("/"))
+        self.root = str(self.local) if self.is_local else root.rstrip("/")  # absolute: workers run elsewhere
 
     def entry(self, key: str) -> Path | None:
         """Local directory of a complete entry, fetched first if it lies elsewhere; None if there is none."""
         directory = self.local / key
-        problem = damage(directory)
-        if problem is None:
-            return directory
-        if not self.is_local and self._filesystem.exists(f"{self._path}/{key}/{INDEX}"):
-            return self._install(key, lambda scratch: self._download(key, scratch))
-        if directory.exists():
-            logger.warning("Packed data in %s is damaged (%s) and is made again", directory, problem)
-        return None
+        if damage(directory) is not None and not self.is_local and self._remote_has(key):
+            self._install(key, lambda scratch: self._download(key, scratch))
+        return directory if damage(directory) is None else None
 
     def build(self, key: str, fill: Callable[[Path], dict[str, Any]]) -> Path:
         """Make an entry: `fill` writes files into a scratch directory and returns what the index says of them.
@@ -66,6 +62,9 @@ class PackCache:
         def fill_and_index(scratch: Path) -> None:
             (scratch / INDEX).write_text(json.dumps(fill(scratch), indent=1), encoding="utf-8")
 
+        if (self.local / key).exists():
+            problem = damage(self.local / key)
+            logger.warning("Packed data in %s is damaged (%s) and is made again", self.local / key, problem)
         directory = self._install(key, fill_and_index)
         if not self.is_local:
             self._upload(key, directory)
@@ -82,11 +81,10 @@ class PackCache:
         return f"{self.root}/{name}"
 
     def _install(self, key: str, fill: Callable[[Path], None]) -> Path:
-        self.local.mkdir(parents=True, exist_ok=True)
-        self._sweep()
         target, scratch = self.local / key, self.local / f".making-{key[:16]}-{uuid.uuid4().hex[:8]}"
         try:
             with self._writing():
+                self._sweep()
                 scratch.mkdir()
                 fill(scratch)
                 _move_into_place(scratch, target)
@@ -109,6 +107,9 @@ class PackCache:
                 f"Packed data cannot be written to {self.root} ({reason})", "Set another cache_dir"
             ) from error
 
+    def _remote_has(self, key: str) -> bool:
+        return bool(self._filesystem.exists(f"{self._path}/{key}/{INDEX}"))
+
     def _upload(self, key: str, directory: Path) -> None:
         with self._writing():
             self._filesystem.makedirs(f"{self._path}/{key}", exist_ok=True)
@@ -123,9 +124,10 @@ class PackCache:
     def _sweep(self) -> None:
         """Remove what killed processes left behind."""
         for scratch in self.local.glob(".making-*"):
-            newest = max((path.stat().st_mtime for path in [scratch, *scratch.glob("*")]), default=0.0)
-            if time.time() - newest > ABANDONED_AFTER_SECONDS:
-                shutil.rmtree(scratch, ignore_errors=True)
+            with suppress(FileNotFoundError):  # its owner is just finishing
+                newest = max(path.stat().st_mtime for path in [scratch, *scratch.glob("*")])
+                if time.time() - newest > ABANDONED_AFTER_SECONDS:
+                    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def damage(directory: Path) -> str | None:

@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from growtx.config import fingerprint
 from growtx.data.content import HashMemo, content_fingerprint
-from growtx.data.pack_cache import PackCache, read_index, save_text
+from growtx.data.pack_cache import PackCache, read_index
 from growtx.data.pack_source import FORMAT, SPLITS, SourcePacker
 from growtx.data.sampling import Mix
 from growtx.data.sources import DataConfig, SourceConfig, Split, iterate_source
@@ -135,7 +135,7 @@ def pack(config: DataConfig, tokenizer: PreTrainedTokenizerFast, *, context_leng
     """
     cache = PackCache(f"{cache_dir.rstrip('/')}/packed")
     packer = SourcePacker(tokenizer, context_length)
-    memo = HashMemo(cache.local / "content-hashes.json", save_text)
+    memo = HashMemo(cache.local / "content-hashes.json")
     members, indexes = [], []
     for name, source in zip(config.source_names, config.sources, strict=True):
         key = packer.key(content_fingerprint(source, memo), config.validation_fraction)

@@ -19,7 +19,7 @@ from pydantic import Field, field_validator, model_validator
 from growtx.config import ConfigModel
 from growtx.data.microworld import MicroworldConfig, documents
 from growtx.data.text_files import ReadOptions, find_files, read_texts
-from growtx.exceptions import ConfigError, DataError
+from growtx.exceptions import DataError
 
 Split = Literal["train", "validation"]
 Scalar = str | int | bool
@@ -221,7 +221,7 @@ def _hub_texts(source: SourceConfig) -> Iterator[tuple[str, str]]:
                 raise DataError(f"{place}: {source.text_column!r} is not a text but {text!r:.40}", "Set text_column")
             if text and text.strip() and all(row[column] in values for column, values in where.items()):
                 yield text, place
-    except (DataError, ConfigError, GeneratorExit):
+    except DataError:
         raise
     except Exception as error:  # load_dataset raises whatever hub, network, builder or file system raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__

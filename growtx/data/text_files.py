@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import errno
 import json
+import lzma
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from growtx.data.filesystems import locate
 from growtx.exceptions import DataError
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
 JSON_LINES_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 PARQUET_SUFFIXES = frozenset({".parquet"})
-COMPRESSED_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst"})
+COMPRESSED_SUFFIXES = frozenset({".gz", ".bz2", ".xz"})
 ROWS_PER_BATCH = 512
 
 
@@ -51,21 +54,17 @@ def find_files(patterns: tuple[str, ...]) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    filesystem, path = fsspec.core.url_to_fs(pattern)  # local relative paths become absolute here
+    filesystem, path = locate(pattern)
     if filesystem.isfile(path):  # first, so that a file whose name contains [ or ? can be named
         return [str(filesystem.unstrip_protocol(path)).removeprefix("file://")]
     if filesystem.isdir(path):
         raise DataError(f"{pattern} is a directory", f"Say which files: {pattern.rstrip('/')}/*.parquet")
     if not any(character in pattern for character in "*?["):
-        raise DataError(f"There is no file {pattern}", f"Check the path; relative paths start at {_cwd()}")
+        raise DataError(f"There is no file {pattern}", f"Check the path; relative paths start at {Path.cwd()}")
     found = sorted(str(match) for match in filesystem.glob(path) if filesystem.isfile(match))
     if not found:
-        raise DataError(f"No file matches {pattern}", f"Check the pattern; relative paths start at {_cwd()}")
+        raise DataError(f"No file matches {pattern}", f"Check the pattern; relative paths start at {Path.cwd()}")
     return [str(filesystem.unstrip_protocol(match)).removeprefix("file://") for match in found]
-
-
-def _cwd() -> str:
-    return str(fsspec.filesystem("file").unstrip_protocol("").removeprefix("file://"))
 
 
 def _kind(path: str) -> str:
@@ -102,7 +101,7 @@ def read_texts(path: str, options: ReadOptions) -> Iterator[tuple[str, str]]:
 def _reading(path: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError) as error:  # EOFError: a compressed file that ends too early
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # all but the first: broken compression
         if getattr(error, "errno", None) == errno.ENOENT:
             raise DataError(f"There is no file {path}", "Check the path") from error
         raise DataError(f"{path} cannot be read ({_reason(error)})", "Check or replace the file") from error
@@ -149,7 +148,7 @@ def _read_json_lines(path: str, options: ReadOptions) -> Iterator[tuple[str, str
             place = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{place}: not valid JSON ({_reason(error)})", "Correct or remove the line") from error
             if not isinstance(row, dict):
                 raise DataError(f"{place}: not a JSON object", f'Write each line as {{"{options.text_column}": "..."}}')

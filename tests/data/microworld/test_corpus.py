@@ -75,7 +75,7 @@ def test_everybody_is_described_in_every_language_before_anybody_is_described_ag
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_one_language_is_written_in_its_own_script(language: str) -> None:
-    config = MicroworldConfig(languages=(language,), num_people=60, num_documents=300)  # type: ignore[arg-type]
+    config = MicroworldConfig(languages=(language,), num_people=60, num_documents=300)
     others = "|".join(script for other, script in SCRIPTS.items() if other != language)
     for text in documents(config):
         assert not re.search(others, re.sub(r"^[A-D]\. |[A-D]$", "", text, flags=re.MULTILINE)), text
@@ -88,7 +88,7 @@ def test_nobody_who_is_held_out_is_ever_asked_about() -> None:
     pattern = re.compile("|".join(map(re.escape, hidden)))
     for kind in ("question", "choice", "reading", "puzzle", "translation", "story", "geography"):
         for turn in range(150):
-            text = corpus.write(kind, turn)  # type: ignore[arg-type]
+            text = corpus.write(kind, turn)
             assert not pattern.search(text), text
 
 
@@ -101,7 +101,7 @@ def test_strangers_are_never_mentioned() -> None:
 
 def test_biographies_use_no_more_wordings_than_configured() -> None:
     shares = {"biography": 1.0}
-    one = MicroworldConfig(num_people=40, paraphrases=1, languages=("en",), shares=shares, num_documents=200)  # type: ignore[arg-type]
+    one = MicroworldConfig(num_people=40, paraphrases=1, languages=("en",), shares=shares, num_documents=200)
     verbs = Counter(
         re.sub(r".*\b(studied|graduated|holds|spent the|awarded)\b.*", r"\1", text) for text in documents(one)
     )

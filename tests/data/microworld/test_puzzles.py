@@ -21,7 +21,7 @@ def _solve_chain(made: Puzzle) -> str:
         elif found := re.fullmatch(r"(\w+) reports to (\w+)\.?", sentence):
             manager[found[1]] = found[2]
     assert len(manager) == 2 * NUM_LINKS
-    *_, person = re.findall(r"\w+", made.question)
+    person: str = re.findall(r"\w+", made.question)[-1]
     for _ in range(made.question.count("the manager")):
         person = manager[person]
     return person
@@ -51,6 +51,7 @@ def _solve_order(made: Puzzle) -> str:
     older |= {(b, a) for a, b in re.findall(r"(\w+) is younger than (\w+)", made.context)}
     everybody = {person for pair in older for person in pair}
     beaten = {pair[1] if "oldest" in made.question else pair[0] for pair in older}
+    extreme: str
     (extreme,) = everybody - beaten
     return extreme
 
