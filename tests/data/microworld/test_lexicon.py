@@ -7,7 +7,21 @@ from growtx.data.microworld.lexicon import NUM_COMPANIES, NUM_FAMILIES, NUM_GIVE
 from growtx.data.microworld.nouns import Noun
 from growtx.data.microworld.places import CAPITALS, CITIES, COUNTRIES
 
-LISTS = "given cities countries jobs hobbies companies spots things containers foods weather weekdays".split()
+LISTS = ["given", "cities", "countries", "jobs", "hobbies", "companies", "spots", "things", "containers", "foods"]
+LISTS += ["weather", "weekdays"]
+    "given",
+    "cities",
+    "countries",
+    "jobs",
+    "hobbies",
+    "companies",
+    "spots",
+    "things",
+    "containers",
+    "foods",
+    "weather",
+    "weekdays",
+]
 
 
 @pytest.mark.parametrize("name", LISTS)
