@@ -12,6 +12,8 @@ from growtx.evaluate import formatting as fmt
 from growtx.evaluate import growth_figures as figures
 from growtx.evaluate import growth_tables as tables
 from growtx.evaluate.evaluation_sections import evaluation_sections
+from growtx.evaluate.map_figures import map_sections
+from growtx.evaluate.maps import read_maps
 from growtx.evaluate.page import Page, Samples, Section, Tile, render
 from growtx.evaluate.plot_style import save
 from growtx.evaluate.results import read_evaluation
@@ -36,7 +38,7 @@ def write_report(run_dir: str) -> str:
         tiles=_tiles(run),
         sections=[*_figure_sections(run)],
         samples=_samples(run),
-        closing_sections=[tables.lineage(run)] if run.manifests else [],
+        closing_sections=[*_closing_sections(run)],
         missing=run.missing,
         command=_command(run),
         environment=_environment(run),
@@ -144,6 +146,13 @@ def _figure_sections(run: RunRecord) -> Iterator[Section]:
         save(partial(figures.speed_and_memory, run), run.storage, "speed_and_memory"),
         tables.speed(run),
     )
+
+
+def _closing_sections(run: RunRecord) -> Iterator[Section]:
+    if maps := read_maps(run.storage):
+        yield from map_sections(maps, run.storage)
+    if run.manifests:
+        yield tables.lineage(run)
 
 
 def _above_axis_words(run: RunRecord) -> str:
