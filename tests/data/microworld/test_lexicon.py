@@ -9,19 +9,6 @@ from growtx.data.microworld.places import CAPITALS, CITIES, COUNTRIES
 
 LISTS = ["given", "cities", "countries", "jobs", "hobbies", "companies", "spots", "things", "containers", "foods"]
 LISTS += ["weather", "weekdays"]
-    "given",
-    "cities",
-    "countries",
-    "jobs",
-    "hobbies",
-    "companies",
-    "spots",
-    "things",
-    "containers",
-    "foods",
-    "weather",
-    "weekdays",
-]
 
 
 @pytest.mark.parametrize("name", LISTS)
