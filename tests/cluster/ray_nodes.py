@@ -46,13 +46,14 @@ class RayNodes:
             "HF_HUB_OFFLINE": "1",
         }
         self._nodes: list[psutil.Popen] = []
-        self._start("head", ports, "--head", f"--port={port}", f"--temp-dir={self.directory}/ray",
-                    f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}")  # fmt: skip
+        head = [f"--port={port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]
+        self._start("head", ports, "--head", *head)
         self._start("second", ports, f"--address=127.0.0.1:{port}")
 
     def _start(self, name: str, ports: Iterator[int], *arguments: str) -> None:
         common = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=150000000", "--block"]
         common += [f"--dashboard-agent-listen-port={next(ports)}", f"--metrics-export-port={next(ports)}"]
+        common += [f"--temp-dir={self.directory}/{name}"]  # in a common one, a node deletes what the other still uses
         path = self.directory / f"{name}.log"
         with path.open("w") as log:
             node = psutil.Popen([RAY, "start", *arguments, *common], env=self._environment, stdout=log, stderr=log)

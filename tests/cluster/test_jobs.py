@@ -1,0 +1,115 @@
+"""Jobs on a real cluster of two nodes: `ray start`, `ray job submit`, logs, stop, exit status, `--resume`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from growtx.store.runs import list_runs
+from growtx.store.verify import verify
+from tests.cluster.ray_nodes import PROJECT, RayNodes, wait_until
+
+pytestmark = pytest.mark.ray
+
+TINY = [
+    "--preset", "demo",
+    "model={hidden_size: 32, num_attention_heads: 2, context_length: 32}",
+    "tokenizer.vocab_size=512",
+    "substrate.kind=binary",
+    "data.validation_fraction=0.2",
+    "training={global_batch_size: 4, log_every_steps: 5, evaluation: {num_windows: 4, num_samples: 0}}",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def nodes(storage: Path) -> Iterator[RayNodes]:
+    cluster = RayNodes(storage)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def corpus(storage: Path) -> str:
+    """The override that names some text."""
+    path = storage / "text.txt"
+    path.write_text("\n\n".join(f"Person {i} lives at river {i * 7 % 31} and has {i % 9} friends." for i in range(800)))
+    return f"data.sources=[{{files: {path}}}]"
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_growth_spreads_over_both_nodes(nodes: RayNodes, storage: Path, corpus: str) -> None:
+    """Every node has one CPU and every worker takes one, so two workers need both nodes."""
+    plan = ["plan={grow: {blocks: 2}, train: {steps: 10}}", "resources={num_workers: 2}"]
+    nodes.submit("spread", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", "spread")
+    assert nodes.wait("spread") == "SUCCEEDED", nodes.job("logs", "spread").stdout
+    (run,) = [run for run in list_runs(str(storage)) if run.name == "spread"]
+    assert (run.state, run.num_finished_stages) == ("finished", 2)
+    assert (storage / "spread" / "report.html").exists()
+    report = verify(str(storage / "spread"))
+    assert not (report.missing or report.corrupt or report.moved or report.orphans)
+    assert f"report: {storage}/spread/report.html" in nodes.job("logs", "spread").stdout
+
+
+def test_a_stopped_run_leaves_no_process_and_goes_on_beside_another_users(
+    nodes: RayNodes, storage: Path, corpus: str
+) -> None:
+    """One person's run is stopped in its second stage and resumed while another's starts and ends beside it."""
+    run = storage / "first"
+    plan = ["plan={stages: [{add: 1, train: {steps: 5}}, {add: 1, train: {steps: 1500}}]}", "resources.num_workers=1"]
+    nodes.submit("first", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", "first")
+    wait_until(lambda: any(row["stage"] == 2 and row["step"] > 5 for row in rows(run)), "no second stage", 300)
+    sealed = {path.name: path.stat().st_mtime_ns for path in (run / "manifests").glob("*.json")}
+    assert nodes.processes("--run-dir first")
+
+    assert nodes.job("stop", "first").returncode == 0
+    assert nodes.wait("first") == "STOPPED"
+    assert not nodes.processes("--run-dir first")
+    wait_until(lambda: not nodes.processes("ray::TrainController"), "Ray's controller outlives the job", 30)
+    assert {run.name: run.state for run in list_runs(str(storage))}["first"] == "interrupted"
+
+    nodes.submit("first-again", "python", "rayjobs/grow.py", "--resume", "--run-dir", "first")
+    other = ["plan={grow: {blocks: 1}, train: {steps: 5}}", "resources={num_workers: 1}"]
+    nodes.submit("other", "python", "rayjobs/grow.py", *TINY, corpus, *other, "--run-dir", "other")
+    assert nodes.wait("other") == "SUCCEEDED", nodes.job("logs", "other").stdout
+    assert nodes.wait("first-again") == "SUCCEEDED", nodes.job("logs", "first-again").stdout
+    states = {run.name: (run.state, run.num_finished_stages) for run in list_runs(str(storage))}
+    assert states["first"] == ("finished", 2)
+    assert states["other"] == ("finished", 1)
+    steps = [row["step"] for row in rows(run) if row["stage"] == 2 and "train/loss" in row]
+    assert steps == sorted(set(steps)), "a step was trained twice"
+    assert steps[-1] == 1500
+    assert {name: (run / "manifests" / name).stat().st_mtime_ns for name in sealed} == sealed
+
+
+def test_a_request_that_cannot_be_met_ends_in_one_sentence_and_a_failed_status(nodes: RayNodes) -> None:
+    options = ["resources={num_workers: 8, wait_seconds: 1}"]
+    done = nodes.job("submit", "--working-dir", ".", "--", "python", "rayjobs/grow.py", "--run-dir", "large", *options)
+    assert done.returncode == 1
+    (sentence,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert "8 workers" in sentence
+    assert "the Ray cluster has 2" in sentence
+    assert "Traceback" not in done.stdout
+
+
+def test_a_package_has_what_a_job_needs_and_no_junk(nodes: RayNodes) -> None:
+    script = "import pathlib; [print('file:', path) for path in pathlib.Path('.').rglob('*') if path.is_file()]"
+    nodes.submit("package", "python", "-c", script)
+    assert nodes.wait("package") == "SUCCEEDED"
+    output = nodes.job("logs", "package").stdout
+    files = {Path(line.removeprefix("file: ")) for line in output.splitlines() if line.startswith("file: ")}
+    assert {Path("rayjobs/grow.py"), Path("growtx/presets/demo.yaml"), Path("growtx/cli.py")} <= files
+    allowed = {"growtx", "rayjobs", "serve"} | {path.name for path in PROJECT.iterdir() if path.is_file()}
+    assert {file.parts[0] for file in files} <= allowed
+    assert not [file for file in files if file.suffix in {".pyc", ".safetensors", ".parquet", ".otf"}]
