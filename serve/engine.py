@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,7 +107,7 @@ class Engine:
         if not self._manager.is_running():
             raise EngineError(f"the generation thread ended: {self._manager.background_thread_status.fatal_error}")
 
-    async def generate(self, request: Generation) -> AsyncIterator[list[Token]]:
+    async def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:
         """Go on with a text; yields the tokens that are new since the last time.
 
         The last token has a `finish_reason`: `stop` after an end-of-text token, else `length`. Leaving the iterator

@@ -65,7 +65,11 @@ class Token:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What an ingress needs to know of the model that the engines serve."""
+    """What an ingress needs to know of the model that the engines serve.
+
+    `start_token_id` stands before every document in training, and so before every prompt that is text. `members`
+    and `rules` are empty for a single model; the first rule is the default.
+    """
 
     tokenizer_json: str
     vocab_size: int
@@ -73,4 +77,4 @@ class ModelCard:
     depths: tuple[int, ...]
     members: tuple[str, ...]
     rules: tuple[str, ...]
-    bos_token_id: int | None = None
+    start_token_id: int

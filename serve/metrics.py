@@ -1,0 +1,81 @@
+"""What Prometheus can know. Ray collects the metrics of all processes; `GET /metrics` reads them from its nodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from serve.requests import Token
+
+LATENCY_BOUNDARIES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
+PREFIX = "ray_growtx_"  # Ray puts its own name in front
+
+
+class IngressMetrics:
+    """Requests, tokens and latencies, as the clients of one front end see them."""
+
+    def __init__(self, model: str) -> None:
+        tags = {"model": model}
+
+        def tagged(metric: Counter | Histogram) -> Counter | Histogram:
+            metric.set_default_tags(tags)
+            return metric
+
+        self.requests = tagged(Counter("growtx_requests_total", "answers by HTTP status", ("model", "status")))
+        self.prompt_tokens = tagged(Counter("growtx_prompt_tokens_total", "tokens of prompts", ("model",)))
+        self.tokens = tagged(Counter("growtx_tokens_total", "generated tokens", ("model",)))
+        self.first_token = tagged(
+            Histogram(
+                "growtx_time_to_first_token_seconds", "from request to first token", LATENCY_BOUNDARIES, ("model",)
+            )
+        )
+        self.inter_token = tagged(
+            Histogram("growtx_inter_token_seconds", "between tokens of a text", LATENCY_BOUNDARIES, ("model",))
+        )
+        self.member_weight = tagged(
+            Counter(
+                "growtx_member_weight_total",
+                "sum over generated tokens of each member's weight; divide by growtx_tokens_total",
+                ("model", "member"),
+            )
+        )
+
+    def count_answer(self, status: int) -> None:
+        self.requests.inc(1, {"status": str(status)})
+
+
+class TextClock:
+    """Times the tokens of one text."""
+
+    def __init__(self, metrics: IngressMetrics, members: tuple[str, ...]) -> None:
+        self._metrics = metrics
+        self._members = members
+        self._before = time.perf_counter()
+        self._has_begun = False
+
+    def tick(self, tokens: Iterable[Token]) -> None:
+        """Called with the tokens that arrived together."""
+        now = time.perf_counter()
+        arrived = list(tokens)
+        latency = self._metrics.inter_token if self._has_begun else self._metrics.first_token
+        latency.observe(now - self._before)
+        self._before, self._has_begun = now, True
+        self._metrics.tokens.inc(len(arrived))
+        for index, member in enumerate(self._members):
+            total = sum(token.weights[index] for token in arrived if token.weights)
+            if total > 0:  # a counter cannot go down, and contrastive weights can
+                self._metrics.member_weight.inc(total, {"member": member})
+
+
+class EngineMetrics:
+    """How full one engine is."""
+
+    def __init__(self) -> None:
+        self.batch_size = Gauge("growtx_batch_size", "texts in the last step", ("replica",))
+        self.waiting = Gauge("growtx_queue", "texts that wait for a place in the batch", ("replica",))
+
+    def set(self, replica: str, num_running: int, batch_size: int) -> None:
+        self.batch_size.set(batch_size, {"replica": replica})
+        self.waiting.set(max(0, num_running - batch_size), {"replica": replica})

@@ -1,0 +1,95 @@
+"""What `serve run serve.app:build KEY=VALUE ...` and serve/config.yaml may set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from growtx.config import ConfigModel, build, parse_yaml
+from growtx.exceptions import ConfigError
+
+
+class Limits(ConfigModel):
+    """What one request may ask for."""
+
+    max_request_bytes: int = Field(default=1_000_000, ge=1, description="body of a request; more is 413")
+    max_choices: int = Field(default=16, ge=1, description="texts of one request: prompts times n")
+    max_stop_sequences: int = Field(default=4, ge=0, description="stop sequences of one request")
+
+
+class ServeSettings(ConfigModel):
+    """Settings of the HTTP endpoint."""
+
+    model: str | list[str] = Field(
+        description="run directory, manifest or Hugging Face directory; a list of them is served as an ensemble"
+    )
+    name: str | None = Field(default=None, description="model name that clients send; default: last part of the path")
+    rule: str | None = Field(default=None, description="how a list of models is combined when a request does not say")
+    depths: Literal["last", "all"] | list[int] = Field(
+        default="all", description="stages of the lineage that requests may choose by growtx.depth"
+    )
+    num_replicas: int = Field(default=1, ge=1, description="engine replicas, each with the whole model")
+    max_replicas: int | None = Field(default=None, ge=1, description="autoscale from num_replicas up to this many")
+    num_ingress_replicas: int = Field(default=2, ge=1, description="HTTP front ends; two, so that one may die")
+    cpus_per_replica: float = Field(default=1, gt=0, description="CPUs reserved, and threads used, per engine")
+    gpus_per_replica: float = Field(default=0, ge=0, description="GPUs reserved per engine")
+    max_batch_size: int = Field(default=32, ge=1, description="texts that an engine computes together")
+    max_queue: int = Field(default=32, ge=0, description="texts that may wait, per front end; more is 429")
+    max_batch_tokens: int = Field(default=512, ge=1, description="new tokens per step of an engine")
+    kv_cache_gib: float = Field(default=1.0, gt=0, description="keys and values of an engine (CPU; a GPU fills itself)")
+    drain_seconds: float = Field(default=60, ge=0, description="time that running texts get when a replica is stopped")
+    api_keys_file: str | None = Field(default=None, description="file with one API key a line; none: no key needed")
+    limits: Limits = Field(default_factory=Limits, description="what one request may ask for")
+
+    @model_validator(mode="after")
+    def _scales_upwards(self) -> ServeSettings:
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than num_replicas {self.num_replicas}")
+        if not self.models:
+            raise ValueError("model names no path")
+        return self
+
+    @property
+    def models(self) -> list[str]:
+        return [self.model] if isinstance(self.model, str) else self.model
+
+    @property
+    def served_name(self) -> str:
+        """What clients send as `model`."""
+        return self.name or "+".join(path.rstrip("/").rpartition("/")[2] for path in self.models)
+
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys; empty when anyone may call.
+
+        Raises:
+            ConfigError: a file is named and has none, which would lock everyone out or let everyone in.
+        """
+        if self.api_keys_file is None:
+            return ()
+        try:
+            lines = Path(self.api_keys_file).read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"api_keys_file {self.api_keys_file} cannot be read: {error}", "Check the path") from error
+        keys = tuple(line.strip() for line in lines if line.strip())
+        if not keys:
+            raise ConfigError(f"api_keys_file {self.api_keys_file} has no key", "Write one key a line, or unset it")
+        return keys
+
+
+def parse_settings(arguments: Mapping[str, Any]) -> ServeSettings:
+    """Settings from `serve run`'s KEY=VALUE strings (read as YAML, keys may be dotted) or a config file's values.
+
+    Raises:
+        ConfigError: naming every wrong key.
+    """
+    tree: dict[str, Any] = {}
+    for key, value in arguments.items():
+        *parents, last = key.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = parse_yaml(value, key) if isinstance(value, str) else value
+    return build(ServeSettings, tree)
