@@ -174,7 +174,7 @@ def _describe(model: type[BaseModel], location: tuple[str | int, ...], issue: An
         remedy = f"Did you mean {close[0]!r}?" if close else f"Known keys here: {', '.join(siblings)}"
         return f"{key}: unknown key (value {_short(issue['input'])})", remedy
     if issue["type"] == "missing":
-        return f"{key}: required key is missing", f"Set {key}=..."
+        return f"{key}: required key is missing", f"Set {key}"
     message = issue["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     message = re.sub(r"valid dictionary or instance of \w+", "mapping of keys to values", message)
     if not key:

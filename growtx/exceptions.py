@@ -15,7 +15,7 @@ class GrowtxError(Exception):
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         self.problem = problem.rstrip(".")
-        self.remedy = remedy.rstrip(".?")
+        self.remedy = remedy.rstrip(".")
         super().__init__(problem, remedy)  # both in `args`, so that the error survives pickling between processes
 
     def __str__(self) -> str:
