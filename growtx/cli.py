@@ -44,6 +44,16 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.7, help="0: greedy")
     generate.add_argument("--seed", type=int, default=0)
 
+    export = _add(commands, "export", _export, "write a model in a stock architecture with identical logits")
+    export.add_argument("path", help="run directory, manifest or Hugging Face directory")
+    export.add_argument("directory", help="where to write; must not exist yet")
+    export.add_argument("--format", required=True, help="gpt_neox, phi or llama (refused: it cannot be exact)")
+    export.add_argument("--depth", type=int, help="use the stage with this many blocks (default: the last)")
+
+    plan = _add(commands, "plan", _plan, "forecast the stages of a plan: parameters, FLOPs and bytes, before it runs")
+    plan.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
+    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
+
     runs = _add(commands, "runs", _runs, "list runs with their state")
     runs.add_argument("path", nargs="?", default="runs", help="directory that holds runs (default: runs)")
 
@@ -123,6 +133,28 @@ def _generate(arguments: argparse.Namespace) -> int:
         **sampling,
     )
     print(arguments.prompt + tokenizer.decode(output_1T[0, ids_1T.shape[1] :], skip_special_tokens=True))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from growtx.growth.lineage import load_model
+    from growtx.models.export import export
+
+    model, tokenizer = load_model(arguments.path, depth=arguments.depth)
+    difference = export(model, arguments.format, Path(arguments.directory), tokenizer)
+    print(f"{arguments.directory}: {arguments.format}, largest logit difference {difference:.1e}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from growtx.pipeline.forecasting import forecast_tables
+    from growtx.pipeline.run_config import load_run_config
+
+    Console().print(*forecast_tables(load_run_config(arguments.preset, arguments.overrides)), sep="\n")
     return 0
 
 

@@ -95,7 +95,7 @@ def _import_parent(config: RunConfig, run: Storage) -> Manifest | None:
 def _tokenizer(config: RunConfig, run: Storage) -> PreTrainedTokenizerFast:
     if run.exists(f"{TOKENIZER_DIR}/tokenizer.json"):
         return load_tokenizer(run.download(TOKENIZER_DIR))
-    tokenizer = build_tokenizer(config.tokenizer, _training_texts(config))
+    tokenizer = build_tokenizer(config.tokenizer, _training_texts(config), config.data)
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save_pretrained(directory)
         run.upload(directory, TOKENIZER_DIR)

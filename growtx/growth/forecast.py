@@ -1,0 +1,114 @@
+"""What each stage of a plan will take: parameters, FLOPs, bytes on every worker; before anything runs.
+
+Bytes are those of tensors that live at the same time at the peak of a training step; what a process needs before
+it holds a model (Python, libraries, the tokenizer) is not counted.
+
+Symbols: D hidden size, F MLP width, T context, B windows of a worker in one forward pass, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from growtx.growth.budget import active_parameters
+from growtx.growth.plan import Stage
+from growtx.models.configuration import GrowtxConfig
+from growtx.models.counting import TokenFlops, growing_flops, num_params
+from growtx.models.loss import CHUNK_ROWS
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a stage is spread: what decides the bytes on a worker."""
+
+    num_workers: int
+    zero_stage: int
+    micro_batch: int
+    bf16: bool
+    offload_optimizer: bool = False
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes on one worker."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """One stage before it runs."""
+
+    stage: Stage
+    total_parameters: int
+    active_parameters: int
+    num_tokens: int
+    flops: float
+    memory: MemoryForecast
+
+
+def forecast(
+    config: GrowtxConfig, stages: Sequence[Stage], placement: Placement, *, tokens_per_step: int
+) -> list[StageForecast]:
+    """Forecast every stage; `config` gives the shape, its depth is not used."""
+    return [_stage(config, stage, placement, tokens_per_step) for stage in stages]
+
+
+def _stage(config: GrowtxConfig, stage: Stage, placement: Placement, tokens_per_step: int) -> StageForecast:
+    counts = num_params(config)
+    fixed = counts.total - counts.num_blocks * counts.per_block
+    total = fixed + stage.num_blocks * counts.per_block
+    active = active_parameters(config, stage)
+    num_tokens = stage.train.num_steps(tokens_per_step) * tokens_per_step
+    flops = stage_flops(config, stage).total * num_tokens
+    return StageForecast(stage, total, active, num_tokens, flops, _memory(config, stage, placement, total, active))
+
+
+def stage_flops(config: GrowtxConfig, stage: Stage) -> TokenFlops:
+    """FLOPs per token of a training step. LoRA sends gradients through every block, as training them would."""
+    depth_config = GrowtxConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=stage.num_blocks,
+        num_attention_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_position_embeddings,
+    )
+    num_through = stage.num_blocks if stage.lora or stage.train_substrate else stage.num_active
+    return growing_flops(depth_config, config.max_position_embeddings, num_new_blocks=num_through)
+
+
+def _memory(config: GrowtxConfig, stage: Stage, placement: Placement, total: int, active: int) -> MemoryForecast:
+    element = 2 if placement.bf16 else 4
+    shards = placement.num_workers
+    weights = total * element // (shards if placement.zero_stage == 3 else 1)
+    gradients = active * element // (shards if placement.zero_stage >= 2 else 1)
+    # fp32 master weights and two moments, sharded by every ZeRO stage
+    optimizer = 0 if placement.offload_optimizer else 12 * active // shards
+    return MemoryForecast(weights, gradients, optimizer, _activation_bytes(config, stage, placement, element))
+
+
+def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, element: int) -> int:
+    """What autograd keeps of the blocks that gradients pass through, the head's chunk, and one block's transients.
+
+    A block keeps its input, both normed inputs, q and k before and v, q, k after rotation, the attention's output,
+    the stream after attention (10 D), and the MLP's two wide states (2 F); with checkpointing only its input.
+    """
+    assert config.intermediate_size is not None
+    width, mlp_width = config.hidden_size, config.intermediate_size
+    tokens = placement.micro_batch * config.max_position_embeddings
+    kept = 10 * width + 2 * mlp_width
+    through = stage.num_blocks if stage.lora or stage.train_substrate else stage.num_active
+    blocks = through * width + kept if placement.activation_checkpointing and through else through * kept
+    transient = 2 * width + 2 * mlp_width  # of the block that is running, in either direction
+    chunk = min(CHUNK_ROWS, tokens) * config.vocab_size * 4 * 2 if stage.head else 0  # logits and their gradient, fp32
+    return tokens * (blocks + transient + 3 * width) * element + chunk

@@ -1,0 +1,90 @@
+"""`growtx plan`: the stages of a configuration with what they will take, from the configuration alone."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from growtx.data.tokenizer import COMPACT_SIZE, PUBLISHED_SIZES, TokenizerConfig, load_tokenizer
+from growtx.growth.budget import check_budget
+from growtx.growth.forecast import Placement, StageForecast, forecast
+from growtx.growth.plan import resolve
+from growtx.models.configuration import GrowtxConfig
+from growtx.pipeline.run_config import RunConfig
+from growtx.substrate.build import binary_codes
+
+MIB = 2**20
+
+
+def placement_of(config: RunConfig) -> Placement:
+    """How the configuration spreads a stage."""
+    training, resources = config.training, config.resources
+    return Placement(
+        num_workers=resources.num_workers,
+        zero_stage=training.zero_stage,
+        micro_batch=training.micro_batch(resources.num_workers),
+        bf16=training.precision == "bf16" or (training.precision == "auto" and resources.use_gpu),
+        offload_optimizer=training.offload_optimizer,
+        activation_checkpointing=training.activation_checkpointing,
+    )
+
+
+def planned_architecture(config: RunConfig) -> GrowtxConfig:
+    """The finished model's shape, without building a tokenizer or a substrate."""
+    vocab_size = _vocab_size(config.tokenizer)
+    is_binary = config.substrate.kind == "binary"
+    width = binary_codes(vocab_size, config.model.hidden_size).shape[1] if is_binary else config.model.hidden_size
+    depth = resolve(config.plan)[-1].num_blocks
+    return config.model.architecture(
+        vocab_size=vocab_size,
+        num_blocks=depth,
+        final_num_blocks=depth,
+        substrate_width=width,
+        expansion=config.substrate.layout if is_binary else "none",
+    )
+
+
+def _vocab_size(tokenizer: TokenizerConfig) -> int:
+    if tokenizer.path is not None:
+        return len(load_tokenizer(tokenizer.path))
+    return tokenizer.vocab_size or PUBLISHED_SIZES.get(tokenizer.family, COMPACT_SIZE)
+
+
+def forecast_tables(config: RunConfig) -> tuple[Table, Table]:
+    """The work of every stage, and the bytes on each worker; refuses a plan over its budget.
+
+    Raises:
+        BudgetError: a stage would train more than the budget.
+    """
+    stages, architecture = resolve(config.plan), planned_architecture(config)
+    check_budget(architecture, stages, config.plan.budget)
+    tokens_per_step = config.training.global_batch_size * config.model.context_length
+    rows = forecast(architecture, stages, placement_of(config), tokens_per_step=tokens_per_step)
+    return _work_table(config, rows), _memory_table(config, rows)
+
+
+def _work_table(config: RunConfig, rows: list[StageForecast]) -> Table:
+    table = Table(title=f"Plan {config.name}", title_justify="left")
+    for column in ("stage", "blocks", "active", "total", "tokens", "FLOPs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            f"{row.stage.index} {row.stage.name}",
+            str(row.stage.num_blocks),
+            f"{row.active_parameters:,}",
+            f"{row.total_parameters:,}",
+            f"{row.num_tokens:,}",
+            f"{row.flops:.2e}",
+        )
+    return table
+
+
+def _memory_table(config: RunConfig, rows: list[StageForecast]) -> Table:
+    title = f"MiB on each of {config.resources.num_workers} workers, ZeRO {config.training.zero_stage}"
+    table = Table(title=title, title_justify="left")
+    for column in ("stage", "weights", "gradients", "optimizer", "activations", "sum"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        memory = row.memory
+        parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
+        table.add_row(f"{row.stage.index} {row.stage.name}", *(f"{part / MIB:,.1f}" for part in parts))
+    return table
