@@ -157,7 +157,7 @@ def test_a_killed_driver_is_resumed_on_another_number_of_workers(home: Path, und
     run.wait_for(lambda: run.reached(stage=2, step=9))
     family = psutil.Process(run.process.pid).children(recursive=True)
     run.process.kill()
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=180)
     assert not alive, "processes outlive their driver"
     first = open_lineage(str(run.dir)).manifests[0]
     resumed = Run(home, "driver-killed", "resources.num_workers=1", "training.zero_stage=2", resume=True)
