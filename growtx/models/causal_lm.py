@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 from growtx.exceptions import ConfigError
 from growtx.models.block import GrowtxAttention, GrowtxBlock, SubstrateEmbedding, block_inputs, initialize_module
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.loss import LMHead, chunked_cross_entropy, shift_labels
+from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets, shift_labels
 
 
 @dataclass
@@ -184,8 +184,7 @@ class GrowtxForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
             outputs.last_hidden_state, self.lm_head, targets_BT, kernel=self.config.loss_kernel
         )
         result.token_nll = None if nll_BT is None else nll_BT[:, :-1]
-        num_items = (targets_BT >= 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        result.loss = loss_sum / num_items
+        result.loss = mean_over_targets(loss_sum, targets_BT, num_items_in_batch)
         return result
 
     def forward_prefix(

@@ -32,6 +32,13 @@ def shift_labels(labels_BT: torch.Tensor) -> torch.Tensor:
     return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
+def mean_over_targets(
+    loss: torch.Tensor, targets_BT: torch.Tensor, num_items_in_batch: int | torch.Tensor | None = None
+) -> torch.Tensor:
+    """A summed loss divided by the number of targets, or by the given number (gradient accumulation)."""
+    return loss / ((targets_BT >= 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+
 class LMHead(nn.Linear):
     """Linear map to logits, or with `targets` straight to the loss.
 

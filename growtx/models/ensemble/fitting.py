@@ -10,7 +10,7 @@ import torch
 from growtx.exceptions import ConfigError, DataError
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble.rules import CombinationRule, TextSoFar
-from growtx.models.loss import checkpointed_cross_entropy, shift_labels
+from growtx.models.loss import checkpointed_cross_entropy, mean_over_targets, shift_labels
 
 
 def fit_rule(
@@ -81,4 +81,4 @@ def _loss(
     weights_BTN = rule.weights(text).expand(*targets_BT.shape, len(members))
     rows = [weights_BTN.flatten(0, 1), *(states_BTD.flatten(0, 1) for states_BTD in text.states)]
     loss, _ = checkpointed_cross_entropy(pool, rows, targets_BT.flatten())
-    return loss / (targets_BT >= 0).sum().clamp(min=1)
+    return mean_over_targets(loss, targets_BT)

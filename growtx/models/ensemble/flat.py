@@ -22,7 +22,7 @@ from growtx.models.causal_lm import GrowtxOutput, GrowtxPreTrainedModel
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.history import History
 from growtx.models.ensemble.rules import CombinationRule, TextSoFar, build_rule
-from growtx.models.loss import LMHead, checkpointed_cross_entropy, shift_labels
+from growtx.models.loss import LMHead, checkpointed_cross_entropy, mean_over_targets, shift_labels
 
 MemberWeights = Sequence[float] | torch.Tensor
 
@@ -118,7 +118,8 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
             past_key_values = DynamicCache(config=self.config)
         chosen = self._chosen(rule)
         given = None if member_weights is None else self._given_weights(member_weights, len(input_ids))
-        members = self._members_to_run(given, is_cached=past_key_values is not None or "cache" in kwargs)
+        is_cached = past_key_values is not None or "cache" in kwargs
+        members = self._members_to_run(given, is_cached=is_cached)
         text = self.read(
             input_ids,
             attention_mask,
@@ -131,7 +132,9 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         def pool(weights: torch.Tensor, *states: torch.Tensor) -> torch.Tensor:
             return chosen.combine(self.member_logits(members, states), weights[..., members])
 
-        weights = chosen.weights(text) if given is None else given
+        # A cached call asks the rule even for weights that are not used: its history must miss no token.
+        own = chosen.weights(text) if given is None or is_cached else given
+        weights = own if given is None else given
         weights_BTN = weights.expand(*input_ids.shape, self.config.num_members)
         if labels is not None:
             return self._loss(pool, text.states, weights_BTN, labels, num_items_in_batch)
@@ -195,9 +198,11 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         targets_BT = shift_labels(labels_BT)
         rows = [weights_BTN.flatten(0, 1), *(states_BTD.flatten(0, 1) for states_BTD in states)]
         loss, nll_N = checkpointed_cross_entropy(pool, rows, targets_BT.flatten())
-        num_items = (targets_BT >= 0).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-        nll_BT = nll_N.view(targets_BT.shape)[:, :-1]
-        return GrowtxEnsembleOutput(loss=loss / num_items, token_nll=nll_BT, member_weights=weights_BTN.detach())
+        return GrowtxEnsembleOutput(
+            loss=mean_over_targets(loss, targets_BT, num_items_in_batch),
+            token_nll=nll_N.view(targets_BT.shape)[:, :-1],
+            member_weights=weights_BTN.detach(),
+        )
 
     def _chosen(self, rule: CombinationRule | str | None) -> CombinationRule:
         if rule is None or rule == self.rule.name:
@@ -207,10 +212,11 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
     def _given_weights(self, member_weights: MemberWeights, batch_size: int) -> torch.Tensor:
         weights = torch.as_tensor(member_weights, dtype=torch.float32, device=self.embed_tokens.weight.device)
         num_members = self.config.num_members
-        if weights.shape not in {(num_members,), (batch_size, num_members)} or not weights.isfinite().all():
+        fits = weights.shape in {(num_members,), (batch_size, num_members)}
+        if not (fits and weights.isfinite().all() and (weights >= 0).all()):
             raise ConfigError(
                 f"member_weights {weights.tolist()} do not fit {num_members} members",
-                "Give one finite number per member, or one row of them per sequence",
+                "Give one finite number of at least 0 per member, or one row of them per sequence",
             )
         return weights if weights.dim() == 1 else weights[:, None, :]
 

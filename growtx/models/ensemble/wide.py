@@ -23,7 +23,7 @@ from transformers.utils.generic import can_return_tuple
 from growtx.models.block import Rotary, SubstrateEmbedding, apply_rotary, attend, block_inputs
 from growtx.models.causal_lm import GrowtxOutput, GrowtxPreTrainedModel
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.loss import LMHead, chunked_cross_entropy, shift_labels
+from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets, shift_labels
 
 
 @strict
@@ -183,4 +183,4 @@ class GrowtxWideEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         targets_BT = shift_labels(labels)
         loss, nll_BT = chunked_cross_entropy(joined, self.lm_head, targets_BT)
         assert nll_BT is not None
-        return GrowtxOutput(loss=loss / (targets_BT >= 0).sum().clamp(min=1), token_nll=nll_BT[:, :-1])
+        return GrowtxOutput(loss=mean_over_targets(loss, targets_BT), token_nll=nll_BT[:, :-1])

@@ -89,6 +89,13 @@ def test_weights_from_the_text_are_the_same_padded_cached_and_cropped(
     torch.testing.assert_close(rest.member_weights, expected[:, 4:])
 
 
+def test_weights_given_to_one_call_leave_no_gap_in_the_history(make_ensemble: Make, tokens_BT: torch.Tensor) -> None:
+    ensemble = make_ensemble("posterior")
+    first = ensemble(tokens_BT[:, :5], member_weights=[1.0, 0.0, 0.0], use_cache=True)
+    rest = ensemble(tokens_BT[:, 5:], past_key_values=first.past_key_values)
+    torch.testing.assert_close(rest.member_weights, ensemble(tokens_BT).member_weights[:, 5:])
+
+
 def test_loss_agrees_with_the_logits_for_every_rule(make_ensemble: Make, tokens_BT: torch.Tensor) -> None:
     labels_BT = tokens_BT.clone()
     labels_BT[0, :4] = -100
@@ -111,7 +118,7 @@ def test_a_call_can_use_another_rule_and_other_weights(members: Members, tokens_
     torch.testing.assert_close(output.logits[1], alone.logits[1])
 
 
-@pytest.mark.parametrize("weights", [[1.0, 0.0], [float("nan"), 0.0, 1.0], [[1.0, 0.0, 0.0]]])
+@pytest.mark.parametrize("weights", [[1.0, 0.0], [float("nan"), 0.0, 1.0], [-1.0, 1.0, 1.0], [[1.0, 0.0, 0.0]]])
 def test_weights_that_do_not_fit_are_refused(make_ensemble: Make, tokens_BT: torch.Tensor, weights: object) -> None:
     with pytest.raises(ConfigError, match="do not fit 3 members"):
         make_ensemble("mean")(tokens_BT, member_weights=weights)
