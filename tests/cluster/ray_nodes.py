@@ -47,8 +47,12 @@ class RayNodes:
         }
         self._nodes: list[psutil.Popen] = []
         head = [f"--port={port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]
-        self._start("head", ports, "--head", *head)
-        self._start("second", ports, f"--address=127.0.0.1:{port}")
+        try:
+            self._start("head", ports, "--head", *head)
+            self._start("second", ports, f"--address=127.0.0.1:{port}")
+        except BaseException:
+            self.stop()
+            raise
 
     def _start(self, name: str, ports: Iterator[int], *arguments: str) -> None:
         common = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=150000000", "--block"]
@@ -59,7 +63,9 @@ class RayNodes:
             node = psutil.Popen([RAY, "start", *arguments, *common], env=self._environment, stdout=log, stderr=log)
         self._nodes.append(node)
         wait_until(
-            lambda: "Ray runtime started" in path.read_text() or node.poll() is not None, f"the {name} node is not up"
+            lambda: "Ray runtime started" in path.read_text() or node.poll() is not None,
+            f"the {name} node is not up",
+            300,
         )
         assert node.poll() is None, path.read_text()
 
@@ -85,7 +91,7 @@ class RayNodes:
 
     def wait(self, name: str) -> str:
         """The state that a job ends in."""
-        wait_until(lambda: self.status(name) not in ("PENDING", "RUNNING"), f"job {name} does not end", 300)
+        wait_until(lambda: self.status(name) not in ("PENDING", "RUNNING"), f"job {name} does not end", 400)
         return self.status(name)
 
     def processes(self, marker: str) -> list[psutil.Process]:
@@ -108,7 +114,7 @@ class RayNodes:
         ]
 
 
-def wait_until(condition: Callable[[], bool], problem: str, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], problem: str, seconds: float) -> None:
     """Wait for a condition; `problem` is what the test fails with."""
     deadline = time.monotonic() + seconds
     while not condition():
