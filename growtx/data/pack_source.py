@@ -34,6 +34,7 @@ class SourcePacker:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, context_length: int) -> None:
         if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
             raise DataError("The tokenizer has no padding or no end-of-text token", "Set its pad_token and eos_token")
+        assert context_length > 1, "a window of one token predicts nothing"
         self._encoder = _plain_encoder(tokenizer)
         self._end = tokenizer.eos_token_id
         self._made_with: dict[str, Any] = {

@@ -35,7 +35,7 @@ class MicroworldConfig(ConfigModel):
     num_people: int = Field(200, ge=40, le=MAX_PEOPLE, description="people whose lives are described")
     held_out_people: float = Field(0.5, gt=0, lt=1, description="share of people whom the text asks nothing about")
     paraphrases: int = Field(MAX_PARAPHRASES, ge=1, le=MAX_PARAPHRASES, description="wordings per fact and language")
-    shares: dict[Kind, float] = Field(DEFAULT_SHARES, description="share of documents of each kind, relative")
+    shares: dict[Kind, float] = Field(DEFAULT_SHARES, description="relative shares of kinds of documents; others: none")
     num_documents: int | None = Field(None, ge=1, description="size of the corpus in documents")
     target_bytes: int | None = Field(None, ge=1, description="size in UTF-8, default 8,000,000; or num_documents")
 
