@@ -22,9 +22,9 @@ def stage_table(lineage: Lineage) -> Table:
         table.add_row(
             f"{manifest.index} {manifest.name}",
             str(manifest.num_blocks),
-            f"{manifest.active_parameters:,}",
-            f"{manifest.total_parameters:,}",
-            f"{manifest.num_tokens:,}",
+            _millions(manifest.active_parameters),
+            _millions(manifest.total_parameters),
+            _millions(manifest.num_tokens),
             _bits_per_byte(manifest),
             manifest.ended_by,
         )
@@ -44,6 +44,10 @@ def blob_table(lineage: Lineage) -> Table:
         size = f"{store.size_bytes(blob):,}" if blob in present else "missing"
         table.add_row(part, blob[:HASH_LENGTH], size, f"{maker.index} {maker.name}" if maker else "-")
     return table
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.3f} M"
 
 
 def _bits_per_byte(manifest: Manifest) -> str:

@@ -22,40 +22,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from growtx.growth.assembly import SUBSTRATE_KEY, block_prefix, build_model, new_head
 from growtx.growth.freezing import prepare_for_stage
-from growtx.growth.plan import PlanConfig, Stage, resolve
-from growtx.models.block import GrowtxBlock
-from growtx.models.causal_lm import GrowtxForCausalLM
-from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import growing_flops, monolithic_flops
+from growtx.train.benchmark_models import PlainTrainer, Shape, build, stage_of
 from growtx.train.engine import Engine
 from growtx.train.memory import peak_memory_bytes, reset_peak_memory
 from growtx.train.settings import TrainingConfig
 
 Step = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What is measured; the defaults are those that the project's targets are stated for."""
-
-    hidden_size: int = 256
-    num_heads: int = 4
-    vocab_size: int = 8192
-    context_length: int = 256
-    micro_batch: int = 4
-    max_depth: int = 12
-
-    def config(self, depth: int) -> GrowtxConfig:
-        return GrowtxConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            num_hidden_layers=depth,
-            num_attention_heads=self.num_heads,
-            max_position_embeddings=self.context_length,
-            num_layers_for_init=self.max_depth,
-        )
+Way = Callable[[], float]  # seconds per step, measured now
+STEPS_PER_ROUND = 3
 
 
 @dataclass(frozen=True)
@@ -67,25 +43,6 @@ class Ratio:
     seconds: float
     ratio: float
     bound: float
-
-
-def build(shape: Shape, depth: int) -> GrowtxForCausalLM:
-    """A model of random weights."""
-    config = shape.config(depth)
-    state = new_head(config, seed=0) | {SUBSTRATE_KEY: torch.randn(shape.vocab_size, shape.hidden_size)}
-    for index in range(depth):
-        state |= {
-            block_prefix(index) + name: tensor for name, tensor in GrowtxBlock(config, index).state_dict().items()
-        }
-    return build_model(config, state)
-
-
-def stage_of(depth: int, num_new: int) -> Stage:
-    """The stage that brings a model to `depth` by `num_new` blocks."""
-    stages: list[dict[str, Any]] = (
-        [{"add": num_new}] if depth == num_new else [{"add": depth - num_new}, {"add": num_new}]
-    )
-    return resolve(PlanConfig.model_validate({"stages": stages, "train": {"steps": 10**6}}))[-1]
 
 
 def engine_step(shape: Shape, depth: int, num_new: int, *, cached: bool) -> Step:
@@ -107,59 +64,39 @@ def engine_step(shape: Shape, depth: int, num_new: int, *, cached: bool) -> Step
     return lambda: engine.step([batch], num_targets, 1.0)
 
 
-def trainer_step(shape: Shape, depth: int, num_new: int) -> Step:
-    """The same step by a plain Hugging Face Trainer on a model with frozen layers, ten at a time."""
-    from transformers import Trainer, TrainingArguments
-
-    model = build(shape, depth)
-    prepare_for_stage(model, stage_of(depth, num_new), seed=0)
-    tokens_BT = torch.randint(0, shape.vocab_size, (shape.micro_batch, shape.context_length))
-    rows = [{"input_ids": row, "labels": row} for row in tokens_BT]
-    arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=shape.micro_batch,
-        max_steps=_TRAINER_STEPS,
-        use_cpu=not torch.cuda.is_available(),
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=rows * _TRAINER_STEPS)
-    return trainer.train  # type: ignore[no-any-return]
-
-
-_TRAINER_STEPS = 10
-
-
 def step_ratios(shape: Shape, depths: list[int], *, rounds: int = 7, num_new: int = 1) -> Iterator[Ratio]:
     """Time of a growing step against the monolithic one, at each depth."""
     with single_process():
         for depth in depths:
-            ways: dict[str, Step] = {
-                "monolithic": engine_step(shape, depth, depth, cached=False),
-                "recompute": engine_step(shape, depth, num_new, cached=False),
-                "cache": engine_step(shape, depth, num_new, cached=True),
-                "HF Trainer, frozen": trainer_step(shape, depth, num_new),
-            }
-            yield from _compare(shape, depth, num_new, ways, rounds)
+            with PlainTrainer(shape, depth, num_new) as trainer:
+                ways: dict[str, Way] = {
+                    "monolithic": _timed(engine_step(shape, depth, depth, cached=False)),
+                    "recompute": _timed(engine_step(shape, depth, num_new, cached=False)),
+                    "cache": _timed(engine_step(shape, depth, num_new, cached=True)),
+                    "HF Trainer, frozen": trainer.seconds_per_step,
+                }
+                yield from _compare(shape, depth, num_new, ways, rounds)
 
 
-def _compare(shape: Shape, depth: int, num_new: int, ways: dict[str, Step], rounds: int) -> Iterator[Ratio]:
-    for step in ways.values():
-        step()
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for _ in range(rounds):
-        for way, step in ways.items():
-            start = time.perf_counter()
-            for _ in range(1 if way.startswith("HF") else 2):
-                step()
-            elapsed = time.perf_counter() - start
-            seconds[way].append(elapsed / (_TRAINER_STEPS if way.startswith("HF") else 2))
+def _timed(step: Step) -> Way:
+    def seconds_per_step() -> float:
+        start = time.perf_counter()
+        for _ in range(STEPS_PER_ROUND):
+            step()
+        return (time.perf_counter() - start) / STEPS_PER_ROUND
+
+    return seconds_per_step
+
+
+def _compare(shape: Shape, depth: int, num_new: int, ways: dict[str, Way], rounds: int) -> Iterator[Ratio]:
+    for way in ways.values():
+        way()  # warm up
+    timings = [{name: way() for name, way in ways.items()} for _ in range(rounds)]
     bounds = _bounds(shape, depth, num_new)
-    for way, values in seconds.items():
-        ratios = [value / reference for value, reference in zip(values, seconds["monolithic"], strict=True)]
-        yield Ratio(depth, way, statistics.median(values), statistics.median(ratios), bounds[way])
+    for name in ways:
+        ratios = [timing[name] / timing["monolithic"] for timing in timings]
+        seconds = statistics.median(timing[name] for timing in timings)
+        yield Ratio(depth, name, seconds, statistics.median(ratios), bounds[name])
 
 
 def _bounds(shape: Shape, depth: int, num_new: int) -> dict[str, float]:

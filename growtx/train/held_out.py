@@ -27,7 +27,8 @@ class HeldOut:
         total_weight = sum(data.weights)
         for source, weight in zip(data.validation.sources, data.weights, strict=True):
             wanted = max(1, round(num_windows * weight / total_weight))
-            chosen.append((source.source, np.asarray(source.windows[:wanted])))
+            if len(source.windows):  # a small source of a mix may have nothing held out
+                chosen.append((source.source, np.asarray(source.windows[:wanted])))
         self.sources = [name for name, _ in chosen]
         self.tokens_NT = torch.from_numpy(np.concatenate([windows for _, windows in chosen]).astype(np.int64))
         self._source_N = torch.tensor([index for index, (_, windows) in enumerate(chosen) for _ in windows])

@@ -1,4 +1,4 @@
-"""One progress display for a run: rank 0 tells a small actor, the driver reads it and draws.
+"""One progress display for one run or several: each rank 0 tells a small actor, the driver reads and draws them.
 
 The actor also carries the one message that goes the other way: a request to save and stop.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,31 +132,37 @@ def eta_seconds(fraction: float, elapsed_seconds: float) -> float | None:
 
 
 @contextmanager
-def show_progress(board: Any, console: Console, title: str) -> Iterator[None]:
-    """Draw the board until the block ends: a bar on a terminal, a line every 15 s elsewhere."""
+def show_progress(boards: Mapping[str, Any], console: Console) -> Iterator[None]:
+    """Draw named boards until the block ends: a bar each on a terminal, a line each every 15 s elsewhere."""
     stop = threading.Event()
-    draw = _draw_bar if console.is_terminal else _print_lines
-    thread = threading.Thread(target=draw, args=(board, console, title, stop), daemon=True)
+    draw = _draw_bars if console.is_terminal else _print_lines
+    thread = threading.Thread(target=draw, args=(boards, console, stop), daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join(timeout=5)
-        _read(board, StageProgress(), console)  # warnings of the last moment
+        for title, board in boards.items():
+            _read(board, StageProgress(), console, _prefix(boards, title))  # warnings of the last moment
 
 
-def _read(board: Any, last: StageProgress, console: Console) -> StageProgress:
+def _prefix(boards: Mapping[str, Any], title: str) -> str:
+    """What tells the warnings of one board from those of others."""
+    return f"{title}: " if len(boards) > 1 else ""
+
+
+def _read(board: Any, last: StageProgress, console: Console, prefix: str) -> StageProgress:
     try:
         progress, warnings = ray.get(board.read.remote(), timeout=5)
     except (ray.exceptions.RayError, TimeoutError):
         return last
     for message in warnings:
-        console.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"warning: {prefix}{message}", highlight=False, markup=False, soft_wrap=True)
     return progress  # type: ignore[no-any-return]
 
 
-def _draw_bar(board: Any, console: Console, title: str, stop: threading.Event) -> None:
+def _draw_bars(boards: Mapping[str, Any], console: Console, stop: threading.Event) -> None:
     columns: Sequence[ProgressColumn] = (
         TextColumn("[bold]{task.fields[title]}"),
         BarColumn(),
@@ -165,18 +171,23 @@ def _draw_bar(board: Any, console: Console, title: str, stop: threading.Event) -
         _Eta(),
         TextColumn("{task.description}"),
     )
-    last = StageProgress()
+    last = dict.fromkeys(boards, StageProgress())
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
-        task = progress.add_task(last.describe(), total=1.0, title=title)
+        tasks = {title: progress.add_task(at.describe(), total=1.0, title=title) for title, at in last.items()}
         while not stop.wait(0.5):
-            last = _read(board, last, console)
-            progress.update(task, completed=last.total_fraction, description=last.describe())
+            for title, board in boards.items():
+                last[title] = _read(board, last[title], console, _prefix(boards, title))
+                at = last[title]
+                progress.update(tasks[title], completed=at.total_fraction, description=at.describe())
 
 
-def _print_lines(board: Any, console: Console, title: str, stop: threading.Event) -> None:
-    last, start = StageProgress(), time.monotonic()
+def _print_lines(boards: Mapping[str, Any], console: Console, stop: threading.Event) -> None:
+    last, start = dict.fromkeys(boards, StageProgress()), time.monotonic()
+    width = max(map(len, boards))
     while not stop.wait(LINE_EVERY_SECONDS):
-        last = _read(board, last, console)
-        left = eta_seconds(last.total_fraction, time.monotonic() - start)
-        eta = "" if left is None else f", about {left / 60:.0f} min left"
-        console.print(f"{title} {last.total_fraction:4.0%}  {last.describe()}{eta}", highlight=False, soft_wrap=True)
+        for title, board in boards.items():
+            at = last[title] = _read(board, last[title], console, _prefix(boards, title))
+            left = eta_seconds(at.total_fraction, time.monotonic() - start)
+            eta = "" if left is None or at.total_fraction >= 1 else f", about {left / 60:.0f} min left"
+            line = f"{title:{width}} {at.total_fraction:4.0%}  {at.describe()}{eta}"
+            console.print(line, highlight=False, soft_wrap=True)
