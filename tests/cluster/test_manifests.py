@@ -14,6 +14,10 @@ import pytest
 import ray
 import yaml
 
+from growtx.command import job_parser
+from growtx.config import preset_names
+from growtx.pipeline.run_config import load_run_config
+
 PROJECT = Path(__file__).parents[2]
 CLUSTER = PROJECT / "cluster"
 KUBERAY = sorted((CLUSTER / "kuberay").glob("*.yaml"))
@@ -116,12 +120,13 @@ def test_pods_and_storage_follow_the_kubernetes_schema() -> None:
 def test_every_pod_gets_the_one_storage_setting_and_the_volumes_that_it_mounts() -> None:
     (settings,) = documents("ConfigMap")
     (claim,) = documents("PersistentVolumeClaim")
-    assert list(settings["data"]) == ["GROWTX_STORAGE"]
+    assert settings["data"]["GROWTX_STORAGE"] == "/mnt/growtx"
     for spec in pods():
         (container,) = spec["containers"]
         assert {"configMapRef": {"name": settings["metadata"]["name"]}} in container["envFrom"]
         volumes = {volume["name"]: volume for volume in spec["volumes"]}
         assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+        assert {"name": "storage", "mountPath": "/mnt/growtx"} in container["volumeMounts"]
         assert volumes["storage"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
 
 
@@ -146,6 +151,49 @@ def test_gpu_pods_run_the_cuda_image_and_tolerate_the_taint_of_gpu_nodes() -> No
         else:
             assert container["image"] == "growtx:cpu"
     assert num_gpu_groups >= 3
+
+
+def capacity(offers: list[tuple[int, float, float]], worker_cpus: float, *, use_gpu: bool) -> int:
+    """Workers that fit on nodes offered as (how many, CPUs of one, GPUs of one)."""
+    fits = [count * int(min(cpus // worker_cpus, gpus if use_gpu else cpus)) for count, cpus, gpus in offers]
+    return sum(fits)
+
+
+def offers_of_pods(spec: Tree) -> list[tuple[int, float, float]]:
+    groups = [(group, group["template"]["spec"]["containers"][0]) for group in spec["workerGroupSpecs"]]
+    limits = [(group["maxReplicas"], container["resources"]["limits"]) for group, container in groups]
+    return [(count, float(limit["cpu"]), float(limit.get("nvidia.com/gpu", 0))) for count, limit in limits]
+
+
+def offers_of_nodes(path: Path) -> list[tuple[int, float, float]]:
+    config = yaml.safe_load(path.read_text())
+    types = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
+    return [
+        (min(kind["max_workers"], config["max_workers"]), kind["resources"]["CPU"], kind["resources"].get("GPU", 0))
+        for kind in types
+    ]
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_finds_the_workers_that_it_asks_for(preset: str) -> None:
+    config = load_run_config(preset, [])
+    resources = config.resources
+    num_workers = max([resources.num_workers, *(stage.num_workers or 0 for stage in config.plan.stages or ())])
+    (cluster,) = documents("RayCluster")
+    (job,) = documents("RayJob")
+    clusters = [offers_of_pods(cluster["spec"]), offers_of_pods(job["spec"]["rayClusterSpec"])]
+    for offers in clusters + [offers_of_nodes(path) for path in AUTOSCALER]:
+        assert capacity(offers, resources.cpus_per_worker, use_gpu=resources.use_gpu) >= num_workers
+
+
+def test_the_growth_of_the_job_is_one_that_can_be_configured() -> None:
+    (job,) = documents("RayJob")
+    program, *words = job["spec"]["entrypoint"].split()[1:]
+    assert (PROJECT / program.removeprefix("/opt/growtx/")).exists()
+    arguments = job_parser("").parse_args(words)
+    config = load_run_config(arguments.preset, arguments.overrides)
+    assert config.resources.wait_seconds >= 600, "nodes take minutes to come"
+    assert arguments.resume, "a replaced cluster goes on"
 
 
 def test_spot_workers_are_tried_before_others() -> None:
