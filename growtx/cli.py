@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print the manifests as JSON")
 
     verify = _add(commands, "verify", _verify, "hash everything again; exit status 1 names what does not match")
-    verify.add_argument("path", help="run directory, or a manifest in it")
+    verify.add_argument("path", help="run directory, a manifest in it, or an ensemble")
     verify.add_argument("--prune", action="store_true", help="remove files that no manifest refers to")
 
     generate = _add(commands, "generate", _generate, "continue a prompt")
@@ -85,9 +85,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from growtx.growth.ensembles import is_ensemble
     from growtx.growth.lineage import open_lineage, tokenizer_of
     from growtx.store.verify import verify
 
+    if is_ensemble(arguments.path):
+        return _verify_ensemble(arguments.path)
     lineage = open_lineage(arguments.path)
     report = verify(lineage.storage.root, prune=arguments.prune)
     for problem, blobs in (("missing", report.missing), ("corrupt", report.corrupt)):
@@ -102,6 +105,14 @@ def _verify(arguments: argparse.Namespace) -> int:
     summary = f"{report.num_manifests} manifests, {report.num_blobs} blobs, {report.num_bytes:,} bytes"
     print(f"{'intact' if report.is_intact else 'NOT intact'}: {summary}")
     return 0 if report.is_intact else 1
+
+
+def _verify_ensemble(path: str) -> int:
+    from growtx.growth.ensembles import read_ensemble, verify_ensemble
+
+    problems = verify_ensemble(path)
+    print(*problems, f"{'NOT intact' if problems else 'intact'}: {len(read_ensemble(path).members)} members", sep="\n")
+    return 1 if problems else 0
 
 
 def _generate(arguments: argparse.Namespace) -> int:

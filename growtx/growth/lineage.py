@@ -1,6 +1,6 @@
 """Finding a result by its path, loading it, and continuing it in another run.
 
-A path is a run directory, a manifest in one, or a Hugging Face directory.
+A path is a run directory, a manifest in one, an ensemble, or a Hugging Face directory.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def load_model(path: str, depth: int | None = None) -> tuple[PreTrainedModel, Pr
     """Load a result, every blob verified, together with its tokenizer.
 
     Args:
-        path: run directory, manifest, or Hugging Face directory.
+        path: run directory, manifest, ensemble (its directory or `ensemble.json`), or Hugging Face directory.
         depth: number of blocks of an earlier stage of the lineage; None: the last.
 
     Returns:
@@ -76,9 +76,15 @@ def load_model(path: str, depth: int | None = None) -> tuple[PreTrainedModel, Pr
     Raises:
         StoreError, CorruptBlobError, FingerprintError: what is there is not what was stored.
     """
+    from growtx.growth.ensembles import is_ensemble, load_ensemble  # which stands on this module
+
     storage = Storage(path)
     if storage.exists("config.json"):
         return _load_hugging_face(storage, depth)
+    if is_ensemble(path):
+        if depth is not None:
+            raise StoreError(f"{path} is an ensemble and has no stage of depth {depth}", "Leave the depth out")
+        return load_ensemble(path)
     lineage = open_lineage(path)
     manifest = lineage.last if depth is None else lineage.at_depth(depth)
     return assemble(BlobStore(lineage.storage.root), manifest).eval(), tokenizer_of(lineage)
