@@ -9,7 +9,7 @@ import torch
 
 from growtx.exceptions import ConfigError, DataError
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
-from growtx.models.ensemble.rules import CombinationRule, TextSoFar
+from growtx.models.ensemble.rules import CombinationRule, ProbabilityMixture, TextSoFar
 from growtx.models.loss import checkpointed_cross_entropy, mean_over_targets, shift_labels
 
 
@@ -72,13 +72,16 @@ def _loss(
     ensemble: GrowtxEnsembleForCausalLM, rule: CombinationRule, text: TextSoFar, targets_BT: torch.Tensor
 ) -> torch.Tensor:
     members = range(ensemble.config.num_members)
+    weights_BTN = rule.weights(text).expand(*targets_BT.shape, len(members))
+    if isinstance(rule, ProbabilityMixture):  # the members' likelihoods are enough, and they are computed once
+        nll_BT = rule.token_nll(text.log_likelihoods_BTN[:, 1:], weights_BTN[:, :-1])
+        return mean_over_targets(nll_BT.masked_fill(targets_BT[:, :-1] < 0, 0.0).sum(), targets_BT)
 
     def pool(weights_CN: torch.Tensor, *states_CD: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             logits = ensemble.member_logits(members, states_CD)
         return rule.combine(logits, weights_CN)
 
-    weights_BTN = rule.weights(text).expand(*targets_BT.shape, len(members))
     rows = [weights_BTN.flatten(0, 1), *(states_BTD.flatten(0, 1) for states_BTD in text.states)]
     loss, _ = checkpointed_cross_entropy(pool, rows, targets_BT.flatten())
     return mean_over_targets(loss, targets_BT)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
-from growtx.models.ensemble.rules import CombinationRule
+from growtx.models.ensemble.rules import CombinationRule, ProbabilityMixture
 from growtx.models.loss import CHUNK_ROWS, IGNORE_INDEX, shift_labels
 
 
@@ -41,18 +41,24 @@ def score(
     text = ensemble.read(tokens_BT, attention_mask)
     num_members = ensemble.config.num_members
     weights_BTN = {name: rule.weights(text).expand(*tokens_BT.shape, num_members) for name, rule in rules.items()}
-    targets_N = shift_labels(labels_BT).flatten()
+    on_logits = {name: rule for name, rule in rules.items() if not isinstance(rule, ProbabilityMixture)}
+    targets_BT = shift_labels(labels_BT)
     pieces: list[torch.Tensor] = []
-    for start in range(0, len(targets_N), CHUNK_ROWS):
+    for start in range(0, targets_BT.numel(), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         logits = ensemble.member_logits(range(num_members), [states.flatten(0, 1)[rows] for states in text.states])
-        pooled = [rule.combine(logits, weights_BTN[name].flatten(0, 1)[rows]) for name, rule in rules.items()]
-        pieces.append(torch.stack([_nll(each_CV, targets_N[rows]) for each_CV in (*logits, *pooled)]))
-    nll_XBT = torch.cat(pieces, dim=1).view(-1, *tokens_BT.shape)[..., :-1]
+        pooled = [rule.combine(logits, weights_BTN[name].flatten(0, 1)[rows]) for name, rule in on_logits.items()]
+        pieces.append(torch.stack([_nll(each_CV, targets_BT.flatten()[rows]) for each_CV in (*logits, *pooled)]))
+    nll_XBT = torch.cat(pieces, dim=1).view(-1, *tokens_BT.shape)
+    nll = dict(zip(on_logits, nll_XBT[num_members:], strict=True))
+    log_likelihoods_BTN = -nll_XBT[:num_members].movedim(0, -1)
+    for name, rule in rules.items():
+        if isinstance(rule, ProbabilityMixture):
+            nll[name] = rule.token_nll(log_likelihoods_BTN, weights_BTN[name]).masked_fill(targets_BT < 0, 0.0)
     names = ensemble.config.member_names or []
     return EnsembleScores(
-        members=dict(zip(names, nll_XBT[:num_members], strict=True)),
-        rules=dict(zip(rules, nll_XBT[num_members:], strict=True)),
+        members={name: member_BT[:, :-1] for name, member_BT in zip(names, nll_XBT, strict=False)},
+        rules={name: nll[name][:, :-1] for name in rules},
         weights={name: weights[:, :-1] for name, weights in weights_BTN.items()},
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from growtx.exceptions import ConfigError
 from growtx.models.ensemble.rules.adapter import AdapterRule
-from growtx.models.ensemble.rules.base import CombinationRule, TextSoFar
+from growtx.models.ensemble.rules.base import CombinationRule, ProbabilityMixture, TextSoFar
 from growtx.models.ensemble.rules.cluster import ClusterRule
 from growtx.models.ensemble.rules.contrastive import ContrastiveRule
 from growtx.models.ensemble.rules.mean import MeanRule
@@ -20,7 +20,15 @@ RULES: dict[str, type[CombinationRule]] = {
     for rule in (MeanRule, WeightedMeanRule, MixtureRule, PosteriorRule, ClusterRule, ContrastiveRule, AdapterRule)
 }
 
-__all__ = ["RULES", "CombinationRule", "TextSoFar", "build_rule", "num_history_layers", "rule_class"]
+__all__ = [
+    "RULES",
+    "CombinationRule",
+    "ProbabilityMixture",
+    "TextSoFar",
+    "build_rule",
+    "num_history_layers",
+    "rule_class",
+]
 
 
 def rule_class(name: str) -> type[CombinationRule]:

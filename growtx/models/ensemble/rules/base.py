@@ -85,9 +85,25 @@ def pool_logits(logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.
     return total
 
 
-def pool_probabilities(logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """Log of the weighted sum of probabilities: a mixture of experts."""
-    total = logits[0].float().log_softmax(-1) + weights[..., 0, None].log()
-    for index, member in enumerate(logits[1:], start=1):
-        total = torch.logaddexp(total, member.float().log_softmax(-1) + weights[..., index, None].log())
-    return total
+class ProbabilityMixture(CombinationRule):
+    """Base of the rules that average probabilities: mixtures of experts, with constant weights or not.
+
+    A token's probability then depends on the members' probabilities of that token alone.
+    """
+
+    def combine(self, logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+        """Log of the weighted sum of probabilities."""
+        log_weights = _log(weights)
+        total = logits[0].float().log_softmax(-1) + log_weights[..., 0, None]
+        for index, member in enumerate(logits[1:], start=1):
+            total = torch.logaddexp(total, member.float().log_softmax(-1) + log_weights[..., index, None])
+        return total
+
+    def token_nll(self, log_likelihoods: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Nats [...] of tokens from the members' log-likelihoods [..., N] of them."""
+        return -(log_likelihoods + _log(weights)).logsumexp(-1)
+
+
+def _log(weights: torch.Tensor) -> torch.Tensor:
+    """Weights may underflow to 0, where the logarithm has no usable gradient."""
+    return weights.clamp(min=1e-30).log()

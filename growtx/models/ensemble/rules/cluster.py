@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from growtx.models.ensemble.rules.base import CombinationRule, TextSoFar, pool_probabilities
+from growtx.models.ensemble.rules.base import ProbabilityMixture, TextSoFar
 
 
-class ClusterRule(CombinationRule):
+class ClusterRule(ProbabilityMixture):
     """Weights proportional to exp(-distance^2 / temperature) between the context and the members' centres.
 
     Args:
@@ -77,6 +77,3 @@ class ClusterRule(CombinationRule):
         context_BTD = F.normalize(text.history.decayed_sum(rows_BSD, self.decay_logit.float().sigmoid()), dim=-1)
         distances_BTN = (context_BTD[..., None, :] - self.centres_ND.float()).square().sum(-1)
         return (-distances_BTN / self.log_temperature.float().exp()).softmax(-1)
-
-    def combine(self, logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        return pool_probabilities(logits, weights)

@@ -6,15 +6,13 @@ members disagree it keeps both opinions, while a mean of logits keeps only what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
-from growtx.models.ensemble.rules.base import CombinationRule, TextSoFar, pool_probabilities
+from growtx.models.ensemble.rules.base import ProbabilityMixture, TextSoFar
 
 
-class MixtureRule(CombinationRule):
+class MixtureRule(ProbabilityMixture):
     """Constant member probabilities; uniform before they are fitted."""
 
     name = "mixture"
@@ -25,6 +23,3 @@ class MixtureRule(CombinationRule):
 
     def weights(self, text: TextSoFar) -> torch.Tensor:
         return self.log_prior.float().softmax(-1)
-
-    def combine(self, logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        return pool_probabilities(logits, weights)

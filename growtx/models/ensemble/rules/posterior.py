@@ -8,17 +8,16 @@ temperature, because neighbouring tokens do not testify independently.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from growtx.models.ensemble.rules.base import CombinationRule, TextSoFar, pool_probabilities
+from growtx.models.ensemble.rules.base import ProbabilityMixture, TextSoFar
 
 
-class PosteriorRule(CombinationRule):
+class PosteriorRule(ProbabilityMixture):
     """Member weights proportional to prior * likelihood of the text so far.
 
     Args:
@@ -47,6 +46,3 @@ class PosteriorRule(CombinationRule):
         rows_BSN = text.history.append(self.num_members, F.pad(evidence_BTN, (0, unused)))[..., : self.num_members]
         total_BTN = text.history.decayed_sum(rows_BSN, self.decay_logit.float().sigmoid())
         return (self.log_prior.float() + total_BTN / self.log_temperature.float().exp()).softmax(-1)
-
-    def combine(self, logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-        return pool_probabilities(logits, weights)
