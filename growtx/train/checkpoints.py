@@ -1,22 +1,22 @@
 """Checkpoints: the resumable state inside a stage, verified when they are read.
 
-A checkpoint directory holds `state.safetensors` (weights and both Adam moments of what trains, whole tensors, fp32)
-and `checkpoint.json` (stage, step, hash of the former). Ray Train stores it under `checkpoints/` of the run; it is
-found by looking there, so it serves a restarted driver, other numbers of workers and other ZeRO stages alike.
+`checkpoints/stage-NN/step-NNNNNNNN/` of a run holds `state.safetensors` (weights and both Adam moments of what trains,
+whole tensors, fp32) and `checkpoint.json` (stage, step, hash of the former; written last). Because no layout is left
+in it, it serves lost workers, a restarted driver, other numbers of workers and other ZeRO stages alike. They are
+written by ourselves and not through `ray.train.report`, where a full disk would end in Ray's traceback.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from pathlib import Path
 
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from growtx.exceptions import StoreError
-from growtx.store.storage import Storage, write_error
+from growtx.store.storage import Storage
 from growtx.train.engine import MOMENTS, State
 
 logger = logging.getLogger(__name__)
@@ -41,18 +41,28 @@ class CheckpointInfo(BaseModel):
     state_sha256: str = ""
 
 
-def write_checkpoint(directory: Path, info: CheckpointInfo, weights: State, moments: dict[str, State]) -> None:
-    """Fill a local directory with a checkpoint."""
+def write_checkpoint(
+    run: Storage, info: CheckpointInfo, weights: State, moments: dict[str, State], *, keep: int
+) -> str:
+    """Write a checkpoint into a run and remove all but the `keep` newest ones of its stage; returns its directory.
+
+    Raises:
+        StoreError: it cannot be written; the ones before are untouched and nothing half-written counts.
+    """
     tensors = {f"weights/{name}": tensor for name, tensor in weights.items()}
     for key, state in moments.items():
         tensors |= {f"{key}/{name}": tensor for name, tensor in state.items()}
     data = safetensors.torch.save(tensors)
     sealed = info.model_copy(update={"state_sha256": hashlib.sha256(data).hexdigest()})
-    try:
-        (directory / STATE_FILE).write_bytes(data)
-        (directory / INFO_FILE).write_text(sealed.model_dump_json(indent=1), encoding="utf-8")
-    except OSError as error:
-        raise write_error(str(directory), error) from error
+    stage_dir = f"{CHECKPOINTS_DIR}/stage-{info.stage:02d}"
+    directory = f"{stage_dir}/step-{info.step:08d}"
+    run.write_bytes(f"{directory}/{STATE_FILE}", data)
+    run.write_text(f"{directory}/{INFO_FILE}", sealed.model_dump_json(indent=1))
+    names = run.list_names(stage_dir)
+    newest = names.index(directory.rsplit("/", 1)[-1])  # anything after it was damaged, or this run would be there
+    for name in (*names[: max(0, newest + 1 - keep)], *names[newest + 1 :]):
+        run.remove(f"{stage_dir}/{name}")
+    return directory
 
 
 def find_checkpoint(run: Storage, stage: int, stage_fingerprint: str) -> tuple[str, CheckpointInfo] | None:

@@ -47,7 +47,8 @@ def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: 
     """The configuration that DeepSpeed gets; `num_active` parameters train."""
     share = settings.global_batch_size // num_workers
     micro_batch = settings.micro_batch(num_workers)
-    bucket = max(1, min(500_000_000, num_active))  # buckets are allocated whole: never larger than what trains
+    # Buckets are allocated whole: never larger than what trains. ZeRO 1 and 2 refuse odd ones.
+    bucket = min(500_000_000, num_active + num_active % 2)
     zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}

@@ -89,18 +89,18 @@ class Poster:
         self.stop_requested = False
 
     def post(self, progress: StageProgress) -> None:
-        if self._board is None:
-            return
         if self._pending is not None:
             ready, _ = ray.wait([self._pending], timeout=0)
             if not ready:
                 return
             self._collect()
-        self._pending = self._board.post.remote(progress)
+        if self._board is not None:
+            self._pending = self._board.post.remote(progress)
 
     def _collect(self) -> None:
+        pending, self._pending = self._pending, None
         try:
-            self.stop_requested = self.stop_requested or bool(ray.get(self._pending))
+            self.stop_requested = self.stop_requested or bool(ray.get(pending))
         except ray.exceptions.RayError:  # the driver is gone; Ray ends this worker soon
             self._board = None
 

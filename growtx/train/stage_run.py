@@ -6,13 +6,10 @@ All ranks run the same code; what only one may do (files, samples) goes through 
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 
 from growtx.exceptions import TrainingError
@@ -260,10 +257,8 @@ class StageRun:
             frozen_before=self.frozen_before,
             first_bits_per_byte=self.position.first_score,
         )
-        with tempfile.TemporaryDirectory(prefix="growtx-checkpoint-") as directory:
-            on_rank_zero(lambda: write_checkpoint(Path(directory), info, weights, moments))
-            checkpoint = ray.train.Checkpoint.from_directory(directory) if rank() == 0 else None
-            ray.train.report({"stage": info.stage, "step": info.step}, checkpoint=checkpoint)
+        keep = self.settings.checkpoint.keep
+        on_rank_zero(lambda: write_checkpoint(self.store.storage, info, weights, moments, keep=keep))
 
     def _resume(self) -> bool:
         """Load the newest checkpoint of this stage, if there is one."""

@@ -50,9 +50,8 @@ def train_group(job: TrainJob, board: Any = None) -> Outcome:
         ),
         run_config=ray.train.RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",  # a name is never used twice: Ray would resume from it by itself
-            storage_path=storage.path(CHECKPOINTS_DIR),
+            storage_path=storage.path(f"{CHECKPOINTS_DIR}/ray"),  # its own bookkeeping; ours lies beside it
             failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=job.training.checkpoint.keep),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )

@@ -23,7 +23,7 @@ from growtx.store.verify import verify
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 24
-SYLLABLES = "ka lo mi nu te ra so vi pe du".split()
+SYLLABLES = ["ka", "lo", "mi", "nu", "te", "ra", "so", "vi", "pe", "du"]
 WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES[:4]]
 
 
