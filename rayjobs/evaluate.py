@@ -25,6 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="directory of the JSON lines that growtx's own tasks read")
     parser.add_argument("--texts", action="append", metavar="GLOB", help="files for bits_per_byte")
     parser.add_argument("--limit", type=int, help="questions per task (default: all)")
+    parser.add_argument("--maps", action="store_true", help="also t-SNE maps of the substrate and of every layer")
     parser.add_argument("--out", help="where the page of several models goes (default: runs/comparison-TIME)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="num_runs=10, temperature=1.0, seed=0, ...")
     return parser.parse_intermixed_args()
@@ -33,7 +34,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     from growtx.evaluate.comparison import write_comparison
-    from growtx.evaluate.depths import default_tasks, evaluate_path, publish
+    from growtx.evaluate.depths import default_tasks, evaluate_path, map_path, publish
     from growtx.evaluate.evaluation import benchmark_config
     from growtx.store.storage import Storage
     from growtx.train.cluster import connected
@@ -51,6 +52,8 @@ def main() -> int:
                 limit=arguments.limit,
             )
             evaluations[path] = evaluate_path(path, config, depths=arguments.depths, command=command)
+            if arguments.maps:
+                map_path(path)
             print(f"report: {publish(path, evaluations[path])}")
     if len(evaluations) > 1:
         out = arguments.out or f"runs/comparison-{datetime.now().strftime('%Y%m%d-%H%M%S')}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from growtx.evaluate import formatting as fmt
 from growtx.evaluate import training_text
-from growtx.evaluate.evaluation import COMPRESSION_TASK, MICROWORLD_TASK, BenchmarkConfig, check_tasks, score_task
+from growtx.evaluate.evaluation import COMPRESSION_TASK, MICROWORLD_TASK, BenchmarkConfig, resolve_tasks, score_task
 from growtx.evaluate.evaluation_sections import write_evaluation_page
+from growtx.evaluate.maps import Maps, make_maps, save_maps
 from growtx.evaluate.report import write_report
 from growtx.evaluate.results import Evaluation, Score, save_evaluation
 from growtx.evaluate.training_text import Groups
@@ -18,7 +20,6 @@ from growtx.growth.lineage import load_model, open_lineage
 from growtx.store.runs import RUN_FILE
 from growtx.store.storage import Storage
 
-Outcome = list[Score] | GrowtxError
 Say = Callable[[str], None]
 
 
@@ -36,27 +37,39 @@ def evaluate_path(
         StoreError: the model cannot be loaded.
         DataError: not a single part could be scored.
     """
-    check_tasks(config)
-    path = path if "://" in path else str(Path(path).absolute())  # workers have another working directory
-    parts = [(depth, task) for depth in resolve_depths(path, depths) for task in config.tasks]
+    tasks = resolve_tasks(config)
+    path = _absolute(path)
+    parts = [(task, depth) for task in tasks for depth in resolve_depths(path, depths)]
     texts, config = with_training_text(path, config)
-    scores: list[Score] = []
+    scores: dict[tuple[str, int | None], list[Score]] = {part: [] for part in parts}
     notes: dict[str, None] = {}
-    for depth, task, outcome in _on_cluster(path, parts, config, texts):
-        where = f"{task}, {depth} blocks" if depth is not None else task
-        if isinstance(outcome, StoreError):
-            raise outcome  # the model itself cannot be had
+    jobs = {part: (_score_part, (path, *part, config, texts)) for part in parts}
+    for (task, depth), outcome in _on_cluster(jobs):
+        where = f"{task}, {fmt.plural(depth, 'block')}" if depth is not None else task
         if isinstance(outcome, GrowtxError):
             notes[f"{task}: {outcome}"] = None
             say(f"{where}: not scored. {outcome}")
         else:
-            scores.extend(outcome)
+            scores[task, depth] = outcome
             say(f"{where}: {summary(outcome)}")
-    if not scores:
+    found = tuple(score for part in parts for score in scores[part])
+    if not found:
         raise DataError("nothing could be scored: " + " ".join(notes), "Correct the tasks or their data")
-    order = {task: number for number, task in enumerate(config.tasks)}
-    scores.sort(key=lambda score: (order.get(score.task, 0), score.depth))
-    return Evaluation(model=path, command=command, scores=tuple(scores), notes=tuple(notes))
+    return Evaluation(model=path, command=command, scores=found, notes=tuple(notes))
+
+
+def map_path(path: str) -> None:
+    """Keep t-SNE maps of the deepest model in its directory, where its report finds them; Ray must be connected.
+
+    Raises:
+        ConfigError: the model has no growtx blocks.
+        StoreError: the model cannot be loaded.
+    """
+    path = _absolute(path)
+    ((_, outcome),) = _on_cluster({"maps": (_map_part, (path,))})
+    if isinstance(outcome, GrowtxError):
+        raise outcome
+    save_maps(Storage(run_directory(path)), outcome)
 
 
 def default_tasks(path: str) -> tuple[str, ...]:
@@ -127,30 +140,47 @@ def summary(scores: Sequence[Score]) -> str:
     return ", ".join(parts)
 
 
-def _on_cluster(path: str, parts: Sequence[tuple[int | None, str]], config: BenchmarkConfig, texts: Groups) -> Any:
-    """Outcomes of the parts as they finish."""
+def _absolute(path: str) -> str:
+    """Ray's workers have another working directory."""
+    return path if "://" in path else str(Path(path).absolute())
+
+
+def _on_cluster(jobs: Mapping[Any, tuple[Callable[..., Any], tuple[Any, ...]]]) -> Iterator[tuple[Any, Any]]:
+    """Keys and outcomes of the jobs as they finish; an error of the store ends it, because no model can be had."""
     import ray
 
     num_gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
-    remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(_score_part)
-    shared = ray.put((config, texts))
-    pending = {remote.remote(path, depth, task, shared): (depth, task) for depth, task in parts}
+    pending = {}
+    for key, (function, arguments) in jobs.items():
+        remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(function)
+        pending[remote.remote(*arguments)] = key
     while pending:
         (done,), _ = ray.wait(list(pending), num_returns=1)
-        yield *pending.pop(done), ray.get(done)
+        outcome = ray.get(done)
+        if isinstance(outcome, StoreError):
+            raise outcome
+        yield pending.pop(done), outcome
 
 
-def _score_part(path: str, depth: int | None, task: str, shared: tuple[BenchmarkConfig, Groups]) -> Outcome:
-    """Runs in a Ray worker, which keeps its model for the next part."""
-    config, texts = shared
+def _score_part(
+    path: str, task: str, depth: int | None, config: BenchmarkConfig, texts: Groups
+) -> list[Score] | GrowtxError:
     try:
         return score_task(*_loaded(path, depth), task, config, texts=texts)
+    except GrowtxError as error:  # as a value: Ray would wrap it into a traceback
+        return error
+
+
+def _map_part(path: str) -> Maps | GrowtxError:
+    try:
+        return make_maps(*_loaded(path, None))
     except GrowtxError as error:
         return error
 
 
 @lru_cache(maxsize=1)
 def _loaded(path: str, depth: int | None) -> tuple[Any, Any]:
+    """The model on the worker's device; the worker keeps it for its next part."""
     import torch
 
     model, tokenizer = load_model(path, depth)

@@ -72,10 +72,9 @@ def evaluate_model(
     Raises:
         ConfigError: a task does not exist.
     """
-    check_tasks(config)
     scores: list[Score] = []
     notes: list[str] = []
-    for task in config.tasks:
+    for task in resolve_tasks(config):
         try:
             scores.extend(score_task(model, tokenizer, task, config, texts=texts))
         except GrowtxError as error:
@@ -83,15 +82,19 @@ def evaluate_model(
     return Evaluation(model=name, scores=tuple(scores), notes=tuple(notes))
 
 
-def check_tasks(config: BenchmarkConfig) -> None:
-    """Refuse unknown names before any model is loaded.
+def resolve_tasks(config: BenchmarkConfig) -> list[str]:
+    """Full names of all tasks, `microworld` as its parts; before any model is loaded.
 
     Raises:
-        ConfigError: naming the task and what is near it.
+        ConfigError: no such task, naming what is near it.
     """
+    names: list[str] = []
     for task in config.tasks:
-        if task != COMPRESSION_TASK:
-            _harness().resolve_task(task, has_data_dir=config.data_dir is not None)
+        if task == COMPRESSION_TASK:
+            names.append(task)
+        else:
+            names += _harness().resolve_task(task, has_data_dir=config.data_dir is not None)
+    return list(dict.fromkeys(names))
 
 
 def score_task(
@@ -102,7 +105,7 @@ def score_task(
     *,
     texts: Groups | None = None,
 ) -> list[Score]:
-    """All scores of one task.
+    """All scores of one task, given by its full name.
 
     Raises:
         DataError: its questions or texts cannot be had, or are in a language that the model does not know.
@@ -111,15 +114,14 @@ def score_task(
     if task == COMPRESSION_TASK:
         return list(_compression(model, tokenizer, config, texts, depth))
     harness = _harness()
-    name = harness.resolve_task(task, has_data_dir=config.data_dir is not None)
     loaded: LoadedTask = harness.load_task(
-        name,
+        task,
         data_dir=config.data_dir,
         num_fewshot=config.num_fewshot,
         world=config.microworld,
         limit=config.limit,
     )
-    check_language(model, tokenizer, name, loaded.prompts(PROBE_PROMPTS))
+    check_language(model, tokenizer, task, loaded.prompts(PROBE_PROMPTS))
     wrapped: HarnessModel = harness.HarnessModel(model, tokenizer, config.batch_size)
     outcomes = harness.run_task(wrapped, loaded, seed=config.seed)
     scores: list[Score] = []

@@ -16,7 +16,8 @@ EVALUATION_PAGE = "evaluation.html"
 PROTOCOL_NOTE = (
     "Log-likelihood: the choice to which the model gives the highest probability (lm-eval's numbers). Sampled letter: "
     "the paper's protocol, the first character of a sampled text, mean of the runs; what is no letter counts as wrong. "
-    "Majority and shortest are what needs no model: always the most frequent answer, always the shortest. "
+    "Majority and shortest are what needs no model: the offered answer that is most often right in other questions, "
+    "and the shortest. "
     "Brackets hold 95 % intervals."
 )
 

@@ -14,7 +14,6 @@ import io
 import itertools
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from growtx.data.microworld import MicroworldConfig
-from growtx.evaluate import microworld_tasks, task_scoring
+from growtx.evaluate import baselines, microworld_tasks, task_scoring
 from growtx.evaluate.intervals import Interval, bootstrap_mean
 from growtx.evaluate.results import Score
 from growtx.exceptions import ConfigError, DataError
@@ -98,19 +97,23 @@ def shipped_tasks() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in TASKS_DIR.glob(f"{PREFIX}*.yaml")))
 
 
-def resolve_task(name: str, *, has_data_dir: bool) -> str:
-    """The full name of a task. With a data directory, `arc_easy` means our `growtx_arc_easy`, which reads from it.
+def resolve_task(name: str, *, has_data_dir: bool) -> tuple[str, ...]:
+    """Full names of what a name stands for: one task, or those of the microworld.
+
+    With a data directory, `arc_easy` means our `growtx_arc_easy`, which reads from it.
 
     Raises:
         ConfigError: no such task, with the nearest names.
     """
-    if name in shipped_tasks() or microworld_tasks.task_names(name):
-        return name
+    if parts := microworld_tasks.task_names(name):
+        return parts
+    if name in shipped_tasks():
+        return (name,)
     if has_data_dir and PREFIX + name in shipped_tasks():
-        return PREFIX + name
+        return (PREFIX + name,)
     registered = _registered().all_tasks
     if name in registered:
-        return name
+        return (name,)
     close = difflib.get_close_matches(name, [*shipped_tasks(), *registered], n=3)
     remedy = f"Did you mean {' or '.join(close)}?" if close else f"Tasks of growtx: {', '.join(shipped_tasks())}"
     raise ConfigError(f"task {name} is unknown to growtx and to lm-eval", remedy)
@@ -136,7 +139,7 @@ def load_task(
     if microworld_tasks.task_names(name):
         if world is None:
             raise DataError(f"{name} asks about a microworld, and this model was not trained on one", "Leave it out")
-        return LoadedTask(name, _shipped(None, 0), microworld_tasks.build_tasks(name, world, limit), {}, 0)
+        return LoadedTask(name, _shipped(None, 0), {name: microworld_tasks.build_task(name, world, limit)}, {}, 0)
     shipped = name in shipped_tasks()
     manager = _shipped(data_dir, num_fewshot or 0) if shipped else _registered()
     with _quiet():
@@ -172,7 +175,7 @@ def scores_of(outcome: TaskOutcome, model: HarnessModel, depth: int) -> Iterator
         rows = [row for row in outcome.rows if metric in row]
         for subject, members in ((part, rows), *_by_subject(rows)):
             interval = interval_of([row[metric] for row in members], metric, value if members is rows else None)
-            baselines = _baselines(members) if outcome.is_multiple_choice else {}
+            without_model = _baselines(members) if outcome.is_multiple_choice else {}
             yield Score(
                 task=task,
                 metric=metric,
@@ -182,7 +185,7 @@ def scores_of(outcome: TaskOutcome, model: HarnessModel, depth: int) -> Iterator
                 **interval._asdict(),
                 num_items=len(members),
                 truncated=truncated,
-                **baselines,
+                **without_model,
             )
 
 
@@ -222,15 +225,14 @@ def _by_subject(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, An
 
 
 def _baselines(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What needs no model: guessing, the most frequent answer, the shortest answer."""
+    """What needs no model, where the right choice is known by its number."""
+    choices = [[str(continuation) for _, continuation in row["arguments"]] for row in rows]
+    known: dict[str, float] = {"chance": baselines.chance(choices)}
     targets = [row["target"] for row in rows]
-    lengths = [[len(continuation) for _, continuation in row["arguments"]] for row in rows]
-    shortest = [min(range(len(row)), key=row.__getitem__) for row in lengths]
-    return {
-        "chance": sum(1 / len(row["arguments"]) for row in rows) / len(rows),
-        "majority": max(Counter(map(str, targets)).values()) / len(rows),
-        "shortest": sum(pick == target for pick, target in zip(shortest, targets, strict=True)) / len(rows),
-    }
+    if all(isinstance(target, int) for target in targets):
+        known["majority"] = baselines.majority(choices, targets)
+        known["shortest"] = baselines.shortest(choices, targets)
+    return known
 
 
 @cache

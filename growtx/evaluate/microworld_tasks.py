@@ -16,42 +16,29 @@ from growtx.data.microworld import ExtractiveQA, Language, MicroworldConfig, Mul
 from growtx.evaluate import task_scoring
 from growtx.evaluate.evaluation import MICROWORLD_TASK as ALL
 from growtx.evaluate.task_data import LETTERS
-from growtx.exceptions import ConfigError
 
 DEFAULT_QUESTIONS = 100  # of each task and language
 Row = dict[str, Any]
 
 
 def task_names(name: str) -> tuple[str, ...]:
-    """The tasks of the microworld that `microworld` or `microworld_TASK` stands for; none for any other name."""
-    if name == ALL:
-        return microworld.TASKS
-    task = name.removeprefix(f"{ALL}_")
-    return (task,) if name.startswith(f"{ALL}_") and task in microworld.TASKS else ()
+    """Full names of what `microworld` or `microworld_TASK` stands for; none for any other name."""
+    names = tuple(f"{ALL}_{task}" for task in microworld.TASKS)
+    return names if name == ALL else (name,) if name in names else ()
 
 
-def build_tasks(name: str, config: MicroworldConfig, num_questions: int | None) -> dict[str, ConfigurableTask]:
-    """lm-eval tasks for a name, by their full names; tasks that this world cannot ask are left out of `microworld`.
+def build_task(name: str, config: MicroworldConfig, num_questions: int | None) -> ConfigurableTask:
+    """The lm-eval task `microworld_TASK`, with `num_questions` in each language of the world.
 
     Raises:
         ConfigError: the world is too small for the questions, or has one language and is asked to translate.
     """
-    built = {}
-    for task in task_names(name):
-        if name == ALL and task == "translation" and len(config.languages) == 1:
-            continue
-        rows = [
-            _row(question, language)
-            for language in config.languages
-            for question in microworld.questions(config, task, language, num_questions or DEFAULT_QUESTIONS)
-        ]
-        built[f"{ALL}_{task}"] = _task(f"{ALL}_{task}", rows)
-    if not built:
-        raise ConfigError(f"the microworld has no task {name!r}", f"Use {ALL} or {ALL}_ and one of {microworld.TASKS}")
-    return built
-
-
-def _task(name: str, rows: list[Row]) -> ConfigurableTask:
+    task = name.removeprefix(f"{ALL}_")
+    rows = [
+        _row(question, language)
+        for language in config.languages
+        for question in microworld.questions(config, task, language, num_questions or DEFAULT_QUESTIONS)
+    ]
     shared = {
         "task": name,
         "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},

@@ -33,7 +33,7 @@ class Score(_Record):
     high: float | None
     num_items: int
     chance: float | None = Field(None, description="expected of a guess")
-    majority: float | None = Field(None, description="of always giving the most frequent answer")
+    majority: float | None = Field(None, description="of the offered answer that is most often right elsewhere")
     shortest: float | None = Field(None, description="of always choosing the shortest answer")
     format_failures: float | None = Field(None, description="share of samples that are no answer at all")
     sigma: float | None = Field(None, description="standard deviation between runs")

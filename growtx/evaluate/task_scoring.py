@@ -5,14 +5,15 @@ Called by lm-eval through the task files (`process_results` and `aggregation`).
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from growtx.evaluate.intervals import NUM_RESAMPLES, Interval
+import numpy as np
+
+from growtx.evaluate.intervals import Floats, Interval, bootstrap
 
 NO_ANSWER = frozenset({"", "unanswerable", "no answer"})
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -59,13 +60,19 @@ def corpus_bleu(pairs: Sequence[TranslationPair]) -> float:
 
 
 def corpus_interval(metric: str, pairs: Sequence[TranslationPair]) -> Interval:
-    """chrF or BLEU of a corpus with sacrebleu's bootstrap interval over sentences."""
+    """chrF or BLEU of a corpus with its bootstrap interval over sentences.
+
+    sacrebleu can resample too, but fails where some resamples share nothing at all with the references, so only its
+    counts of every sentence and its formula are used.
+    """
     scorer = _chrf() if metric == "chrf" else _bleu(pairs[0].language)
     hypotheses, references = [pair.hypothesis for pair in pairs], [pair.reference for pair in pairs]
-    score = scorer.corpus_score(hypotheses, [references], n_bootstrap=NUM_RESAMPLES)
-    found = json.loads(score.format(width=6, signature=scorer.get_signature().format(), is_json=True))
-    centre, half = found.get("confidence_mean", score.score), found.get("confidence_var", 0.0)
-    return Interval(float(score.score) / 100, max(0.0, centre - half) / 100, min(100.0, centre + half) / 100)
+    counts = np.asarray(scorer._extract_corpus_statistics(hypotheses, [references]), dtype=np.float64)
+
+    def score(drawn: Floats) -> Floats:
+        return np.array([float(scorer._compute_score_from_stats(row).score) / 100 for row in (drawn @ counts).tolist()])
+
+    return bootstrap(len(pairs), score)
 
 
 def sentence_bleu(pair: TranslationPair) -> float:

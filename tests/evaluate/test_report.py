@@ -1,14 +1,32 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from growtx.evaluate.plot_style import Draw, Theme
 from growtx.evaluate.report import frozen_problems, headline, write_report
 from growtx.evaluate.run_record import read_run
 from growtx.store.storage import Storage
+
+
+@pytest.fixture
+def rough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is drawn, but in a few pixels and without the layout that takes most of the time."""
+
+    def draw_roughly(draw: Draw, theme: Theme) -> bytes:
+        figure, buffer = draw(theme), io.BytesIO()
+        figure.set_layout_engine("none")
+        figure.savefig(buffer, format="png", dpi=8)
+        return buffer.getvalue()
+
+    monkeypatch.setattr("growtx.evaluate.plot_style._png", draw_roughly)
+
 
 PLOTS = {"loss_against_tokens", "bits_per_byte_against_depth", "parameters_against_depth", "speed_and_memory"}
 MakeRun = Callable[..., Path]
@@ -28,20 +46,20 @@ def test_report_holds_every_figure_table_and_sample(run_dir: Path) -> None:
         assert words in html
 
 
-def test_report_needs_no_network_and_no_other_file(run_dir: Path) -> None:
+def test_report_needs_no_network_and_no_other_file(run_dir: Path, rough: None) -> None:
     html = page_of(run_dir)
     assert not re.findall(r"https?://", html)
     assert all(source.startswith("data:image/png") for source in re.findall(r'src(?:set)?="([^"]+)"', html))
 
 
-def test_report_is_written_beside_the_run_on_any_file_system(run_dir: Path) -> None:
+def test_report_is_written_beside_the_run_on_any_file_system(run_dir: Path, rough: None) -> None:
     remote = Storage(f"memory://{uuid.uuid4()}")
     remote.upload(str(run_dir), "run")
     assert write_report(remote.path("run")) == remote.path("run/report.html")
     assert remote.exists("run/plots/loss_against_tokens.png")
 
 
-def test_text_of_a_model_cannot_become_markup(make_run: MakeRun) -> None:
+def test_text_of_a_model_cannot_become_markup(make_run: MakeRun, rough: None) -> None:
     html = page_of(make_run(changes={4: {"samples": ({"prompt": "<script>", "text": "alert(1)</script>"},)}}))
     assert "<script" not in html
     assert "&lt;script&gt;" in html
@@ -60,7 +78,7 @@ def test_headline_admits_a_rise(make_run: MakeRun) -> None:
     assert "rose from 2.17 after the first stage to 2.50 (no gain in stage 4)" in headline(read_run(str(run_dir)))
 
 
-def test_frozen_tensors_that_moved_raise_an_alarm(make_run: MakeRun) -> None:
+def test_frozen_tensors_that_moved_raise_an_alarm(make_run: MakeRun, rough: None) -> None:
     run_dir = make_run(changes={3: {"frozen_check": {"num_tensors": 17, "before": "a", "after": "b"}}})
     run = read_run(str(run_dir))
     assert "FROZEN TENSORS MOVED" in headline(run)
@@ -68,17 +86,17 @@ def test_frozen_tensors_that_moved_raise_an_alarm(make_run: MakeRun) -> None:
     assert 'role="alert"' in page_of(run_dir)
 
 
-def test_a_run_that_still_goes_on_has_a_report(make_run: MakeRun) -> None:
+def test_a_run_that_still_goes_on_has_a_report(make_run: MakeRun, rough: None) -> None:
     run_dir = make_run(num_stages=3, finished=2)
     assert headline(read_run(str(run_dir))).endswith("stage 3 has not finished.")
     assert "not finished" in page_of(run_dir)
 
 
-def test_a_run_without_any_finished_stage_has_a_report(make_run: MakeRun) -> None:
+def test_a_run_without_any_finished_stage_has_a_report(make_run: MakeRun, rough: None) -> None:
     assert "No stage has finished yet" in page_of(make_run(num_stages=1, finished=0))
 
 
-def test_manifests_alone_suffice_and_the_rest_is_named(run_dir: Path) -> None:
+def test_manifests_alone_suffice_and_the_rest_is_named(run_dir: Path, rough: None) -> None:
     (run_dir / "metrics.jsonl").unlink()
     (run_dir / "run.yaml").unlink()
     html = page_of(run_dir)

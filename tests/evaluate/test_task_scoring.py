@@ -57,3 +57,8 @@ def test_the_interval_of_a_corpus_score_holds_it() -> None:
     value, low, high = corpus_interval("chrf", pairs)
     assert value == pytest.approx(corpus_chrf(pairs))
     assert low is not None and high is not None and 0 <= low < value < high <= 1
+
+
+def test_a_single_translation_that_shares_nothing_has_an_interval() -> None:
+    pairs = [TranslationPair("the cat sat", text, "en") for text in ("", "", "", "the cat")]
+    assert corpus_interval("chrf", pairs).low == 0.0
