@@ -1,0 +1,95 @@
+"""Engines of one small stage on any number of ranks, and what two ranks find when they run them.
+
+Shapes: B global batch, b a worker's share, T positions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from growtx.exceptions import GrowtxError, StoreError
+from growtx.growth.assembly import grow
+from growtx.growth.freezing import prepare_for_stage
+from growtx.growth.plan import Stage
+from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, world_size
+from growtx.train.engine import Engine, State
+from growtx.train.settings import TrainingConfig
+from tests import tiny
+from tests.train.conftest import set_up_rank
+
+BATCH, MICRO_BATCH = 4, 2
+Checkpoint = tuple[State, dict[str, State]]
+TRAIN = {"steps": 6, "learning_rate": 1e-2, "head_learning_rate": 5e-3}
+
+
+def stage(**last: Any) -> Stage:
+    """The newest of three blocks trains with the head, and adapters on the blocks below."""
+    change = {"add": 1, "lora": {"rank": 2}, **last}
+    return tiny.stages(train=TRAIN, stages=[{"add": 2}, change])[1]
+
+
+def make_engine(zero_stage: int, the_stage: Stage | None = None, **settings: Any) -> Engine:
+    the_stage = the_stage or stage()
+    (below,) = tiny.stages(stages=[{"add": 2}])
+    parent = grow(tiny.config(2), below, None, tiny.substrate(), seed=0).state_dict()
+    model = prepare_for_stage(grow(tiny.config(3), the_stage, parent, tiny.substrate(), seed=0), the_stage, seed=0)
+    model.train()
+    batch = {"global_batch_size": BATCH, "micro_batch_size": MICRO_BATCH}
+    return Engine(model, the_stage, TrainingConfig(zero_stage=zero_stage, **{**batch, **settings}))  # type: ignore[arg-type]
+
+
+def run(engine: Engine, first_step: int, last_step: int, micro_batch: int = MICRO_BATCH) -> list[float]:
+    """Mean loss over all ranks of each step."""
+    losses = []
+    for step in range(first_step, last_step):
+        tokens_BT = tiny.tokens(BATCH, seed=step)
+        share = BATCH // world_size()
+        tokens_bT = tokens_BT[rank() * share : (rank() + 1) * share]
+        parts = [{"input_ids": part, "labels": part} for part in torch.split(tokens_bT, micro_batch)]
+        totals = engine.step(parts, micro_batch * (tiny.CONTEXT_LENGTH - 1), 1.0)
+        nats, num_tokens = sum_over_ranks(totals).tolist()
+        losses.append(nats / num_tokens)
+    return losses
+
+
+def checkpoint(engine: Engine) -> Checkpoint:
+    return engine.trainable_state(), engine.optimizer_state()
+
+
+def two_ranks(this_rank: int, store: str, directory: str) -> None:
+    """Train and continue on two ranks under every ZeRO stage; rank 0 writes down what came out."""
+    dist = set_up_rank(this_rank, 2, store)
+    of_one_rank: Checkpoint = torch.load(f"{directory}/one-rank.pt")
+    found: dict[str, Any] = {"messages": _messages(this_rank)}
+    for zero_stage in (1, 2, 3):
+        engine = make_engine(zero_stage)
+        before = engine.frozen_hash()
+        losses = run(engine, 0, 3)
+        state = checkpoint(engine)
+        losses += run(engine, 3, 6)
+        unmoved = engine.frozen_hash() == before
+        engine.load(*of_one_rank, num_steps=3)
+        found[f"zero-{zero_stage}"] = (losses, state, unmoved, run(engine, 3, 6))
+        engine.close()
+    if this_rank == 0:
+        torch.save(found, Path(directory) / "two-ranks.pt")
+    dist.destroy_process_group()
+
+
+def _messages(this_rank: int) -> dict[str, Any]:
+    """What the ranks agree on."""
+
+    def fail() -> None:
+        raise StoreError(f"seen by rank {rank()}", "Restore it")
+
+    try:
+        on_rank_zero(fail)
+    except GrowtxError as error:
+        raised = str(error)
+    assert on_rank_zero(lambda: this_rank) == 0, "every rank gets the result of rank 0"
+    assert any_rank([this_rank == 1, False]) == [True, False]
+    assert sum_over_ranks(torch.tensor([1.0, float(this_rank)])).tolist() == [2.0, 1.0]
+    return {"raised": raised}

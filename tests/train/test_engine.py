@@ -1,0 +1,220 @@
+"""The engine: what trains is a property of the stage and not of how DeepSpeed shards it, and so is its saved state."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from growtx.growth.lora import base_model
+from growtx.train.engine import MOMENTS, deepspeed_config, parameter_groups
+from growtx.train.settings import TrainingConfig
+from tests import tiny
+from tests.train.engines import Checkpoint, checkpoint, make_engine, run, stage, two_ranks
+
+pytestmark = pytest.mark.usefixtures("process_group")
+EXACT = 1e-6  # nats
+
+
+def difference(first: list[float], second: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> dict[int, tuple[list[float], Checkpoint]]:
+    """Losses of six steps, and the state after three of them, by ZeRO stage."""
+    found = {}
+    for zero_stage in (1, 2, 3):
+        engine = make_engine(zero_stage)
+        losses = run(engine, 0, 3)
+        state = checkpoint(engine)
+        found[zero_stage] = (losses + run(engine, 3, 6), state)
+        engine.close()
+    return found
+
+
+def test_all_zero_stages_take_the_same_steps(uninterrupted: dict[int, tuple[list[float], Checkpoint]]) -> None:
+    losses = {zero_stage: losses for zero_stage, (losses, _) in uninterrupted.items()}
+    assert difference(losses[1], losses[2]) < EXACT and difference(losses[1], losses[3]) < EXACT
+    assert losses[1][5] < losses[1][0]
+
+
+@pytest.mark.parametrize(("source", "target"), [(1, 1), (1, 2), (2, 3), (3, 1), (3, 3)])
+def test_training_goes_on_from_a_saved_state_under_any_zero_stage(
+    source: int, target: int, uninterrupted: dict[int, tuple[list[float], Checkpoint]]
+) -> None:
+    losses, state = uninterrupted[source]
+    engine = make_engine(target)
+    engine.load(*state, num_steps=3)
+    assert difference(run(engine, 3, 6), losses[3:]) < EXACT
+    engine.close()
+
+
+def test_a_saved_state_holds_everything_that_trains_whole_and_in_fp32(
+    uninterrupted: dict[int, tuple[list[float], Checkpoint]],
+) -> None:
+    engine = make_engine(1)
+    shapes = {name: parameter.shape for name, parameter in engine.trainable()}
+    engine.close()
+    assert any("lora_B" in name for name in shapes) and any("lm_head" in name for name in shapes)
+    for _, (weights, moments) in uninterrupted.values():
+        assert moments.keys() == set(MOMENTS)
+        for state in (weights, *moments.values()):
+            assert {name: tensor.shape for name, tensor in state.items()} == shapes
+            assert all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in state.values())
+        assert all(tensor.abs().max() > 0 for tensor in moments["exp_avg_sq"].values())
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_the_state_can_be_saved_before_the_first_step(zero_stage: int) -> None:
+    engine = make_engine(zero_stage)
+    weights, moments = checkpoint(engine)
+    assert all(tensor.abs().max() == 0 for state in moments.values() for tensor in state.values())
+    losses = run(engine, 0, 2)
+    engine.load(weights, moments, num_steps=0)
+    assert run(engine, 0, 2) == losses
+    engine.close()
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_a_loaded_state_is_what_is_evaluated_before_any_further_step(
+    zero_stage: int, uninterrupted: dict[int, tuple[list[float], Checkpoint]]
+) -> None:
+    _, state = uninterrupted[zero_stage]
+    engine = make_engine(zero_stage)
+    fresh = tiny.logits(engine.evaluation_model())
+    engine.load(*state, num_steps=3)
+    loaded = tiny.logits(engine.evaluation_model())
+    assert (loaded - fresh).abs().max() > 0.1
+    engine.close()
+    other = make_engine(1)
+    run(other, 0, 3)
+    assert (tiny.logits(other.evaluation_model()) - loaded).abs().max() < 1e-5
+    other.close()
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_frozen_tensors_do_not_move_and_a_moved_one_is_noticed(zero_stage: int) -> None:
+    engine = make_engine(zero_stage)
+    before, num_tensors = engine.frozen_hash()
+    assert num_tensors == 1 + 2 * 12  # the substrate and two blocks of twelve tensors
+    run(engine, 0, 2)
+    assert engine.frozen_hash() == (before, num_tensors)
+    substrate = base_model(engine.model).model.embed_tokens.weight
+    with engine.gathered([substrate], modify=True):
+        substrate.data[0, 0] += 1e-3
+    assert engine.frozen_hash()[0] != before
+    engine.close()
+
+
+def test_gradients_do_not_depend_on_how_a_batch_is_split() -> None:
+    weights = []
+    for micro_batch in (1, 2, 4):
+        engine = make_engine(2, micro_batch_size=micro_batch)
+        run(engine, 0, 2, micro_batch)
+        weights.append(engine.trainable_state())
+        engine.close()
+    for other in weights[1:]:
+        assert max((weights[0][name] - other[name]).abs().max() for name in other) < 1e-5
+
+
+def test_the_gradient_norm_is_known_after_a_step_and_clipping_bounds_the_step() -> None:
+    engine = make_engine(1, gradient_clipping=0.0)
+    run(engine, 0, 1)
+    norm = engine.gradient_norm()
+    engine.close()
+    assert norm > 0
+    clipped = make_engine(1, gradient_clipping=norm / 10)
+    run(clipped, 0, 1)
+    assert clipped.gradient_norm() == pytest.approx(norm, rel=1e-4)  # before clipping
+    squares = clipped.optimizer_state()["exp_avg_sq"].values()
+    total = sum(float(square.sum()) for square in squares) / (1 - 0.95)
+    assert total**0.5 == pytest.approx(norm / 10, rel=1e-3)
+    clipped.close()
+
+
+def test_the_learning_rate_of_a_step_is_a_share_of_each_groups_peak() -> None:
+    engine = make_engine(1)
+    parts = [{"input_ids": tiny.tokens(2), "labels": tiny.tokens(2)}] * 2
+    engine.step(parts, 2 * (tiny.CONTEXT_LENGTH - 1), 0.5)
+    assert {group["lr"] for group in engine._optimizer.param_groups} == {5e-3, 2.5e-3}
+    engine.close()
+
+
+def test_bf16_keeps_fp32_weights_to_go_on_from() -> None:
+    engine = make_engine(2, precision="bf16")
+    assert {parameter.dtype for parameter in engine.model.parameters()} == {torch.bfloat16}
+    run(engine, 0, 2)
+    state = checkpoint(engine)
+    losses = run(engine, 2, 4)
+    engine.close()
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in state[0].values())
+    engine = make_engine(2, precision="bf16")
+    engine.load(*state, num_steps=2)
+    assert run(engine, 2, 4) == losses
+    engine.close()
+
+
+def test_two_workers_take_the_steps_of_one_and_states_move_between_them(
+    tmp_path: Path, uninterrupted: dict[int, tuple[list[float], Checkpoint]]
+) -> None:
+    losses, state = uninterrupted[1]
+    torch.save(state, tmp_path / "one-rank.pt")
+    started = time.monotonic()
+    torch.multiprocessing.spawn(two_ranks, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
+    print(f"two ranks: {time.monotonic() - started:.1f} s")
+    found = torch.load(tmp_path / "two-ranks.pt")
+    assert found.pop("messages") == {"raised": "seen by rank 0. Restore it."}
+    for zero_stage, (of_two, state_of_two, unmoved, continued) in found.items():
+        assert difference(of_two, losses) < EXACT, f"{zero_stage}: two workers differ from one"
+        assert difference(continued, losses[3:]) < EXACT, f"{zero_stage}: continued from the state of one worker"
+        assert unmoved, f"{zero_stage}: a frozen tensor moved"
+        engine = make_engine(3 if zero_stage == "zero-1" else 1)
+        engine.load(*state_of_two, num_steps=3)
+        assert difference(run(engine, 3, 6), losses[3:]) < EXACT, f"{zero_stage}: continued by one worker"
+        engine.close()
+
+
+def test_parameters_are_grouped_by_learning_rate_and_weight_decay() -> None:
+    engine_model = tiny_model()
+    groups = parameter_groups(engine_model, stage())
+    found = {
+        (group["peak_learning_rate"], group["weight_decay"]): {parameter.dim() for parameter in group["params"]}
+        for group in groups
+    }
+    assert found == {(1e-2, 0.1): {2}, (1e-2, 0.0): {1}, (5e-3, 0.1): {2}, (5e-3, 0.0): {1}}
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in engine_model.parameters())
+    assert parameter_groups(engine_model, stage(train={"head_learning_rate": None}))[-1]["peak_learning_rate"] == 1e-2
+
+
+def tiny_model() -> torch.nn.Module:
+    from growtx.growth.assembly import grow
+    from growtx.growth.freezing import prepare_for_stage
+
+    (below,) = tiny.stages(stages=[{"add": 2}])
+    parent = grow(tiny.config(2), below, None, tiny.substrate(), seed=0).state_dict()
+    return prepare_for_stage(grow(tiny.config(3), stage(), parent, tiny.substrate(), seed=0), stage(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_workers", "expected"),
+    [
+        ({"global_batch_size": 32}, 2, (16, 1)),
+        ({"global_batch_size": 32, "micro_batch_size": 4}, 2, (4, 4)),
+        ({"global_batch_size": 32, "micro_batch_size": 64}, 4, (8, 1)),
+    ],
+)
+def test_deepspeed_accumulates_what_a_worker_cannot_hold_at_once(
+    settings: dict[str, Any], num_workers: int, expected: tuple[int, int]
+) -> None:
+    config = deepspeed_config(TrainingConfig(**settings), num_workers=num_workers, num_active=1000)
+    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == expected
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_buckets_are_no_larger_than_what_trains(zero_stage: int) -> None:
+    config = deepspeed_config(TrainingConfig(zero_stage=zero_stage), num_workers=1, num_active=1000)  # type: ignore[arg-type]
+    assert max(value for key, value in config["zero_optimization"].items() if key.endswith("bucket_size")) == 1000

@@ -1,0 +1,66 @@
+"""Training settings: batches that split evenly, and sentences for those that do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from growtx.config import build
+from growtx.exceptions import ConfigError
+from growtx.train.settings import EvaluationConfig, ResourcesConfig, TrainingConfig
+
+
+@pytest.mark.parametrize(
+    ("micro_batch_size", "num_workers", "expected"), [(None, 1, 32), (None, 4, 8), (2, 4, 2), (64, 4, 8)]
+)
+def test_a_worker_holds_its_share_or_the_micro_batch(
+    micro_batch_size: int | None, num_workers: int, expected: int
+) -> None:
+    settings = TrainingConfig(global_batch_size=32, micro_batch_size=micro_batch_size)
+    settings.check_workers(num_workers)
+    assert settings.micro_batch(num_workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_workers", "sentence"),
+    [
+        (
+            {"global_batch_size": 32},
+            3,
+            "training.global_batch_size=32 does not split over 3 workers; choose a multiple",
+        ),
+        ({"global_batch_size": 2}, 4, "training.global_batch_size=2 does not split over 4 workers"),
+        ({"micro_batch_size": 5}, 2, "training.micro_batch_size=5 does not divide a worker's 16 windows"),
+    ],
+)
+def test_a_batch_that_does_not_split_is_refused(settings: dict[str, Any], num_workers: int, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TrainingConfig(**settings).check_workers(num_workers)
+
+
+@pytest.mark.parametrize(
+    ("tree", "key"),
+    [
+        ({"global_batch_size": 0}, "global_batch_size=0"),
+        ({"zero_stage": 0}, "zero_stage=0"),
+        ({"precision": "fp16"}, "precision='fp16'"),
+        ({"gradient_clipping": -1}, "gradient_clipping=-1"),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0"),
+        ({"evaluation": {"num_windows": 0}}, "evaluation.num_windows=0"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(tree: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        build(TrainingConfig, tree)
+
+
+@pytest.mark.parametrize("cpus", [0.5, 1, 4])
+def test_cpus_are_whole_or_a_share_of_one(cpus: float) -> None:
+    assert build(ResourcesConfig, {"cpus_per_worker": cpus}).cpus_per_worker == cpus
+    with pytest.raises(ConfigError, match=r"cpus_per_worker=1\.5 is neither whole nor below 1"):
+        build(ResourcesConfig, {"cpus_per_worker": 1.5})
+
+
+def test_samples_and_evaluations_may_be_turned_off() -> None:
+    assert build(EvaluationConfig, {"num_samples": 0, "every_steps": None}).num_samples == 0
