@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
@@ -27,6 +28,7 @@ from serve.protocol import Completion, CompletionRequest, ErrorResponse, GrowtxM
 from serve.settings import ServeSettings
 
 PAGE_FILES = resources.files("serve") / "static"
+BEARER = HTTPBearer(auto_error=False)
 
 
 class Service:
@@ -77,9 +79,8 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     service = Service(backend, settings)
     app = FastAPI(title="growtx", version=__version__, docs_url="/docs", redoc_url=None)
     errors.install(app)
-    bearer = HTTPBearer(auto_error=False)
 
-    async def authenticated(credentials: HTTPAuthorizationCredentials | None = Depends(bearer)) -> None:
+    async def authenticated(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
         service.authenticate(credentials)
 
     @app.middleware("http")
@@ -148,7 +149,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     return app
 
 
-def _only(responses: dict[int, dict[str, Any]], *statuses: int) -> dict[int | str, dict[str, Any]]:
+def _only(responses: dict[int | str, dict[str, Any]], *statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: responses[status] for status in statuses}
 
 
@@ -156,16 +157,18 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-async def _events(first: Completion, parts: AsyncIterator[Completion], *, with_usage: bool) -> AsyncIterator[str]:
+async def _events(
+    first: Completion, parts: AsyncGenerator[Completion, None], *, with_usage: bool
+) -> AsyncGenerator[str, None]:
     """Server-sent events."""
-    async with aclosing(parts):  # type: ignore[type-var]
+    async with aclosing(parts):
         yield _event(first.model_dump_json())
         try:
             async for part in parts:
                 if part.choices or with_usage:
                     yield _event(part.model_dump_json())
         except ApiError as error:  # too late for a status
-            yield _event(error.response().body.decode())
+            yield _event(json.dumps(error.body))
             return
         yield _event("[DONE]")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -93,6 +94,12 @@ class Ingress:
         return create_app(Replicas(self._engines), self._settings)
 
 
+def absolute(settings: ServeSettings) -> ServeSettings:
+    """Local paths in full: replicas run in another directory."""
+    paths = [str(Path(path).absolute()) if Path(path).exists() else path for path in settings.models]
+    return settings.model_copy(update={"model": paths[0] if isinstance(settings.model, str) else paths})
+
+
 def build(arguments: dict[str, Any]) -> Application:
     """The application of `serve run` and `serve deploy`.
 
@@ -102,7 +109,7 @@ def build(arguments: dict[str, Any]) -> Application:
     Raises:
         ConfigError: a setting that is wrong, before anything starts.
     """
-    settings = parse_settings(arguments)
+    settings = absolute(parse_settings(arguments))
     settings.api_keys()
     replicas: dict[str, Any] = {"num_replicas": settings.num_replicas}
     if settings.max_replicas is not None:

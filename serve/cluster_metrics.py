@@ -1,4 +1,4 @@
-"""The metrics that Ray has collected from all processes of all nodes, reduced to ours and Ray Serve's."""
+"""The metrics that Ray has collected from all processes of all nodes, reduced to ours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 import ray
 
 TIMEOUT_SECONDS = 2
-WANTED = ("ray_growtx_", "ray_serve_")
+WANTED = "ray_growtx_"
 
 
 def read_cluster_metrics() -> str:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class Completions:
         self.metrics = metrics
         self.codec = Codec(card)
 
-    async def run(self, body: CompletionRequest) -> AsyncIterator[Completion]:
+    async def run(self, body: CompletionRequest) -> AsyncGenerator[Completion, None]:
         """Parts of the answer as they come; the last one has no choices but the usage.
 
         The first part comes when every text of the request has its first token, so whoever has it can answer 200.
@@ -97,7 +97,7 @@ class Completions:
         num_texts = body.n or 1
         seed = secrets.randbits(48) if body.seed is None else body.seed
         extension = body.growtx
-        jobs = []
+        jobs: list[Job] = []
         for prompt in body.prompts:
             token_ids, text, num_hidden = self._read_prompt(prompt)
             max_tokens = self._room(body, len(token_ids))

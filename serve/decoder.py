@@ -59,11 +59,13 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     def set_attn_implementation(self, name: str) -> None:
         self.model.set_attn_implementation(name)
@@ -170,13 +172,15 @@ class Decoder(nn.Module):
         member_logits: list[torch.Tensor],
         weights_N: torch.Tensor,
     ) -> Token:
-        logprob, top = None, ()
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
         if sampling.num_logprobs is not None:
             logprob, top = log_probabilities(scores_V, token, sampling.num_logprobs)
         if not self.rules:
             return Token(token, logprob, top)
         shares = attribute(member_logits, weights_N, token) if sampling.attribution else None
         return Token(token, logprob, top, tuple(weights_N.tolist()), shares)
+
 
 def make_rows_independent(model: nn.Module) -> None:
     """Let no linear map see fewer than `MIN_ROWS` rows, so that a row's result is the same in any company.

@@ -244,8 +244,8 @@ def _num_pages(model: PreTrainedModel, wanted_tokens: int, context_length: int, 
         return None
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    page_bytes = 2 * PAGE_SIZE * config.num_hidden_layers * heads * config.head_dim * model.dtype.itemsize
-    affordable = int(kv_cache_gib * BYTES_PER_GIB) // page_bytes
+    page_bytes: int = 2 * PAGE_SIZE * config.num_hidden_layers * heads * config.head_dim * model.dtype.itemsize
+    affordable: int = int(kv_cache_gib * BYTES_PER_GIB) // page_bytes
     needed = context_length // PAGE_SIZE + 1
     if affordable < needed:
         raise ConfigError(

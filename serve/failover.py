@@ -33,7 +33,7 @@ class Replicas:
         self._streaming = handle.options(stream=True)
 
     async def card(self) -> ModelCard:
-        card: ModelCard = await self._retried(lambda: self._handle.card.remote())
+        card: ModelCard = await self._retried(self._handle.card.remote)
         return card
 
     async def score(self, token_ids: tuple[int, ...], sampling: Sampling, depth: int | None) -> list[Token]:

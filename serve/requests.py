@@ -41,9 +41,7 @@ class Generation:
 
     def after(self, generated: list[int]) -> Generation:
         """What is left to do when `generated` is known already."""
-        return Generation(
-            (*self.token_ids, *generated), self.max_tokens - len(generated), self.sampling, self.depth
-        )
+        return Generation((*self.token_ids, *generated), self.max_tokens - len(generated), self.sampling, self.depth)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,9 @@ class ServeSettings(ConfigModel):
         try:
             lines = Path(self.api_keys_file).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"api_keys_file {self.api_keys_file} cannot be read: {error}", "Check the path") from error
+            raise ConfigError(
+                f"api_keys_file {self.api_keys_file} cannot be read: {error}", "Check the path"
+            ) from error
         keys = tuple(line.strip() for line in lines if line.strip())
         if not keys:
             raise ConfigError(f"api_keys_file {self.api_keys_file} has no key", "Write one key a line, or unset it")

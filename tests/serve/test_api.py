@@ -35,7 +35,9 @@ def ask(client: TestClient, **body: Any) -> Any:
 
 def test_the_same_seed_gives_the_same_text_streamed_or_not(client: TestClient) -> None:
     whole = ask(client, max_tokens=12).json()
-    events = [line[6:] for line in ask(client, max_tokens=12, stream=True).text.split("\n") if line.startswith("data: ")]
+    events = [
+        line[6:] for line in ask(client, max_tokens=12, stream=True).text.split("\n") if line.startswith("data: ")
+    ]
     assert events[-1] == "[DONE]"
     parts = [json.loads(event)["choices"][0] for event in events[:-1]]
     assert "".join(part["text"] for part in parts) == whole["choices"][0]["text"]
@@ -130,7 +132,9 @@ BAD_BODIES: list[tuple[dict[str, Any], int, str | None]] = [
 
 
 @pytest.mark.parametrize(("change", "status", "param"), BAD_BODIES, ids=str)
-def test_bad_requests_name_the_field(client: TestClient, change: dict[str, Any], status: int, param: str | None) -> None:
+def test_bad_requests_name_the_field(
+    client: TestClient, change: dict[str, Any], status: int, param: str | None
+) -> None:
     response = ask(client, **change)
     assert response.status_code == status
     error = response.json()["error"]

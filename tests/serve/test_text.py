@@ -8,7 +8,13 @@ import pytest
 from serve.requests import ModelCard, Token
 from serve.text import Codec, TextStream
 
-TEXTS = ["plain words, and more", "敏捷的狐狸 лиса", "emoji 🦊🦊 and é", "ends in bytes \U0001f98a", "\u0000\r\n tabs\t"]
+TEXTS = [
+    "plain words, and more",
+    "敏捷的狐狸 лиса",
+    "emoji 🦊🦊 and é",
+    "ends in bytes \U0001f98a",
+    "\u0000\r\n tabs\t",
+]
 
 
 @pytest.fixture
