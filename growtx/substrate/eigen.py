@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 BLOCK_BYTES = 1 << 20  # of matrix rows worked on at once: they stay in the cache of a core
+PARALLEL_FROM = 2048
 BISECTIONS = 60
 INVERSE_ITERATIONS = 3
 CLUSTER_GAP = 1e-9  # eigenvalues closer than this (relative to the largest) get orthogonalised eigenvectors
@@ -69,7 +70,7 @@ def _tridiagonalize(matrix: Floats) -> tuple[Floats, Floats, Floats]:
     diagonal, off_diagonal = np.zeros(order), np.zeros(max(order - 1, 0))
     reflectors = np.zeros((order, order))
     v_old, w_old = np.zeros(order), np.zeros(order)
-    with _workers() as workers:
+    with _workers(order) as workers:
         for step in range(order - 1):
             row = matrix[step, step:] - (v_old[step] * w_old[step:] + w_old[step] * v_old[step:])
             diagonal[step] = row[0]
@@ -245,9 +246,10 @@ def _reflect_back(reflectors: Floats, vectors: Floats) -> Floats:
 
     if not count:
         return vectors
-    with _workers() as workers:
+    with _workers(order) as workers:
         return np.concatenate(list(workers.map(reflected, range(0, count, width))), axis=1)
 
 
-def _workers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count())
+def _workers(order: int) -> ThreadPoolExecutor:
+    """Threads for a matrix whose steps are long enough to share; how many there are changes no bit."""
+    return ThreadPoolExecutor(os.cpu_count() if order >= PARALLEL_FROM else 1)

@@ -39,35 +39,50 @@ def principal_components(packed: Pixels, num_components: int) -> NDArray[np.floa
     if num_components > num_pixels:
         problem = f"A picture of {num_pixels} pixels has no {num_components} components, which hidden_size asks for"
         raise SubstrateError(problem, "Use a smaller hidden_size or substrate.cell_pixels=64")
-    counts_P, scatter_PP = scatter(packed)
-    _, basis_PE = leading_eigenvectors(scatter_PP, num_components)
-    return _project(packed, counts_P, np.rint(basis_PE * 2.0**FIXED_POINT_BITS))
+    if len(packed) < num_pixels:
+        return _from_tokens(packed, num_components)
+    return _from_pixels(packed, num_components)
 
 
-def scatter(packed: Pixels) -> tuple[Floats, Floats]:
-    """How many tokens ink each pixel [P], and V^2 times the covariance of the pixels [P, P]; exact integers."""
-    num_tokens, num_pixels = packed.shape[0], packed.shape[1] * 8
+def _from_pixels(packed: Pixels, num_components: int) -> NDArray[np.float32]:
+    """By the covariance of pixels: pictures are projected on its leading eigenvectors."""
+    num_tokens, num_pixels = len(packed), packed.shape[1] * 8
     counts_P = np.zeros(num_pixels)
-    gram_PP = np.zeros((num_pixels, num_pixels))
+    scatter_PP = np.zeros((num_pixels, num_pixels))
     for _, ink in _chunks(packed, np.float32):
         counts_P += ink.sum(axis=0)
-        gram_PP += ink.T @ ink
-    gram_PP *= num_tokens
-    gram_PP -= np.multiply.outer(counts_P, counts_P)
-    return counts_P, gram_PP
-
-
-def _project(packed: Pixels, counts_P: Floats, fixed_basis_PE: Floats) -> NDArray[np.float32]:
-    weight = np.empty((len(packed), fixed_basis_PE.shape[1]), dtype=np.float32)
-    centre_E = counts_P.astype(np.int64) @ fixed_basis_PE.astype(np.int64) / len(packed)
+        scatter_PP += ink.T @ ink
+    scatter_PP *= num_tokens  # V^2 times the covariance: integers below 2^53
+    scatter_PP -= np.multiply.outer(counts_P, counts_P)
+    _, basis_PE = leading_eigenvectors(scatter_PP, num_components)
+    fixed_PE = np.rint(basis_PE * 2.0**FIXED_POINT_BITS)
+    centre_E = counts_P.astype(np.int64) @ fixed_PE.astype(np.int64) / num_tokens
+    weight = np.empty((num_tokens, num_components), dtype=np.float32)
     for rows, ink in _chunks(packed, np.float64):
-        projected = ink @ fixed_basis_PE - centre_E
-        lengths = np.sqrt(ordered_sum(projected * projected))
-        if not lengths.all():
-            problem = f"{int((lengths == 0).sum())} tokens look exactly like the average of all tokens"
-            raise SubstrateError(problem, "Use a font that has the characters of this vocabulary")
-        weight[rows] = projected / lengths[:, None]
+        weight[rows] = _unit_rows(ink @ fixed_PE - centre_E)
     return weight
+
+
+def _from_tokens(packed: Pixels, num_components: int) -> NDArray[np.float32]:
+    """By the products of centred pictures, a smaller matrix if there are fewer tokens than pixels."""
+    num_tokens = len(packed)
+    ink = np.unpackbits(packed, axis=1).astype(np.float32)
+    counts_P = ink.sum(axis=0, dtype=np.float64)
+    overlap_V = num_tokens * (ink.astype(np.float64) @ counts_P)
+    products_VV = num_tokens**2 * (ink @ ink.T).astype(np.float64)  # all integers below 2^53
+    products_VV += counts_P @ counts_P - np.add.outer(overlap_V, overlap_V)
+    values_E, vectors_VE = leading_eigenvectors(products_VV, min(num_components, num_tokens))
+    components = np.zeros((num_tokens, num_components))
+    components[:, : len(values_E)] = vectors_VE * np.sqrt(values_E)
+    return _unit_rows(components)
+
+
+def _unit_rows(components: Floats) -> NDArray[np.float32]:
+    lengths = np.sqrt(ordered_sum(components * components))
+    if not lengths.all():
+        problem = f"{int((lengths == 0).sum())} tokens look exactly like the average of all tokens"
+        raise SubstrateError(problem, "Use a font that has the characters of this vocabulary")
+    return np.asarray(components / lengths[:, None], dtype=np.float32)
 
 
 def _chunks(packed: Pixels, dtype: type) -> Iterator[tuple[slice, NDArray[np.float64]]]:

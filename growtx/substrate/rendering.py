@@ -16,15 +16,15 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from growtx.substrate.fonts import Font, load
+from growtx.substrate.fonts import Faces, Font
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
+    from PIL import Image
 
 Pixels = NDArray[np.uint8]
 
@@ -61,7 +61,7 @@ def render(surfaces: Sequence[str], font: Font, cell_pixels: int, augmentation: 
     `augmentation=None` draws the plain glyphs. An empty surface draws an empty cell.
     """
     texts = [surface or " " for surface in surfaces]
-    cells = _Cells(load(font, cell_pixels), cell_pixels)
+    cells = _Cells(font.at_size(cell_pixels), cell_pixels)
     cells.draw(sorted(set().union(*texts)))
     order = polar_order(cell_pixels)
     packed = np.zeros((len(texts), cell_pixels**2 // 8), dtype=np.uint8)
@@ -88,57 +88,64 @@ def _batches(texts: Sequence[str], cell_pixels: int) -> Iterator[tuple[list[int]
 class _Cells:
     """Drawings of single characters, grey levels [S, S], and strips put together from them."""
 
-    def __init__(self, font: ImageFont.FreeTypeFont, side: int) -> None:
-        self.font, self.side = font, side
+    def __init__(self, faces: Faces, side: int) -> None:
+        self.faces, self.side = faces, side
         self.cells: dict[str, Pixels] = {}
         self.spilling: set[str] = set()  # characters with ink outside their cell, which touches the neighbours'
 
     def draw(self, characters: Sequence[str]) -> None:
-        from PIL import Image, ImageDraw
-
-        side, pitch = self.side, 3 * self.side  # a margin of one cell on every side shows what spills over
+        """Draw characters, many to a sheet; each in the middle of a field with a cell's margin on every side."""
+        side = self.side
         for start in range(0, len(characters), SHEET_COLUMNS):
             row = characters[start : start + SHEET_COLUMNS]
-            sheet = Image.new("L", (pitch * len(row), pitch), WHITE)
-            pen = ImageDraw.Draw(sheet)
-            for column, char in enumerate(row):
-                if not self._write(pen, char, column * pitch + side, side, margin=side):
-                    self.cells[char] = self._strip_of_spilling(char)
-            fields = np.asarray(sheet).reshape(pitch, len(row), pitch).transpose(1, 0, 2)
-            for char, field in zip(row, fields, strict=True):
-                if char in self.cells:
-                    continue
-                self.cells[char] = field[side : 2 * side, side : 2 * side].copy()
-                if (field[:, :side] < WHITE).any() or (field[:, 2 * side :] < WHITE).any():
-                    self.spilling.add(char)
+            fields = self._fields(row)
+            self.cells.update(zip(row, fields[:, side : 2 * side, side : 2 * side].copy(), strict=True))
+            beside = np.concatenate([fields[:, :, :side], fields[:, :, 2 * side :]], axis=2)
+            darkest_N = beside.min(axis=(1, 2))
+            self.spilling.update(char for char, level in zip(row, darkest_N, strict=True) if level < WHITE)
 
     def strips(self, texts: Sequence[str]) -> Pixels:
         """Strips of tokens of one length, grey levels [N, S, C * S]."""
-        plain = [np.concatenate([self.cells[char] for char in text], axis=1) for text in texts]
-        for row, text in enumerate(texts):
-            if len(text) > 1 and not self.spilling.isdisjoint(text):
-                plain[row] = self._strip_of_spilling(text)
-        return np.stack(plain)
+        if len(texts[0]) == 1:
+            return np.stack([self.cells[text] for text in texts])
+        return np.stack(
+            [self._together(text) if self.spilling.isdisjoint(text) else self._alone(text) for text in texts]
+        )
 
-    def _strip_of_spilling(self, text: str) -> Pixels:
+    def _together(self, text: str) -> Pixels:
+        return np.concatenate([self.cells[char] for char in text], axis=1)
+
+    def _alone(self, text: str) -> Pixels:
         from PIL import Image, ImageDraw
 
         strip = Image.new("L", (self.side * len(text), self.side), WHITE)
         pen = ImageDraw.Draw(strip)
         for position, char in enumerate(text):
-            self._write(pen, char, position * self.side, 0)
+            x, y, _ = self._place(char)
+            pen.text((position * self.side + x, y), char, fill=BLACK, font=self.faces.of(char))
         return np.asarray(strip)
 
-    def _write(self, pen: Any, char: str, left: int, top: int, margin: int | None = None) -> bool:
-        """Centre a character by its bounding box in the cell at (left, top); False if it passes the margin."""
-        box = self.font.getbbox(char)
-        x = (self.side - int(box[2] - box[0])) // 2
-        y = (self.side - int(box[3] - box[1])) // 2 - int(box[1])
-        if margin is not None and (x + box[0] < -margin or x + box[2] > self.side + margin or box[3] - box[1] > margin):
-            self.spilling.add(char)
-            return False
-        pen.text((left + x, top + y), char, fill=BLACK, font=self.font)
-        return True
+    def _fields(self, characters: Sequence[str]) -> Pixels:
+        from PIL import Image, ImageDraw
+
+        side, pitch = self.side, 3 * self.side
+        sheet = Image.new("L", (pitch * len(characters), pitch), WHITE)
+        pen = ImageDraw.Draw(sheet)
+        for column, char in enumerate(characters):
+            x, y, fits = self._place(char)
+            if fits:
+                pen.text((column * pitch + side + x, side + y), char, fill=BLACK, font=self.faces.of(char))
+            else:
+                self.spilling.add(char)
+                sheet.paste(Image.fromarray(self._alone(char)), (column * pitch + side, side))
+        return np.asarray(sheet).reshape(pitch, len(characters), pitch).transpose(1, 0, 2)
+
+    def _place(self, char: str) -> tuple[int, int, bool]:
+        """Where to write a character so that its bounding box is centred, and whether it stays within its field."""
+        left, top, right, bottom = (int(edge) for edge in self.faces.of(char).getbbox(char))
+        x, y = (self.side - (right - left)) // 2, (self.side - (bottom - top)) // 2 - top
+        fits = x + left >= -self.side and x + right <= 2 * self.side and bottom - top <= 3 * self.side
+        return x, y, fits
 
 
 def augment(strips_NSW: Pixels, augmentation: Augmentation, simple: bool) -> Pixels:

@@ -92,7 +92,8 @@ class TestCompactVocabulary:
         assert max(len(token) for token in tokens[len(MANDATORY_TOKENS) :]) == 4
 
     def test_names_of_control_tokens_in_the_text_do_not_become_ngrams(self) -> None:
-        vocabulary = compact_vocabulary(["<s> </s> <0x41>" * 9] * 9, 264, max_characters=8, max_bytes=10**6)
+        texts = [*TEXTS, "<s> </s> <pad> <0x41> " * 100]
+        vocabulary = compact_vocabulary(texts, 420, max_characters=8, max_bytes=10**6)
         assert not {left + right for left, right in vocabulary.merges} & set(MANDATORY_TOKENS)
 
     def test_a_large_text_is_sampled_evenly(self) -> None:

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from growtx.exceptions import SubstrateError
+from growtx.substrate import build
+from growtx.substrate.build import Kind, Substrate, SubstrateConfig, build_substrate, rebuild_substrate
+
+SURFACES = ["<pad>", "<s>", "a", "а", "b", "th", "the", "река", "山", "\n", " ", "４１", "\ue000", "\ue001", "A", "Α"]
+KINDS: list[Kind] = ["glyph", "glyph+code", "binary", "learned"]
+
+
+def make(kind: Kind, hidden_size: int = 32, **options: Any) -> Substrate:
+    return build_substrate(SubstrateConfig(kind=kind, **options), SURFACES, hidden_size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_substrate_has_a_row_of_float32_per_token(kind: Kind) -> None:
+    substrate = make(kind)
+    assert substrate.weight.dtype == torch.float32 and substrate.weight.shape[0] == len(SURFACES)
+    assert 32 % substrate.weight.shape[1] == 0
+    assert substrate.trainable == (kind == "learned")
+
+
+@pytest.mark.parametrize("kind", ["glyph", "glyph+code"])
+def test_drawn_rows_have_length_one(kind: Kind) -> None:
+    assert (torch.linalg.vector_norm(make(kind).weight.double(), dim=1) - 1).abs().max() < 1e-6
+
+
+def test_look_alikes_share_a_glyph_but_not_a_glyph_with_code() -> None:
+    glyph, coded = make("glyph").weight, make("glyph+code").weight
+    latin, cyrillic = SURFACES.index("a"), SURFACES.index("а")
+    assert torch.equal(glyph[latin], glyph[cyrillic])
+    assert len(torch.unique(coded, dim=0)) == len(SURFACES)
+    assert torch.equal(coded[latin], glyph[latin])  # the first of a group keeps its vector
+
+
+@pytest.mark.parametrize("layout", ["interleave", "tile"])
+def test_binary_codes_fill_the_hidden_size_either_way(layout: Any) -> None:
+    substrate = make("binary", layout=layout)
+    assert substrate.expansion == layout and substrate.weight.shape == (len(SURFACES), 4)
+    assert make("glyph").expansion == "none"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_built_again_bit_by_bit_from_its_recipe(kind: Kind) -> None:
+    substrate = make(kind)
+    recipe = json.loads(json.dumps(substrate.recipe))
+    again = rebuild_substrate(recipe, SURFACES)
+    assert torch.equal(again.weight, substrate.weight)
+    assert (again.fingerprint, again.expansion, again.trainable) == (
+        substrate.fingerprint, substrate.expansion, substrate.trainable,
+    )  # fmt: skip
+
+
+def test_everything_that_matters_changes_the_fingerprint() -> None:
+    variants = [
+        *(make(kind) for kind in KINDS),
+        make("glyph", cell_pixels=64),
+        make("glyph", augment=False),
+        make("glyph", hidden_size=16),
+        make("binary", layout="tile"),
+        build_substrate(SubstrateConfig(kind="learned"), SURFACES, 32, seed=1),
+        build_substrate(SubstrateConfig(), SURFACES[::-1], 32),
+    ]
+    assert len({variant.fingerprint for variant in variants}) == len(variants)
+
+
+def test_the_fingerprint_of_learned_vectors_is_their_start() -> None:
+    substrate = make("learned")
+    trained = substrate.weight.numpy() + 1
+    assert build.substrate_fingerprint(substrate.recipe, trained) == substrate.fingerprint
+    drawn = make("glyph")
+    assert build.substrate_fingerprint(drawn.recipe, drawn.weight.numpy() + 1) != drawn.fingerprint
+
+
+def test_another_tokenizer_cannot_rebuild_it() -> None:
+    with pytest.raises(SubstrateError, match="drawn for another tokenizer"):
+        rebuild_substrate(make("glyph").recipe, [*SURFACES[:-1], "Z"])
+
+
+class TestCache:
+    def test_a_drawn_matrix_is_made_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        config = SubstrateConfig(kind="glyph")
+        first = build_substrate(config, SURFACES, 32, cache_dir=str(tmp_path / "cache"))
+        monkeypatch.setattr(build, "render", None)
+        again = build_substrate(config, SURFACES, 32, cache_dir=str(tmp_path / "cache"))
+        assert again.fingerprint == first.fingerprint and torch.equal(again.weight, first.weight)
+
+    @pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", None])
+    def test_a_damaged_file_is_noticed_and_made_again(self, tmp_path: Path, damage: bytes | None) -> None:
+        config = SubstrateConfig(kind="glyph")
+        first = build_substrate(config, SURFACES, 32, cache_dir=str(tmp_path))
+        (file,) = tmp_path.iterdir()
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(bytes(content) if damage is None else damage)
+        again = build_substrate(config, SURFACES, 32, cache_dir=str(tmp_path))
+        assert again.fingerprint == first.fingerprint
+        assert np.array_equal(np.load(file), first.weight.numpy())
+
+    def test_a_cache_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("in the way")
+        with pytest.raises(SubstrateError, match="cannot be written"):
+            build_substrate(SubstrateConfig(), SURFACES, 32, cache_dir=str(tmp_path / "file" / "cache"))
+
+
+@pytest.mark.parametrize(("kind", "hidden_size"), [("glyph", 1025), ("binary", 3)])
+def test_a_hidden_size_that_the_kind_cannot_have_is_refused(kind: Kind, hidden_size: int) -> None:
+    with pytest.raises(SubstrateError, match=f"hidden_size={hidden_size}|hidden_size asks for"):
+        make(kind, hidden_size)
