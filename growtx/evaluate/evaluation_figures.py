@@ -62,8 +62,7 @@ def benchmarks_against_depth(evaluation: Evaluation, theme: Theme) -> Figure:
         for protocol in dict.fromkeys(score.protocol for score in members):
             style = protocols.index(protocol)
             _line(axes, [s for s in members if s.protocol == protocol], theme, style, label=protocol, percent=True)
-        if members[0].chance is not None:
-            axes.axhline(100 * members[0].chance, color=theme.muted, linestyle=":", linewidth=1.5, label="chance")
+        _baseline_lines(axes, members, theme)
         _depth_axis(axes, evaluation.depths)
         axes.set_ylim(bottom=0)
         label_axes(axes, x="", y="", title=short_name(task))
@@ -122,6 +121,19 @@ def compression_against_depth(evaluation: Evaluation, theme: Theme) -> Figure:
     label_axes(axes, x="blocks", y="bits per byte")
     axes.legend(loc="best")
     return figure
+
+
+def _baseline_lines(axes: Axes, scores: Sequence[Score], theme: Theme) -> None:
+    """Chance, and what a habit of the answer key gives where that is clearly more."""
+    chance = scores[0].chance
+    if chance is None:
+        return
+    axes.axhline(100 * chance, color=theme.muted, linestyle=":", linewidth=1.5, label="chance")
+    majority = max((score.majority for score in scores if score.majority is not None), default=chance)
+    if majority > chance + 0.03:
+        axes.axhline(
+            100 * majority, color=theme.muted, linestyle="--", linewidth=1.0, label="majority, without a model"
+        )
 
 
 def _line(axes: Axes, scores: list[Score], theme: Theme, number: int, *, label: str, percent: bool = False) -> None:

@@ -13,33 +13,37 @@ from growtx.evaluate.results import Evaluation, Score
 from growtx.store.storage import Storage
 
 EVALUATION_PAGE = "evaluation.html"
+SUBJECTS_WORTH_A_FIGURE = 8
 PROTOCOL_NOTE = (
     "Log-likelihood: the choice to which the model gives the highest probability (lm-eval's numbers). Sampled letter: "
     "the paper's protocol, the first character of a sampled text, mean of the runs; what is no letter counts as wrong. "
     "Majority and shortest are what needs no model: the offered answer that is most often right in other questions, "
     "and the shortest. "
-    "Brackets hold 95 % intervals."
+    "Cut: prompts longer than the context, which lose their beginning. Brackets hold 95 % intervals."
 )
 
 
 def evaluation_sections(evaluation: Evaluation, storage: Storage) -> Iterator[Section]:
     """Sections with their figures, which are saved below `plots/` of the storage."""
-    if figures.whole_tasks(evaluation.scores):
+    if leading := figures.whole_tasks(evaluation.scores):
+        everything = [score for score in evaluation.scores if not score.group and score.protocol != "compression"]
         yield Section(
             "Capability against depth",
             "What the model can do as it grows. Bars are 95 % intervals: a smaller difference is no gain.",
             save(partial(figures.benchmarks_against_depth, evaluation), storage, "benchmarks_against_depth"),
-            _task_table(evaluation),
+            _task_table(leading, evaluation.depths),
             f"{PROTOCOL_NOTE} {_command_words(evaluation)}",
+            folded=[("All metrics", _task_table(everything, evaluation.depths)), *_small_parts(evaluation)],
         )
     for task, scores in figures.subject_scores(evaluation.scores).items():
-        name = figures.short_name(task)
-        yield Section(
-            f"{name} by subject",
-            "Subjects in the order of the deepest model's score.",
-            save(partial(figures.subjects_against_depth, task, scores), storage, f"{name}_subjects"),
-            _subject_table(scores),
-        )
+        if _num_parts(scores) >= SUBJECTS_WORTH_A_FIGURE:
+            name = figures.short_name(task)
+            yield Section(
+                f"{name} by subject",
+                "Subjects in the order of the deepest model's score.",
+                save(partial(figures.subjects_against_depth, task, scores), storage, f"{name}_subjects"),
+                _part_table({task: scores}),
+            )
     if figures.compression_scores(evaluation.scores):
         yield Section(
             "Bits per byte by language and source",
@@ -77,45 +81,62 @@ def bracketed(score: Score, *, scale: float = 100, digits: int = 1) -> str:
     return f"{value} [{fmt.decimal(scale * score.low, digits)}, {fmt.decimal(scale * score.high, digits)}]"
 
 
-def _task_table(evaluation: Evaluation) -> Table:
-    scores = [score for score in evaluation.scores if not score.group and score.protocol != "compression"]
+def _task_table(scores: list[Score], depths: list[int]) -> Table:
     rows = []
     for task, protocol, metric in dict.fromkeys((s.task, s.protocol, s.metric) for s in scores):
         members = {s.depth: s for s in scores if (s.task, s.protocol, s.metric) == (task, protocol, metric)}
         last = members[max(members)]
+        by_depth = [bracketed(members[depth]) if depth in members else fmt.MISSING for depth in depths]
         baselines = [fmt.percent(value) for value in (last.chance, last.majority, last.shortest)]
         trouble = [fmt.percent(last.format_failures), fmt.percent(last.truncated)]
-        by_depth = [bracketed(members[depth]) if depth in members else fmt.MISSING for depth in evaluation.depths]
         sigma = f", σ {100 * last.sigma:.1f}" if last.sigma is not None else ""
-        rows.append(
-            [
-                figures.short_name(task),
-                f"{metric}, {protocol}{sigma}",
-                *by_depth,
-                str(last.num_items),
-                *baselines,
-                *trouble,
-            ]
-        )
-    depths = [fmt.plural(depth, "block") for depth in evaluation.depths]
-    headers = ["task", "score", *depths, "questions", "chance", "majority", "shortest", "no answer", "prompts cut"]
+        what = [figures.short_name(task), f"{metric}, {protocol}{sigma}"]
+        rows.append([*what, *by_depth, str(last.num_items), *baselines, *trouble])
+    headers = [
+        "task",
+        "score",
+        *_depth_headers(depths),
+        "questions",
+        "chance",
+        "majority",
+        "shortest",
+        "no answer",
+        "cut",
+    ]
     return Table(headers, rows, text_columns=(0, 1))
 
 
-def _subject_table(scores: list[Score]) -> Table:
-    depths = sorted({score.depth for score in scores})
-    by_subject: dict[str, dict[int, Score]] = {}
-    for score in scores:
-        by_subject.setdefault(score.group, {})[score.depth] = score
+def _small_parts(evaluation: Evaluation) -> list[tuple[str, Table]]:
+    """One table of the parts (languages) of tasks that have too few of them for a figure."""
+    parts = figures.subject_scores(evaluation.scores)
+    small = {task: scores for task, scores in parts.items() if _num_parts(scores) < SUBJECTS_WORTH_A_FIGURE}
+    return [("By language", _part_table(small))] if small else []
+
+
+def _part_table(parts: dict[str, list[Score]]) -> Table:
+    depths = sorted({score.depth for scores in parts.values() for score in scores})
+    found: dict[tuple[str, str], dict[int, Score]] = {}
+    for task, scores in parts.items():
+        for score in sorted(scores, key=lambda score: score.group):
+            found.setdefault((task, score.group), {})[score.depth] = score
     rows = [
         [
-            subject.replace("_", " "),
-            *(bracketed(at[d]) if d in at else fmt.MISSING for d in depths),
+            figures.short_name(task),
+            part.replace("_", " "),
+            *(bracketed(at[depth]) if depth in at else fmt.MISSING for depth in depths),
             str(at[max(at)].num_items),
         ]
-        for subject, at in sorted(by_subject.items())
+        for (task, part), at in found.items()
     ]
-    return Table(["subject", *(fmt.plural(depth, "block") for depth in depths), "questions"], rows)
+    return Table(["task", "part", *_depth_headers(depths), "questions"], rows, text_columns=(0, 1))
+
+
+def _num_parts(scores: list[Score]) -> int:
+    return len({score.group for score in scores})
+
+
+def _depth_headers(depths: list[int]) -> list[str]:
+    return [fmt.plural(depth, "block") for depth in depths]
 
 
 def _compression_table(evaluation: Evaluation) -> Table:
@@ -125,7 +146,7 @@ def _compression_table(evaluation: Evaluation) -> Table:
         at = {score.depth: score for score in scores if score.group == group}
         by_depth = [bracketed(at[d], scale=1, digits=3) if d in at else fmt.MISSING for d in evaluation.depths]
         rows.append([group, *by_depth, str(at[max(at)].num_items)])
-    return Table(["text", *(fmt.plural(depth, "block") for depth in evaluation.depths), "documents"], rows)
+    return Table(["text", *_depth_headers(evaluation.depths), "documents"], rows)
 
 
 def _overlap_table(evaluation: Evaluation) -> Table:

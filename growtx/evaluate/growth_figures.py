@@ -172,7 +172,8 @@ def _held_out_points(axes: Axes, run: RunRecord, theme: Theme) -> None:
             value = stage.evaluated("loss", when)
             if value is not None:
                 fill = theme.accent if when == "end" else "none"
-                style: dict[str, Any] = {"color": theme.accent, "mfc": fill, "mew": 2, "zorder": 5}
+                ring = 7 if when == "end" else 11  # still seen where a stage starts exactly where the one before ended
+                style: dict[str, Any] = {"color": theme.accent, "mfc": fill, "mew": 2, "ms": ring, "zorder": 5}
                 axes.plot([at], [value], "o", label=labels.pop(when, None), **style)
 
 

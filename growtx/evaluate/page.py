@@ -25,13 +25,17 @@ class Tile:
 
 @dataclass(frozen=True)
 class Section:
-    """One thing the page shows. `lead` says in words what the picture shows; `picture` is an HTML element."""
+    """One thing the page shows.
+
+    `lead` says in words what the picture shows, `picture` is an HTML element, `folded` tables open on a click.
+    """
 
     title: str
     lead: str = ""
     picture: str = ""
     table: Table | None = None
     note: str = ""
+    folded: Sequence[tuple[str, Table]] = ()
 
 
 @dataclass(frozen=True)
