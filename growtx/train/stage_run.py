@@ -125,6 +125,7 @@ class StageRun:
             window += self._step().cpu()
             steps_in_window += 1
             self.position.seconds += time.monotonic() - started
+            self._post()  # in every step, because the answer may be a request to stop
             if self._is_due(self.settings.log_every_steps):
                 self._log(window, (time.monotonic() - last_log) / steps_in_window)
                 window, steps_in_window = torch.zeros(2, dtype=torch.float64), 0
