@@ -17,14 +17,12 @@ from torch.nn import functional as F
 from transformers import LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from growtx.models.ensemble import CombinationRule, GrowtxEnsembleForCausalLM
 from growtx.models.ensemble.wide import MemberLinear
 from growtx.models.varlen_attention import MIN_ROWS
 from serve.requests import Sampling, Token
 from serve.sampling import attribute, choose, log_probabilities
+from serve.trunks import make_trunk
 
-# Rules that need nothing but the members' logits, so that any request may ask for them.
-STATELESS_RULES = ("mean", "mixture", "contrastive")
 SCORED_ROWS = 128  # prompt positions whose logits exist at the same time
 
 Choice = tuple[Sampling, int]  # how, and at which position of the text
@@ -43,32 +41,26 @@ class Decoder(nn.Module):
     def __init__(self, model: PreTrainedModel, deliver: Callable[[list[Token]], None]) -> None:
         super().__init__()
         self.deliver = deliver
-        self.model = model
-        self.config = model.config
-        self.ensemble = model if isinstance(model, GrowtxEnsembleForCausalLM) else None
-        self.rules: dict[str, CombinationRule] = {}
-        self.members: tuple[str, ...] = ()
-        if self.ensemble is not None:
-            own = self.ensemble.rule
-            others = [self.ensemble.build_rule(name) for name in STATELESS_RULES if name != own.name]
-            self.rules = {rule.name: rule for rule in (own, *others)}
-            self.members = tuple(self.ensemble.config.member_names or ())
+        self.trunk = make_trunk(model)
+        self.config = self.trunk.model.config
+        self.rules = self.trunk.rules
+        self.members = self.trunk.members
         self.default_rule = next(iter(self.rules), "")
         self.choices: Sequence[Choice] = ()
-        make_rows_independent(model)
+        make_rows_independent(self.trunk)
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.model.device
+        device: torch.device = self.trunk.model.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.model.dtype
+        dtype: torch.dtype = self.trunk.model.dtype
         return dtype
 
     def set_attn_implementation(self, name: str) -> None:
-        self.model.set_attn_implementation(name)
+        self.trunk.model.set_attn_implementation(name)
 
     def _supports_logits_to_keep(self) -> bool:
         return True
@@ -84,7 +76,7 @@ class Decoder(nn.Module):
             One-hot logits [1, C, V], whose argmax continuous batching takes as the next tokens.
         """
         kwargs.pop("logits_indices", None)
-        states, weights = self._read(input_ids, logits_to_keep[: max(1, len(self.choices))], **kwargs)
+        states, weights = self.trunk.read(input_ids, logits_to_keep[: max(1, len(self.choices))], **kwargs)
         tokens = self._choose(states, weights)
         self.deliver(tokens)
         one_hot = torch.zeros(1, len(logits_to_keep), self.config.vocab_size)
@@ -96,7 +88,7 @@ class Decoder(nn.Module):
     def score(self, token_ids: Sequence[int], sampling: Sampling) -> list[Token]:
         """The tokens of a text from the second on, each with its probability after those before it."""
         every = torch.arange(len(token_ids) - 1)
-        states, weights = self._read(torch.tensor([token_ids]), every)
+        states, weights = self.trunk.read(torch.tensor([token_ids]), every)
         tokens = []
         for start in range(0, len(every), SCORED_ROWS):
             rows = slice(start, start + SCORED_ROWS)
@@ -111,20 +103,6 @@ class Decoder(nn.Module):
                 for row, token in enumerate(targets)
             ]
         return tokens
-
-    def _read(
-        self, input_ids: torch.Tensor, rows_C: torch.Tensor, **kwargs: Any
-    ) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
-        """Final states [C, D] of every member, and every rule's weights [C, N]."""
-        if self.ensemble is None:
-            hidden_1TD = self.model.base_model(input_ids=input_ids, **{"use_cache": False, **kwargs}).last_hidden_state
-            return [hidden_1TD[0, rows_C]], {}
-        kwargs.pop("use_cache", None)
-        text = self.ensemble.read(input_ids, **kwargs)
-        weights = {
-            name: rule.weights(text).expand(*input_ids.shape, -1)[0, rows_C] for name, rule in self.rules.items()
-        }
-        return [states_1TD[0, rows_C] for states_1TD in text.states], weights
 
     def _choose(self, states: list[torch.Tensor], weights: dict[str, torch.Tensor]) -> list[Token]:
         if not self.choices:
@@ -146,7 +124,7 @@ class Decoder(nn.Module):
         self, states: list[torch.Tensor], weights: dict[str, torch.Tensor], samplings: Sequence[Sampling]
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Combined scores [C, V], the members' logits, and the weights [C, N] that each row used."""
-        logits = self._member_logits(states)
+        logits = [head(states_CD).float() for head, states_CD in zip(self.trunk.heads, states, strict=True)]
         used_CN = torch.ones(len(samplings), len(logits))
         if not self.rules:
             return logits[0], logits, used_CN
@@ -156,13 +134,6 @@ class Decoder(nn.Module):
             used_CN[row] = weights[name][row] if sampling.weights is None else torch.tensor(sampling.weights)
             scores_CV[row] = self.rules[name].combine([member_CV[row] for member_CV in logits], used_CN[row])
         return scores_CV, logits, used_CN
-
-    def _member_logits(self, states: list[torch.Tensor]) -> list[torch.Tensor]:
-        if self.ensemble is None:
-            head: Callable[[torch.Tensor], torch.Tensor] = self.model.get_output_embeddings()
-            return [head(states[0]).float()]
-        every = range(len(states))
-        return [logits_CV.float() for logits_CV in self.ensemble.member_logits(every, states)]
 
     def _describe(
         self,

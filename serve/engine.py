@@ -60,15 +60,15 @@ class Engine:
         max_batch_tokens: int = 512,
         kv_cache_gib: float = 1.0,
     ) -> None:
-        if model.device.type == "cpu":
-            model.config._attn_implementation = register_varlen_attention()
         self.decoder = Decoder(model, self._after_step)
+        if model.device.type == "cpu":
+            self.decoder.config._attn_implementation = register_varlen_attention()
         self.max_batch_size = max_batch_size
         self.max_queue = max_queue
         self.context_length: int = model.config.max_position_embeddings
         self.eos_token_ids = _eos_token_ids(model)
         self._streams: dict[str, Stream] = {}
-        num_pages = _num_pages(model, max_batch_size * self.context_length, self.context_length, kv_cache_gib)
+        num_pages = _num_pages(self.decoder, max_batch_size * self.context_length, self.context_length, kv_cache_gib)
         self._manager = ContinuousBatchingManager(
             self.decoder,
             GenerationConfig(do_sample=False, eos_token_id=self.eos_token_ids or -1),
@@ -238,7 +238,7 @@ def _eos_token_ids(model: PreTrainedModel) -> list[int]:
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def _num_pages(model: PreTrainedModel, wanted_tokens: int, context_length: int, kv_cache_gib: float) -> int | None:
+def _num_pages(model: Decoder, wanted_tokens: int, context_length: int, kv_cache_gib: float) -> int | None:
     """Pages that the budget buys on CPU, no more than a full batch can use; None on accelerators: what is free."""
     if model.device.type != "cpu":
         return None

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from growtx.data.tokenizer import tokenizer_fingerprint
 from growtx.exceptions import ConfigError, FingerprintError
+from growtx.growth.ensembles import is_ensemble
 from growtx.growth.lineage import load_model, open_lineage
 from growtx.models import GrowtxForCausalLM
-from growtx.models.ensemble import from_members
+from growtx.models.ensemble import GrowtxEnsembleForCausalLM, from_members
 from growtx.store.storage import Storage
 from serve.settings import ServeSettings
 
@@ -37,9 +38,12 @@ def load_depths(settings: ServeSettings) -> tuple[dict[int | None, PreTrainedMod
 def load_combined(paths: Sequence[str], depth: int | None, rule: str | None) -> Loaded:
     """One model as it is, several as an ensemble."""
     if len(paths) == 1:
-        if rule is not None and rule != "mean":
-            raise ConfigError(f"rule {rule} combines several models, and there is one", "Give model as a list of paths")
-        return load_model(paths[0], depth)
+        model, tokenizer = load_model(paths[0], depth)
+        if isinstance(model, GrowtxEnsembleForCausalLM) and rule is not None:
+            model.set_rule(rule)
+        elif rule is not None:
+            raise ConfigError(f"rule={rule} combines models, and {paths[0]} is one", "Give model as a list, or no rule")
+        return model, tokenizer
     members: dict[str, GrowtxForCausalLM] = {}
     tokenizers = []
     for name, path in zip(member_names(paths), paths, strict=True):
@@ -71,8 +75,8 @@ def served_depths(settings: ServeSettings) -> list[int]:
 
 
 def _depths_of(path: str) -> set[int]:
-    if Storage(path).exists("config.json"):
-        return set()
+    if Storage(path).exists("config.json") or is_ensemble(path):
+        return set()  # no lineage behind it
     return {manifest.num_blocks for manifest in open_lineage(path).manifests}
 
 

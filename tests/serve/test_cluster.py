@@ -30,6 +30,8 @@ APP = "growtx"
 @pytest.fixture(scope="module")
 def url(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Iterator[str]:
     """Two engine replicas and two front ends."""
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # for machines that are busy
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve
 

@@ -1,0 +1,96 @@
+"""The forms in which a model is run for serving: one model, an ensemble member by member, or all members at once.
+
+A trunk yields the members' final states; heads and rules come after it, because every request may have its own rule.
+
+Shapes: T new tokens of all requests, C requests that get a token, D hidden size, V vocabulary, N members.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from growtx.models.ensemble import CombinationRule, GrowtxEnsembleForCausalLM, to_wide
+
+# Rules that need nothing but the members' logits, so that any request may ask for them.
+STATELESS_RULES = ("mean", "mixture", "contrastive")
+
+Weights = dict[str, torch.Tensor]
+
+
+class Trunk(nn.Module):
+    """Base: a single causal language model of any architecture."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.rules: dict[str, CombinationRule] = {}
+        self.members: tuple[str, ...] = ()
+        self.heads = nn.ModuleList([model.get_output_embeddings()])
+
+    def read(self, input_ids: torch.Tensor, rows_C: torch.Tensor, **kwargs: Any) -> tuple[list[torch.Tensor], Weights]:
+        """Every member's final states [C, D] and every rule's weights [C, N] at the given positions of a row [1, T]."""
+        kwargs = {"use_cache": False, **kwargs}
+        hidden_1TD = self.model.base_model(input_ids=input_ids, **kwargs).last_hidden_state
+        return [hidden_1TD[0, rows_C]], {}
+
+
+class FlatTrunk(Trunk):
+    """Member after member: any depths, shared blocks once, rules that look at the text."""
+
+    def __init__(self, ensemble: GrowtxEnsembleForCausalLM) -> None:
+        super().__init__(ensemble)
+        self.rules = _rules_of(ensemble)
+        self.members = tuple(ensemble.config.member_names or ())
+        self.heads = nn.ModuleList(ensemble.lm_heads)
+
+    def read(self, input_ids: torch.Tensor, rows_C: torch.Tensor, **kwargs: Any) -> tuple[list[torch.Tensor], Weights]:
+        kwargs.pop("use_cache", None)
+        text = self.model.read(input_ids, **kwargs)
+        weights = {
+            name: rule.weights(text).expand(*input_ids.shape, -1)[0, rows_C] for name, rule in self.rules.items()
+        }
+        return [states_1TD[0, rows_C] for states_1TD in text.states], weights
+
+
+class WideTrunk(Trunk):
+    """Equal members as one decoder: fewer and larger operations. The weights of its rules are constants."""
+
+    def __init__(self, ensemble: GrowtxEnsembleForCausalLM) -> None:
+        rules, own = _rules_of(ensemble), ensemble.rule
+        some_text = ensemble.read(torch.zeros(1, 1, dtype=torch.long, device=ensemble.device))
+        constants = {name: rule.weights(some_text).detach() for name, rule in rules.items()}
+        ensemble.set_rule("mean")  # `to_wide` folds a linear rule into the head, which is not used here
+        wide = to_wide(ensemble)
+        ensemble.set_rule(own)
+        wide.lm_head = nn.Identity()  # its "logits" are the members' states side by side
+        super().__init__(wide)
+        self.rules, self.constants = rules, constants
+        self.members = tuple(ensemble.config.member_names or ())
+        self.heads = nn.ModuleList(ensemble.lm_heads)
+
+    def read(self, input_ids: torch.Tensor, rows_C: torch.Tensor, **kwargs: Any) -> tuple[list[torch.Tensor], Weights]:
+        joined = self.model(input_ids, logits_to_keep=rows_C, **{"use_cache": False, **kwargs}).logits[0]
+        weights = {name: constant.expand(len(rows_C), -1) for name, constant in self.constants.items()}
+        return list(joined.chunk(len(self.members), dim=-1)), weights
+
+
+def make_trunk(model: PreTrainedModel) -> Trunk:
+    """The fastest form that serves every rule of the model. The wide form has its own copy of the blocks."""
+    if not isinstance(model, GrowtxEnsembleForCausalLM):
+        return Trunk(model)
+    config = model.config
+    has_equal_depths = len({len(blocks) for blocks in config.blocks_of_members}) == 1
+    remembers = model.rule.num_history_layers(config.num_members) > 0
+    is_wide = config.num_members > 1 and has_equal_depths and not config.shared_blocks and not remembers
+    return WideTrunk(model) if is_wide else FlatTrunk(model)
+
+
+def _rules_of(ensemble: GrowtxEnsembleForCausalLM) -> dict[str, CombinationRule]:
+    """Its own rule first, then those that any ensemble can offer."""
+    own = ensemble.rule
+    others = [ensemble.build_rule(name) for name in STATELESS_RULES if name != own.name]
+    return {rule.name: rule for rule in (own, *others)}
