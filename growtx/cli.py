@@ -50,6 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, help="gpt_neox, phi or llama (refused: it cannot be exact)")
     export.add_argument("--depth", type=int, help="use the stage with this many blocks (default: the last)")
 
+    merge = _add(commands, "merge", _merge, "combine runs to an ensemble, and report what that gains and loses")
+    merge.add_argument("paths", nargs="+", metavar="RUN", help="run, manifest, NAME=PATH; first of all: an ensemble")
+    merge.add_argument("--out", required=True, metavar="DIR", help="where the ensemble goes")
+    merge.add_argument("--rule", default="mean", help="combination rule of the ensemble (default: mean)")
+    merge.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out a member")
+    merge.add_argument("--require-gain", action="store_true", help="refuse a merge that loses to its best member")
+    merge.add_argument("--data", action="append", default=[], metavar="FILES", help="text to measure on, not held-out")
+    merge.add_argument("--set", action="append", default=[], metavar="key=value", help="such as num_windows=128")
+
     plan = _add(commands, "plan", _plan, "forecast the stages of a plan: parameters, FLOPs and bytes, before it runs")
     plan.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
     plan.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -159,6 +168,18 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _merge(arguments: argparse.Namespace) -> int:
+    from growtx.config import apply_overrides, build
+    from growtx.pipeline.merging import MergeConfig, merge, named_members
+
+    settings = {"rule": arguments.rule, "require_gain": arguments.require_gain}
+    config = build(MergeConfig, apply_overrides(settings, arguments.set))
+    manifest = named_members(arguments.out, arguments.paths, rule=config.rule, without=arguments.without)
+    result = merge(manifest, arguments.out, config, texts=arguments.data)
+    print(result.verdict.sentence(), f"report: {result.report}", sep="\n")
+    return 0
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -196,9 +217,9 @@ def _presets(arguments: argparse.Namespace) -> int:
     from growtx.config import load_preset, preset_names, to_yaml
 
     if arguments.name:
-        from growtx.pipeline.run_config import load_run_config
+        from growtx.pipeline.presets import load_config
 
-        print(to_yaml(load_run_config(arguments.name, [])), end="")
+        print(to_yaml(load_config(arguments.name)), end="")
         return 0
     for name in preset_names():
         print(f"{name:20} {load_preset(name).get('description', '')}")

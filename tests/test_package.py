@@ -11,8 +11,11 @@ import pytest
 
 import growtx
 from growtx.config import build, parse_yaml, preset_names, to_yaml
+from growtx.exceptions import ConfigError
 from growtx.growth.plan import resolve
+from growtx.pipeline.presets import load_config
 from growtx.pipeline.run_config import RunConfig, load_run_config
+from growtx.pipeline.specialists_config import SpecialistsConfig, load_specialists_config
 
 HEAVY = ("torch", "transformers", "ray", "deepspeed", "datasets", "matplotlib", "sklearn", "peft")
 
@@ -50,11 +53,19 @@ def test_type_hints_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_shipped_preset_loads_resolves_and_prints_itself(name: str) -> None:
-    config = load_run_config(name, [])
+    config = load_config(name)
     assert config.description, "`growtx presets` shows it"
     assert config.name == name
+    assert isinstance(config, RunConfig | SpecialistsConfig)
     assert config.parent is not None or resolve(config.plan)
-    assert build(RunConfig, parse_yaml(to_yaml(config), name)) == config
+    assert build(type(config), parse_yaml(to_yaml(config), name)) == config
+
+
+def test_a_preset_of_one_kind_is_refused_by_jobs_of_another() -> None:
+    with pytest.raises(ConfigError, match=r"Use rayjobs/specialists\.py with it"):
+        load_run_config("specialists-demo", [])
+    with pytest.raises(ConfigError, match="not a preset of specialists"):
+        load_specialists_config("demo", [])
 
 
 def test_the_default_preset_is_shipped() -> None:

@@ -72,12 +72,12 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
             console.print(_plan_table(prepared.job))
             write_status(run, "running", prepared.job.num_stages)
             with clock("training"):
-                stopped = _train(prepared.job, run, console)
+                stopped = _train(prepared.job, console)
     except BaseException:
         write_status(run, "failed", prepared.job.num_stages if prepared else 0)
         raise
     with clock("reporting"):
-        report = _finish(run, finished=not stopped)
+        report = finish_run(run, finished=not stopped)
     write_status(run, "stopped" if stopped else "finished", prepared.job.num_stages)
     return GrowthResult(run.root, latest_manifest(run), report, stopped, clock.seconds)
 
@@ -95,16 +95,25 @@ class _Clock:
             self.seconds[phase] = round(time.monotonic() - start, 1)
 
 
-def _train(job: TrainJob, run: Storage, console: Console) -> bool:
-    """Train all unfinished stages; returns whether a stop was asked for."""
-    last = latest_manifest(run)
-    todo = [stage for stage in job.stages if last is None or stage.index > last.index]
+def _train(job: TrainJob, console: Console) -> bool:
     board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
-    with show_progress(board, console, "growing"), _stopping(board.request_stop.remote, console):
-        for resources, stages in itertools.groupby(todo, key=lambda stage: _resources(job, stage)):
-            group = job.model_copy(update={"stages": tuple(stages), "resources": resources})
-            if train_group(group, board).stopped:
-                return True
+    with show_progress({"growing": board}, console), stopping(board.request_stop.remote, console):
+        return train_unfinished(job, board)
+
+
+def unfinished_stages(job: TrainJob) -> list[Stage]:
+    """Stages of the job that have no manifest yet."""
+    last = latest_manifest(Storage(job.run_dir))
+    return [stage for stage in job.stages if last is None or stage.index > last.index]
+
+
+def train_unfinished(job: TrainJob, board: Any = None) -> bool:
+    """Train all unfinished stages, group by group; returns whether a stop was asked for."""
+    todo = unfinished_stages(job)
+    for resources, stages in itertools.groupby(todo, key=lambda stage: _resources(job, stage)):
+        group = job.model_copy(update={"stages": tuple(stages), "resources": resources})
+        if train_group(group, board).stopped:
+            return True
     return False
 
 
@@ -116,7 +125,7 @@ def _resources(job: TrainJob, stage: Stage) -> ResourcesConfig:
 
 
 @contextmanager
-def _stopping(request_stop: Callable[[], Any], console: Console) -> Iterator[None]:
+def stopping(request_stop: Callable[[], Any], console: Console) -> Iterator[None]:
     """SIGTERM (pre-emption) and the first Ctrl-C save a checkpoint and leave; a second Ctrl-C leaves at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -135,7 +144,7 @@ def _stopping(request_stop: Callable[[], Any], console: Console) -> Iterator[Non
             signal.signal(number, handler)
 
 
-def _finish(run: Storage, *, finished: bool) -> str | None:
+def finish_run(run: Storage, *, finished: bool) -> str | None:
     """Write the Hugging Face directory and the report of what is there."""
     if latest_manifest(run) is None:
         return None

@@ -19,7 +19,7 @@ from growtx.growth.lineage import TOKENIZER_DIR, import_lineage
 from growtx.growth.plan import Stage, resolve
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import growing_flops
-from growtx.pipeline.run_config import RunConfig
+from growtx.pipeline.run_config import JobConfig, RunConfig
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
 from growtx.store.storage import Storage
@@ -80,7 +80,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
     return Prepared(job, tokenizer, data)
 
 
-def cache_dir(config: RunConfig, run: Storage) -> str:
+def cache_dir(config: JobConfig, run: Storage) -> str:
     """Where packed data lies: shared by the runs beside this one, because it is keyed by its content."""
     return config.cache_dir or run.root.rsplit("/", 1)[0] + "/cache"
 

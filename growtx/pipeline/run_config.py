@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from growtx.config import ConfigModel, apply_overrides, build, load_preset
 from growtx.data.sources import DataConfig
 from growtx.data.tokenizer import TokenizerConfig
+from growtx.exceptions import ConfigError
 from growtx.growth.plan import PlanConfig
 from growtx.growth.shape import ModelConfig
 from growtx.substrate.build import SubstrateConfig
@@ -21,8 +22,8 @@ _FREE_ON_RESUME = ("name", "resources", "cache_dir", "provenance")
 _FREE_TRAINING = ("zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile")
 
 
-class RunConfig(ConfigModel):
-    """Everything that `rayjobs/grow.py` needs."""
+class JobConfig(ConfigModel):
+    """What every job that trains has."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="runs are named NAME-TIME by default")
     description: str = ""
@@ -30,13 +31,24 @@ class RunConfig(ConfigModel):
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     substrate: SubstrateConfig = SubstrateConfig()
-    data: DataConfig = DataConfig()
-    plan: PlanConfig
     parent: str | None = Field(None, description="run directory or manifest whose model the plan continues")
     training: TrainingConfig = TrainingConfig()
     resources: ResourcesConfig = ResourcesConfig()
     cache_dir: str | None = Field(None, description="packed data and substrates; null: `cache` beside the run")
     provenance: dict[str, Any] | None = Field(None, description="written into run.yaml, never read")
+
+    def decisive(self) -> dict[str, Any]:
+        """The part that decides the results; a run directory belongs to exactly one such part."""
+        tree = self.model_dump(mode="json", exclude=set(_FREE_ON_RESUME))
+        tree["training"] = {key: value for key, value in tree["training"].items() if key not in _FREE_TRAINING}
+        return tree
+
+
+class RunConfig(JobConfig):
+    """Everything that `rayjobs/grow.py` needs."""
+
+    data: DataConfig = DataConfig()
+    plan: PlanConfig
 
     @model_validator(mode="after")
     def _batch_splits(self) -> RunConfig:
@@ -46,12 +58,6 @@ class RunConfig(ConfigModel):
                 self.training.check_workers(stage.num_workers)
         return self
 
-    def decisive(self) -> dict[str, Any]:
-        """The part that decides the results; a run directory belongs to exactly one such part."""
-        tree = self.model_dump(mode="json", exclude=set(_FREE_ON_RESUME))
-        tree["training"] = {key: value for key, value in tree["training"].items() if key not in _FREE_TRAINING}
-        return tree
-
 
 def load_run_config(preset: str | None, overrides: list[str]) -> RunConfig:
     """A validated configuration from a preset (or file) and dotted overrides.
@@ -59,7 +65,10 @@ def load_run_config(preset: str | None, overrides: list[str]) -> RunConfig:
     Raises:
         ConfigError: naming key, value and remedy.
     """
-    return build(RunConfig, apply_overrides(load_preset(preset or DEFAULT_PRESET), overrides))
+    tree = load_preset(preset or DEFAULT_PRESET)
+    if kind := tree.get("kind"):
+        raise ConfigError(f"--preset {preset}: a preset of {kind}, not of one run", f"Use rayjobs/{kind}.py with it")
+    return build(RunConfig, apply_overrides(tree, overrides))
 
 
 def differing_keys(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:

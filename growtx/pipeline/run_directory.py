@@ -11,15 +11,16 @@ import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from growtx.config import apply_overrides, build, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
-from growtx.pipeline.run_config import RunConfig, differing_keys
+from growtx.pipeline.run_config import JobConfig, RunConfig, differing_keys
 from growtx.store.manifest import list_manifests
 from growtx.store.runs import RUN_FILE, STATUS_FILE
 from growtx.store.storage import Storage
 
+Config = TypeVar("Config", bound=JobConfig)
 _PACKAGES = ("growtx", "torch", "ray", "deepspeed", "transformers", "tokenizers", "peft", "safetensors")
 
 
@@ -28,7 +29,7 @@ def default_run_dir(name: str) -> str:
     return f"runs/{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
-def claim(run_dir: str, config: RunConfig, *, resume: bool) -> Storage:
+def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
     """Make the directory this run's, or check that it already is.
 
     Raises:
@@ -40,7 +41,7 @@ def claim(run_dir: str, config: RunConfig, *, resume: bool) -> Storage:
             raise ConfigError(
                 f"--run-dir {run_dir} already holds a run", "Add --resume to go on with it, or name another directory"
             )
-        _check_same_run(run_dir, recorded_config(storage), config)
+        _check_same_run(run_dir, recorded_config(storage, type(config)), config)
     elif resume:
         raise ConfigError(f"--resume: {run_dir} holds no run", "Check --run-dir, or start without --resume")
     resolved = config.model_copy(update={"provenance": provenance()})
@@ -48,21 +49,25 @@ def claim(run_dir: str, config: RunConfig, *, resume: bool) -> Storage:
     return storage
 
 
-def recorded_config(storage: Storage) -> RunConfig:
+def recorded_config(storage: Storage, kind: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
     """The configuration that a run directory was made with."""
     tree = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
-    return build(RunConfig, tree if isinstance(tree, dict) else {})
+    return build(kind, tree if isinstance(tree, dict) else {})
 
 
-def resumed_config(run_dir: str, overrides: list[str]) -> RunConfig:
+def resumed_config(
+    run_dir: str,
+    overrides: list[str],
+    kind: type[Config] = RunConfig,  # type: ignore[assignment]
+) -> Config:
     """The configuration of a run that is to go on, with overrides of what may change (resources, for example)."""
     storage = Storage(run_dir)
     if not storage.exists(RUN_FILE):
         raise ConfigError(f"--resume: {run_dir} holds no run", "Check --run-dir, or start without --resume")
-    return build(RunConfig, apply_overrides(recorded_config(storage).model_dump(mode="json"), overrides))
+    return build(kind, apply_overrides(recorded_config(storage, kind).model_dump(mode="json"), overrides))
 
 
-def _check_same_run(run_dir: str, recorded: RunConfig, config: RunConfig) -> None:
+def _check_same_run(run_dir: str, recorded: JobConfig, config: JobConfig) -> None:
     keys = differing_keys(recorded.decisive(), config.decisive())
     if keys:
         shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from growtx.growth.lineage import load_model
-from growtx.pipeline.growing import _finish, _plan_table, _resources, _stopping
+from growtx.pipeline.growing import _plan_table, _resources, finish_run, stopping
 from growtx.pipeline.preparation import prepare
 from growtx.store.storage import Storage
 from tests import tiny
@@ -33,7 +33,7 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_finished_run_leaves_a_model_directory_a_report_and_no_checkpoints(run_dir: Path) -> None:
     (run_dir / "checkpoints/attempt").mkdir(parents=True)
-    assert _finish(Storage(str(run_dir)), finished=True) == f"{run_dir}/report.html"
+    assert finish_run(Storage(str(run_dir)), finished=True) == f"{run_dir}/report.html"
     assert not (run_dir / "checkpoints").exists()
     exported, tokenizer = load_model(str(run_dir / "model"))
     assert torch.equal(tiny.logits(exported), tiny.logits(load_model(str(run_dir))[0]))
@@ -42,12 +42,12 @@ def test_a_finished_run_leaves_a_model_directory_a_report_and_no_checkpoints(run
 
 def test_a_run_that_was_stopped_keeps_its_checkpoints(run_dir: Path) -> None:
     (run_dir / "checkpoints/attempt").mkdir(parents=True)
-    _finish(Storage(str(run_dir)), finished=False)
+    finish_run(Storage(str(run_dir)), finished=False)
     assert (run_dir / "checkpoints/attempt").exists()
 
 
 def test_a_run_without_a_finished_stage_has_nothing_to_write(tmp_path: Path) -> None:
-    assert _finish(Storage(str(tmp_path)), finished=False) is None and not list(tmp_path.iterdir())
+    assert finish_run(Storage(str(tmp_path)), finished=False) is None and not list(tmp_path.iterdir())
 
 
 def test_the_plan_is_printed_before_it_runs(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_plan_is_printed_before_it_runs(tmp_path: Path) -> None:
 def signalled(number: int) -> list[str]:
     """What happens when this process gets a signal in mid-training."""
     asked: list[str] = []
-    with _stopping(lambda: asked.append("stop"), quiet()):
+    with stopping(lambda: asked.append("stop"), quiet()):
         os.kill(os.getpid(), number)
         time.sleep(0.01)
         if number == signal.SIGINT:
@@ -88,7 +88,7 @@ def test_a_run_in_a_thread_leaves_signals_alone() -> None:
     before, inside = signal.getsignal(signal.SIGTERM), []
 
     def run() -> None:
-        with _stopping(lambda: None, quiet()):
+        with stopping(lambda: None, quiet()):
             inside.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)
