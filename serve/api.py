@@ -95,7 +95,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     @app.post(
         "/v1/completions",
         response_model=Completion,
-        responses=error_responses,
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **error_responses},
         dependencies=[Depends(authenticated)],
         openapi_extra={
             "requestBody": {
