@@ -5,14 +5,15 @@ from __future__ import annotations
 from rich.table import Table
 
 from growtx.data.tokenizer import COMPACT_SIZE, PUBLISHED_SIZES, TokenizerConfig, load_tokenizer
+from growtx.exceptions import BudgetError
 from growtx.growth.budget import check_budget
 from growtx.growth.forecast import Placement, StageForecast, forecast
 from growtx.growth.plan import resolve
 from growtx.models.configuration import GrowtxConfig
 from growtx.pipeline.run_config import RunConfig
-from growtx.substrate.build import binary_codes
+from growtx.substrate.codes import binary_codes
 
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
 
 
 def placement_of(config: RunConfig) -> Placement:
@@ -64,27 +65,51 @@ def forecast_tables(config: RunConfig) -> tuple[Table, Table]:
 
 def _work_table(config: RunConfig, rows: list[StageForecast]) -> Table:
     table = Table(title=f"Plan {config.name}", title_justify="left")
-    for column in ("stage", "blocks", "active", "total", "tokens", "FLOPs"):
+    for column in ("stage", "blocks", "active", "total", "tokens", "FLOPs", "hours"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             f"{row.stage.index} {row.stage.name}",
             str(row.stage.num_blocks),
-            f"{row.active_parameters:,}",
-            f"{row.total_parameters:,}",
-            f"{row.num_tokens:,}",
+            _millions(row.active_parameters),
+            _millions(row.total_parameters),
+            _millions(row.num_tokens),
             f"{row.flops:.2e}",
+            _hours(config, row),
         )
     return table
 
 
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.2f} M"
+
+
+def _hours(config: RunConfig, row: StageForecast) -> str:
+    """Time at the assumed utilisation of the accelerator that the configuration is written for."""
+    accelerator = config.resources.accelerator
+    if accelerator is None:
+        return "-"
+    num_workers = row.stage.num_workers or config.resources.num_workers
+    speed = accelerator.tflops * 1e12 * accelerator.utilisation * num_workers
+    return f"{row.flops / speed / 3600:,.1f}"
+
+
 def _memory_table(config: RunConfig, rows: list[StageForecast]) -> Table:
-    title = f"MiB on each of {config.resources.num_workers} workers, ZeRO {config.training.zero_stage}"
+    accelerator = config.resources.accelerator
+    where = f"{config.resources.num_workers} workers, ZeRO {config.training.zero_stage}"
+    title = f"MiB on each of {where}" + (f", {accelerator.name}: {accelerator.memory_gib:g} GiB" if accelerator else "")
     table = Table(title=title, title_justify="left")
     for column in ("stage", "weights", "gradients", "optimizer", "activations", "sum"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         memory = row.memory
+        if accelerator is not None and memory.total > accelerator.memory_gib * GIB:
+            raise BudgetError(
+                f"stage {row.stage.index} needs {memory.total / GIB:.1f} GiB on each worker, "
+                f"{accelerator.name} has {accelerator.memory_gib:g}",
+                "Raise training.zero_stage or the workers, lower training.micro_batch_size, or set "
+                "training.activation_checkpointing or training.offload_optimizer",
+            )
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
         table.add_row(f"{row.stage.index} {row.stage.name}", *(f"{part / MIB:,.1f}" for part in parts))
     return table

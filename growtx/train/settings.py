@@ -75,12 +75,22 @@ class TrainingConfig(ConfigModel):
             )
 
 
+class AcceleratorConfig(ConfigModel):
+    """The GPU that a preset is written for; `growtx plan` forecasts with it, training does not look at it."""
+
+    name: str
+    memory_gib: float = Field(gt=0)
+    tflops: float = Field(gt=0, description="dense bf16 peak, in 1e12 FLOPs a second")
+    utilisation: float = Field(0.35, gt=0, le=1, description="share of the peak that training is assumed to reach")
+
+
 class ResourcesConfig(ConfigModel):
     """The `resources` block: what a worker group asks the Ray cluster for."""
 
     num_workers: int = Field(1, ge=1)
     use_gpu: bool = False
     cpus_per_worker: float = Field(1, gt=0)
+    accelerator: AcceleratorConfig | None = None
     max_failures: int = Field(3, ge=0, description="times that lost workers are replaced before the run gives up")
     wait_seconds: float = Field(
         60.0, ge=0, description="how long to wait for nodes that are not there yet, on a cluster that can grow"
