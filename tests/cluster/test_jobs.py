@@ -52,7 +52,7 @@ def rows(run: Path) -> list[dict[str, float]]:
 def test_a_growth_spreads_over_both_nodes(nodes: RayNodes, storage: Path, corpus: str) -> None:
     """Every node has one CPU and every worker takes one, so two workers need both nodes."""
     plan = ["plan={grow: {blocks: 2}, train: {steps: 10}}", "resources={num_workers: 2}"]
-    nodes.submit("spread", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", "spread")
+    nodes.submit("spread", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", f"{storage}/spread")
     assert nodes.wait("spread") == "SUCCEEDED", nodes.job("logs", "spread").stdout
     (run,) = [run for run in list_runs(str(storage)) if run.name == "spread"]
     assert (run.state, run.num_finished_stages) == ("finished", 2)
@@ -68,20 +68,20 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_beside_another_users(
     """One person's run is stopped in its second stage and resumed while another's starts and ends beside it."""
     run = storage / "first"
     plan = ["plan={stages: [{add: 1, train: {steps: 5}}, {add: 1, train: {steps: 2500}}]}", "resources.num_workers=1"]
-    nodes.submit("first", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", "first")
+    nodes.submit("first", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", str(run))
     wait_until(lambda: any(row["stage"] == 2 and row["step"] > 5 for row in rows(run)), "no second stage", 300)
     sealed = {path.name: path.stat().st_mtime_ns for path in (run / "manifests").glob("*.json")}
-    assert nodes.processes("--run-dir first")
+    assert nodes.processes(f"--run-dir {run}")
 
     assert nodes.job("stop", "first").returncode == 0
     assert nodes.wait("first") == "STOPPED"
-    assert not nodes.processes("--run-dir first")
+    assert not nodes.processes(f"--run-dir {run}")
     wait_until(lambda: not nodes.processes("ray::TrainController"), "Ray's controller outlives the job", 30)
     assert {run.name: run.state for run in list_runs(str(storage))}["first"] == "interrupted"
 
-    nodes.submit("first-again", "python", "rayjobs/grow.py", "--resume", "--run-dir", "first")
+    nodes.submit("first-again", "python", "rayjobs/grow.py", "--resume", "--run-dir", str(run))
     other = ["plan={grow: {blocks: 1}, train: {steps: 5}}", "resources={num_workers: 1}"]
-    nodes.submit("other", "python", "rayjobs/grow.py", *TINY, corpus, *other, "--run-dir", "other")
+    nodes.submit("other", "python", "rayjobs/grow.py", *TINY, corpus, *other, "--run-dir", f"{storage}/other")
     assert nodes.wait("other") == "SUCCEEDED", nodes.job("logs", "other").stdout
     assert nodes.wait("first-again") == "SUCCEEDED", nodes.job("logs", "first-again").stdout
     states = {run.name: (run.state, run.num_finished_stages) for run in list_runs(str(storage))}
@@ -93,9 +93,9 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_beside_another_users(
     assert {name: (run / "manifests" / name).stat().st_mtime_ns for name in sealed} == sealed
 
 
-def test_a_request_that_cannot_be_met_ends_in_one_sentence_and_a_failed_status(nodes: RayNodes) -> None:
-    options = ["resources={num_workers: 8, wait_seconds: 1}"]
-    done = nodes.job("submit", "--working-dir", ".", "--", "python", "rayjobs/grow.py", "--run-dir", "large", *options)
+def test_a_request_that_cannot_be_met_ends_in_one_sentence_and_a_failed_status(nodes: RayNodes, storage: Path) -> None:
+    options = ["--run-dir", f"{storage}/large", "resources={num_workers: 8, wait_seconds: 1}"]
+    done = nodes.job("submit", "--working-dir", ".", "--", "python", "rayjobs/grow.py", *options)
     assert done.returncode == 1
     (sentence,) = {line for line in done.stdout.splitlines() if line.startswith("error: ")}  # printed, then quoted
     assert "8 workers" in sentence
