@@ -1,4 +1,4 @@
-"""Recompute or cache: decided by FLOPs and bytes, and told why."""
+"""Recompute the frozen prefix or cache it: the cheaper way that fits, with its reason."""
 
 from __future__ import annotations
 
@@ -11,48 +11,34 @@ from growtx.models.counting import block_forward_flops
 from tests import tiny
 
 
-def decide(**changes: Any) -> PrefixPlan:
-    known: dict[str, Any] = {
-        "num_frozen": 2,
-        "num_samples": 400,
-        "num_windows_to_cache": 100,
-        "num_windows_missing": 100,
-        "bytes_per_number": 4,
-        "bytes_available": 10**9,
-    }
-    return plan_prefix(tiny.config(3), **{**known, **changes})
+def plan(**changes: Any) -> PrefixPlan:
+    """Ten passes over 100 windows through two frozen blocks, with room for all of them."""
+    counts = {"num_frozen": 2, "num_samples": 1000, "num_windows_to_cache": 100, "num_windows_missing": 100}
+    sizes = {"bytes_per_number": 4, "bytes_available": 10**9}
+    return plan_prefix(tiny.config(3), **{**counts, **sizes, **changes})
 
 
-def test_windows_seen_four_times_are_worth_caching() -> None:
-    plan = decide()
-    assert plan.choice == "cache" and "saves 75%" in plan.reason
+def test_windows_that_are_seen_again_and_again_are_cached() -> None:
+    found = plan()
+    assert (found.choice, found.reason) == ("cache", "the cache saves 90% of the prefix's FLOPs")
+    per_window = 2 * block_forward_flops(tiny.config(), tiny.CONTEXT_LENGTH).total * tiny.CONTEXT_LENGTH
+    assert (found.recompute_flops, found.cache_flops) == (1000 * per_window, 100 * per_window)
+    assert found.cache_bytes == 100 * tiny.CONTEXT_LENGTH * tiny.HIDDEN_SIZE * 4
 
 
-def test_windows_seen_once_are_not() -> None:
-    assert decide(num_samples=100).choice == "recompute"
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_frozen": 0}, "there is no frozen prefix"),
+        ({"bytes_available": 204_799}, "the cache would take 204,800 bytes, 204,799 are allowed"),
+        ({"num_samples": 120}, "windows are seen too rarely for the cache to pay"),
+    ],
+)
+def test_what_does_not_pay_or_does_not_fit_is_recomputed(changes: dict[str, Any], reason: str) -> None:
+    assert (plan(**changes).choice, plan(**changes).reason) == ("recompute", reason)
 
 
-def test_trials_share_the_cost() -> None:
-    assert decide(num_samples=100, num_trials=8).choice == "cache"
-
-
-def test_what_is_cached_already_costs_nothing() -> None:
-    plan = decide(num_samples=100, num_windows_missing=0)
-    assert plan.choice == "cache" and plan.cache_flops == 0
-
-
-def test_a_cache_that_does_not_fit_is_not_made() -> None:
-    plan = decide(bytes_available=10)
-    assert plan.choice == "recompute" and f"{plan.cache_bytes:,} bytes" in plan.reason
-
-
-def test_without_a_prefix_there_is_nothing_to_cache() -> None:
-    assert decide(num_frozen=0).reason == "there is no frozen prefix"
-
-
-def test_costs_are_those_of_the_prefix_alone() -> None:
-    plan, config = decide(), tiny.config(3)
-    per_window = 2 * block_forward_flops(config, tiny.CONTEXT_LENGTH).total * tiny.CONTEXT_LENGTH
-    assert plan.recompute_flops == pytest.approx(400 * per_window)
-    assert plan.cache_flops == pytest.approx(100 * per_window)
-    assert plan.cache_bytes == 100 * tiny.CONTEXT_LENGTH * config.hidden_size * 4
+def test_what_is_cached_already_or_shared_by_trials_costs_less() -> None:
+    assert plan(num_samples=120, num_windows_missing=50).choice == "cache"
+    assert plan(num_samples=120, num_windows_missing=0).reason == "the cache saves 100% of the prefix's FLOPs"
+    assert plan(num_samples=120, num_trials=4).choice == "cache"

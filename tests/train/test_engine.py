@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 
 from growtx.growth.lora import base_model
-from growtx.train.engine import MOMENTS, deepspeed_config, parameter_groups
+from growtx.train.engine import MOMENTS, Engine, deepspeed_config, parameter_groups
 from growtx.train.settings import TrainingConfig
 from tests import tiny
 from tests.train.engines import Checkpoint, checkpoint, make_engine, run, stage, two_ranks
 
 pytestmark = pytest.mark.usefixtures("process_group")
 EXACT = 1e-6  # nats
+Runs = dict[int, tuple[list[float], Checkpoint]]
 
 
 def difference(first: list[float], second: list[float]) -> float:
@@ -24,19 +26,32 @@ def difference(first: list[float], second: list[float]) -> float:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted() -> dict[int, tuple[list[float], Checkpoint]]:
+def engines(process_group: None) -> Iterator[dict[int, Engine]]:
+    """One engine for each ZeRO stage, trained by whichever tests came before: what they need they load."""
+    found = {zero_stage: make_engine(zero_stage) for zero_stage in (1, 2, 3)}
+    yield found
+    for engine in found.values():
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def beginning(engines: dict[int, Engine]) -> dict[int, Checkpoint]:
+    """The state before the first step, by ZeRO stage."""
+    return {zero_stage: checkpoint(engine) for zero_stage, engine in engines.items()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(engines: dict[int, Engine], beginning: dict[int, Checkpoint]) -> Runs:
     """Losses of six steps, and the state after three of them, by ZeRO stage."""
     found = {}
-    for zero_stage in (1, 2, 3):
-        engine = make_engine(zero_stage)
+    for zero_stage, engine in engines.items():
         losses = run(engine, 0, 3)
         state = checkpoint(engine)
         found[zero_stage] = (losses + run(engine, 3, 6), state)
-        engine.close()
     return found
 
 
-def test_all_zero_stages_take_the_same_steps(uninterrupted: dict[int, tuple[list[float], Checkpoint]]) -> None:
+def test_all_zero_stages_take_the_same_steps(uninterrupted: Runs) -> None:
     losses = {zero_stage: losses for zero_stage, (losses, _) in uninterrupted.items()}
     assert difference(losses[1], losses[2]) < EXACT and difference(losses[1], losses[3]) < EXACT
     assert losses[1][5] < losses[1][0]
@@ -44,21 +59,25 @@ def test_all_zero_stages_take_the_same_steps(uninterrupted: dict[int, tuple[list
 
 @pytest.mark.parametrize(("source", "target"), [(1, 1), (1, 2), (2, 3), (3, 1), (3, 3)])
 def test_training_goes_on_from_a_saved_state_under_any_zero_stage(
-    source: int, target: int, uninterrupted: dict[int, tuple[list[float], Checkpoint]]
+    source: int, target: int, engines: dict[int, Engine], uninterrupted: Runs
 ) -> None:
     losses, state = uninterrupted[source]
-    engine = make_engine(target)
+    engines[target].load(*state, num_steps=3)
+    assert difference(run(engines[target], 3, 6), losses[3:]) < EXACT
+
+
+def test_training_goes_on_from_a_saved_state_in_an_engine_that_has_not_made_a_step(uninterrupted: Runs) -> None:
+    losses, state = uninterrupted[1]
+    engine = make_engine(2)
     engine.load(*state, num_steps=3)
     assert difference(run(engine, 3, 6), losses[3:]) < EXACT
     engine.close()
 
 
 def test_a_saved_state_holds_everything_that_trains_whole_and_in_fp32(
-    uninterrupted: dict[int, tuple[list[float], Checkpoint]],
+    engines: dict[int, Engine], uninterrupted: Runs
 ) -> None:
-    engine = make_engine(1)
-    shapes = {name: parameter.shape for name, parameter in engine.trainable()}
-    engine.close()
+    shapes = {name: parameter.shape for name, parameter in engines[1].trainable()}
     assert any("lora_B" in name for name in shapes) and any("lm_head" in name for name in shapes)
     for _, (weights, moments) in uninterrupted.values():
         assert moments.keys() == set(MOMENTS)
@@ -69,45 +88,46 @@ def test_a_saved_state_holds_everything_that_trains_whole_and_in_fp32(
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_the_state_can_be_saved_before_the_first_step(zero_stage: int) -> None:
-    engine = make_engine(zero_stage)
-    weights, moments = checkpoint(engine)
+def test_the_state_can_be_saved_before_the_first_step(
+    zero_stage: int, engines: dict[int, Engine], beginning: dict[int, Checkpoint], uninterrupted: Runs
+) -> None:
+    weights, moments = beginning[zero_stage]
     assert all(tensor.abs().max() == 0 for state in moments.values() for tensor in state.values())
-    losses = run(engine, 0, 2)
-    engine.load(weights, moments, num_steps=0)
-    assert run(engine, 0, 2) == losses
-    engine.close()
+    engines[zero_stage].load(weights, moments, num_steps=0)
+    assert difference(run(engines[zero_stage], 0, 2), uninterrupted[zero_stage][0][:2]) < EXACT
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_a_loaded_state_is_what_is_evaluated_before_any_further_step(
-    zero_stage: int, uninterrupted: dict[int, tuple[list[float], Checkpoint]]
+    zero_stage: int, engines: dict[int, Engine], beginning: dict[int, Checkpoint], uninterrupted: Runs
 ) -> None:
-    _, state = uninterrupted[zero_stage]
-    engine = make_engine(zero_stage)
-    fresh = tiny.logits(engine.evaluation_model())
-    engine.load(*state, num_steps=3)
+    engine = engines[zero_stage]
+    engine.load(*uninterrupted[zero_stage][1], num_steps=3)
     loaded = tiny.logits(engine.evaluation_model())
+    engine.load(*beginning[zero_stage], num_steps=0)
+    fresh = tiny.logits(engine.evaluation_model())
     assert (loaded - fresh).abs().max() > 0.1
-    engine.close()
-    other = make_engine(1)
-    run(other, 0, 3)
-    assert (tiny.logits(other.evaluation_model()) - loaded).abs().max() < 1e-5
-    other.close()
+    engine.model.train()
+    run(engine, 0, 3)
+    assert (tiny.logits(engine.evaluation_model()) - loaded).abs().max() < 1e-5
+    engine.model.train()
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_frozen_tensors_do_not_move_and_a_moved_one_is_noticed(zero_stage: int) -> None:
-    engine = make_engine(zero_stage)
+def test_frozen_tensors_do_not_move_and_a_moved_one_is_noticed(zero_stage: int, engines: dict[int, Engine]) -> None:
+    engine = engines[zero_stage]
     before, num_tensors = engine.frozen_hash()
     assert num_tensors == 1 + 2 * 12  # the substrate and two blocks of twelve tensors
     run(engine, 0, 2)
     assert engine.frozen_hash() == (before, num_tensors)
     substrate = base_model(engine.model).model.embed_tokens.weight
     with engine.gathered([substrate], modify=True):
-        substrate.data[0, 0] += 1e-3
+        kept = float(substrate.data[0, 0])
+        substrate.data[0, 0] = kept + 1e-3
     assert engine.frozen_hash()[0] != before
-    engine.close()
+    with engine.gathered([substrate], modify=True):
+        substrate.data[0, 0] = kept
+    assert engine.frozen_hash()[0] == before
 
 
 def test_gradients_do_not_depend_on_how_a_batch_is_split() -> None:
@@ -159,23 +179,22 @@ def test_bf16_keeps_fp32_weights_to_go_on_from() -> None:
 
 
 def test_two_workers_take_the_steps_of_one_and_states_move_between_them(
-    tmp_path: Path, uninterrupted: dict[int, tuple[list[float], Checkpoint]]
+    tmp_path: Path, engines: dict[int, Engine], uninterrupted: Runs
 ) -> None:
     losses, state = uninterrupted[1]
     torch.save(state, tmp_path / "one-rank.pt")
-    started = time.monotonic()
-    torch.multiprocessing.spawn(two_ranks, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
-    print(f"two ranks: {time.monotonic() - started:.1f} s")
+    multiprocessing.set_forkserver_preload(["tests.train.engines"])  # imported once for both
+    arguments = (str(tmp_path / "store"), str(tmp_path))
+    torch.multiprocessing.start_processes(two_ranks, arguments, nprocs=2, start_method="forkserver")
     found = torch.load(tmp_path / "two-ranks.pt")
     assert found.pop("messages") == {"raised": "seen by rank 0. Restore it."}
     for zero_stage, (of_two, state_of_two, unmoved, continued) in found.items():
         assert difference(of_two, losses) < EXACT, f"{zero_stage}: two workers differ from one"
         assert difference(continued, losses[3:]) < EXACT, f"{zero_stage}: continued from the state of one worker"
         assert unmoved, f"{zero_stage}: a frozen tensor moved"
-        engine = make_engine(3 if zero_stage == "zero-1" else 1)
+        engine = engines[3 if zero_stage == "zero-1" else 1]
         engine.load(*state_of_two, num_steps=3)
         assert difference(run(engine, 3, 6), losses[3:]) < EXACT, f"{zero_stage}: continued by one worker"
-        engine.close()
 
 
 def test_parameters_are_grouped_by_learning_rate_and_weight_decay() -> None:
