@@ -21,7 +21,7 @@ SHORTEST_LABEL = 0.04  # share of the axis that a piece needs to be written into
 def scores_by_domain(scores: MergeScores, chosen: str, theme: Theme) -> Figure:
     """A panel for each domain, a row for each member and rule, the best member as a line."""
     names = list(scores.kinds)[::-1]
-    domains = [scores.main, *(domain for domain in scores.domains if domain != scores.main)]
+    domains = list(scores.domains)
     columns = min(4, len(domains))
     rows = -(-len(domains) // columns)
     height = 0.9 + rows * (0.9 + 0.27 * len(names))

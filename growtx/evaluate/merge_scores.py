@@ -65,7 +65,7 @@ class MergeScores:
 
     Attributes:
         kinds: what each name is, in the order of tables.
-        domains: measurements by domain.
+        domains: measurements by domain, the main one first.
         own: domains of text that each member was grown on.
         weights: member weights [T-1, N] over the first window of the main domain, by rule that looks at the text.
         notes: rules that were left out, with the reason.
@@ -148,7 +148,8 @@ def score_merge(
     kinds |= {name: "fitted rule" if name.endswith(" (fitted)") else "rule" for name in rules}
     domains: dict[str, Measured] = {}
     weights: dict[str, Floats] = {}
-    for domain, windows_WT in text.measured.items():
+    for domain in (text.main, *(other for other in text.measured if other != text.main)):
+        windows_WT = text.measured[domain]
         pieces: dict[str, list[Floats]] = {name: [] for name in kinds}
         for number, ids_BT in enumerate(torch.split(windows_WT, batch_size)):
             scores = score(ensemble, ids_BT, ids_BT, rules)
