@@ -13,16 +13,20 @@ import yaml
 
 from growtx.train.gauges import DESCRIPTIONS, TrainingGauges, gauge_name
 
-MONITORING = Path(__file__).parents[2] / "cluster" / "monitoring"
+PROJECT = Path(__file__).parents[2]
+MONITORING = PROJECT / "cluster" / "monitoring"
 DASHBOARDS = sorted((MONITORING / "dashboards").glob("*.json"))
 METRIC = re.compile(r"\bray_[a-z0-9_]+")
 
 
 def exported() -> set[str]:
-    """Names that Ray's own dashboards use, and ours."""
+    """Names that Ray's own dashboards use, those of a growth, and those of the endpoint."""
     panels = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
     by_ray = {name for path in panels.glob("*_panels.py") for name in METRIC.findall(path.read_text())}
-    return by_ray | {f"ray_{gauge_name(key)}" for key in DESCRIPTIONS}
+    by_growth = {f"ray_{gauge_name(key)}" for key in DESCRIPTIONS}
+    declared = re.findall(r'"(growtx_[a-z_]+)"', (PROJECT / "serve" / "metrics.py").read_text())
+    by_endpoint = {f"ray_{name}{suffix}" for name in declared for suffix in ("", "_bucket")}  # buckets of histograms
+    return by_ray | by_growth | by_endpoint
 
 
 def queries(dashboard: dict[str, Any]) -> list[str]:
