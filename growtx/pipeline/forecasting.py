@@ -40,7 +40,7 @@ def planned_architecture(config: RunConfig) -> GrowtxConfig:
         num_blocks=depth,
         final_num_blocks=depth,
         substrate_width=width,
-        expansion=config.substrate.layout if is_binary else "none",
+        expansion="none" if width == config.model.hidden_size else config.substrate.layout,
     )
 
 

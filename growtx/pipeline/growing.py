@@ -73,11 +73,11 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
             write_status(run, "running", prepared.job.num_stages)
             with clock("training"):
                 stopped = _train(prepared.job, console)
+        with clock("reporting"):
+            report = finish_run(run, finished=not stopped)
     except BaseException:
         write_status(run, "failed", prepared.job.num_stages if prepared else 0)
         raise
-    with clock("reporting"):
-        report = finish_run(run, finished=not stopped)
     write_status(run, "stopped" if stopped else "finished", prepared.job.num_stages)
     return GrowthResult(run.root, latest_manifest(run), report, stopped, clock.seconds)
 

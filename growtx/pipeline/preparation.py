@@ -27,6 +27,10 @@ from growtx.substrate.build import build_substrate
 from growtx.train.job import SubstrateRecord, TrainJob
 
 SUBSTRATE_FILE = "substrate.json"
+_SHAPE_KEYS = (
+    "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings", "rope_theta",
+    "layer_norm_eps", "lm_head_bias", "substrate_width", "substrate_expansion",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         found = substrate.substrate_fingerprint
         check_same("substrate", parent.substrate_fingerprint, found, f"parent={config.parent}")
     architecture = _architecture(config, run, substrate, tokenizer, stages[-1].num_blocks)
+    if parent is not None:
+        _check_shape(parent, architecture, str(config.parent))
     check_budget(architecture, stages, config.plan.budget)
     data = pack(config.data, tokenizer, context_length=config.model.context_length, cache_dir=cache_dir(config, run))
     weights = tuple(_expected_flops(config, architecture, stage) for stage in stages)
@@ -78,6 +84,17 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         resources=config.resources,
     )
     return Prepared(job, tokenizer, data)
+
+
+def _check_shape(parent: Manifest, architecture: GrowtxConfig, where: str) -> None:
+    """Blocks of another shape would load, or fail to, only on the workers."""
+    wanted = describe_model(architecture)
+    for key, value in parent.model.items():
+        if key in _SHAPE_KEYS and wanted[key] != value:
+            raise ConfigError(
+                f"parent={where} has {key}={value}, the configuration makes it {wanted[key]}",
+                "Give the `model` block the values of the parent's run.yaml",
+            )
 
 
 def cache_dir(config: JobConfig, run: Storage) -> str:

@@ -18,8 +18,11 @@ from growtx.train.settings import ResourcesConfig, TrainingConfig
 DEFAULT_PRESET = "demo"
 
 # What may differ between a run and its resumption: nothing that decides which numbers come out.
-_FREE_ON_RESUME = ("name", "resources", "cache_dir", "provenance")
-_FREE_TRAINING = ("zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile")
+_FREE_ON_RESUME = ("name", "description", "resources", "cache_dir", "provenance")
+_FREE_TRAINING = (
+    "zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile",
+    "activation_checkpointing", "prefix", "prefix_cache_gib",
+)  # fmt: skip
 
 
 class JobConfig(ConfigModel):

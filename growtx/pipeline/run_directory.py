@@ -13,15 +13,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from growtx import __version__
 from growtx.config import apply_overrides, build, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
 from growtx.pipeline.run_config import JobConfig, RunConfig, differing_keys
 from growtx.store.manifest import list_manifests
+from growtx.store.metrics_log import METRICS_FILE
 from growtx.store.runs import RUN_FILE, STATUS_FILE
 from growtx.store.storage import Storage
 
 Config = TypeVar("Config", bound=JobConfig)
-_PACKAGES = ("growtx", "torch", "ray", "deepspeed", "transformers", "tokenizers", "peft", "safetensors")
+_PACKAGES = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "peft", "safetensors")
 
 
 def default_run_dir(name: str) -> str:
@@ -36,17 +38,28 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
         ConfigError: it holds a run and `resume` is off, it holds another run, or there is nothing to resume.
     """
     storage = Storage(os.fspath(Path(run_dir).absolute()) if "://" not in run_dir else run_dir)
+    _release_if_nothing_trained(storage)
     if storage.exists(RUN_FILE):
         if not resume:
             raise ConfigError(
                 f"--run-dir {run_dir} already holds a run", "Add --resume to go on with it, or name another directory"
             )
         _check_same_run(run_dir, recorded_config(storage, type(config)), config)
-    elif resume:
+    elif resume and not storage.exists(STATUS_FILE):
         raise ConfigError(f"--resume: {run_dir} holds no run", "Check --run-dir, or start without --resume")
     resolved = config.model_copy(update={"provenance": provenance()})
     storage.write_text(RUN_FILE, to_yaml(resolved))
     return storage
+
+
+def _release_if_nothing_trained(storage: Storage) -> None:
+    """A run that failed before its first stage (a mistyped path, say) has nothing to keep: it may start anew."""
+    if not storage.exists(STATUS_FILE) or json.loads(storage.read_text(STATUS_FILE)).get("state") != "failed":
+        return
+    if not (list_manifests(storage) or storage.exists(METRICS_FILE)):
+        for name in (RUN_FILE, "substrate.json", "tokenizer"):
+            if storage.exists(name):
+                storage.remove(name)
 
 
 def recorded_config(storage: Storage, kind: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
@@ -86,7 +99,7 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {"growtx": __version__, **{name: version(name) for name in _PACKAGES}},
     }
 
 

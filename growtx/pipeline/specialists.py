@@ -73,7 +73,7 @@ def grow_specialists(
             console.print(_task_table(tasks))
             result = train_together(tasks, retries=config.retries, console=console)
         for task in tasks:
-            _finish(task, stopped=result.stopped or task.name in result.failed)
+            _finish(task, has_failed=task.name in result.failed)
         if result.failed:
             raise _failure(result.failed)
         merges = () if result.stopped else merge_all(config, run, tasks)
@@ -160,12 +160,13 @@ def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepare
     return prepared
 
 
-def _finish(task: TrainTask, *, stopped: bool) -> None:
+def _finish(task: TrainTask, *, has_failed: bool) -> None:
     """Leave the specialist's model directory, report and status."""
     job = task.jobs[-1]
     run = Storage(job.run_dir)
     finish_run(run, finished=task.is_finished)
-    write_status(run, "finished" if task.is_finished else "stopped" if stopped else "failed", job.num_stages)
+    state = "finished" if task.is_finished else "failed" if has_failed else "stopped"
+    write_status(run, state, job.num_stages)
 
 
 def _failure(failed: Mapping[str, Exception]) -> TrainingError:

@@ -120,7 +120,7 @@ def substrate_fingerprint(recipe: dict[str, Any], weight: NDArray[np.float32]) -
 def _finish(recipe: dict[str, Any], weight: NDArray[np.float32]) -> Substrate:
     return Substrate(
         weight=torch.from_numpy(weight),
-        expansion=recipe.get("layout", "none"),
+        expansion="none" if weight.shape[1] == recipe["hidden_size"] else recipe.get("layout", "none"),
         recipe=recipe,
         fingerprint=substrate_fingerprint(recipe, weight),
         trainable=recipe["kind"] == "learned",

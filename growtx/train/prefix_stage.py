@@ -26,13 +26,13 @@ def use_prefix_cache(
         ConfigError: a cache is asked for where the prefix does not stay the same.
     """
     settings = job.training
-    if stage.lora is not None:
+    if stage.lora is not None or stage.train_substrate:
         if settings.prefix == "cache":
             raise ConfigError(
-                f"training.prefix=cache: stage {stage.index} adapts the prefix with LoRA, so its activations change",
+                f"training.prefix=cache: stage {stage.index} changes what its prefix computes (LoRA or substrate)",
                 "Use training.prefix=auto",
             )
-        return PrefixPlan("recompute", "LoRA adapts the prefix", 0.0, 0.0, 0)
+        return PrefixPlan("recompute", "the prefix changes in this stage", 0.0, 0.0, 0)
     dtype = torch.bfloat16 if use_bf16(settings) else torch.float32
     config = job.model_at(stage.num_blocks)
     cache = PrefixCache(

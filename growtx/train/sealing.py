@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from growtx import __version__
 from growtx.exceptions import TrainingError
 from growtx.growth.assembly import (
     HEAD_PREFIXES,
@@ -53,6 +55,11 @@ def seal(run: StageRun, ended_by: str) -> Manifest:
             "This must not happen: please report it with the run's configuration",
         )
     scores = run.evaluate("end")
+    if not math.isfinite(scores[""].loss):
+        raise TrainingError(
+            f"the held-out loss of stage {run.stage.index} ({run.stage.name}) is not finite; nothing of it was stored",
+            "Lower train.learning_rate",
+        )
     probe_BT, logits_BTV = _probe(run)
     trained = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in run.engine.trainable_state().items()}
     frozen = FrozenCheck(num_tensors=num_tensors, before=run.frozen_before, after=after)
@@ -143,7 +150,8 @@ def _manifest(
         metrics=metrics,
         versions={
             "python": platform.python_version(),
-            **{name: version(name) for name in ("growtx", "torch", "ray", "deepspeed", "transformers", "peft")},
+            "growtx": __version__,
+            **{name: version(name) for name in ("torch", "ray", "deepspeed", "transformers", "peft")},
         },
     )
 
@@ -165,7 +173,7 @@ def _difference(model: GrowtxForCausalLM, probe_BT: torch.Tensor, logits_BTV: to
 
 
 def _check_difference(run: StageRun, difference: float) -> None:
-    if difference > MERGE_TOLERANCE:
+    if not difference <= MERGE_TOLERANCE:  # also when it is not a number
         raise TrainingError(
             f"stage {run.stage.index}: the stored model's logits differ by {difference:.2g} from the trained one's",
             "Lower the adapters' alpha or rank; the stage before is kept",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,9 @@ class EvaluationConfig(ConfigModel):
     every_steps: int | None = Field(
         None, ge=1, description="optimizer steps between evaluations; null: none in between"
     )
-    prompts: tuple[str, ...] = Field((), description="prompts of the samples; empty: beginnings of held-out windows")
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="prompts of the samples; empty: beginnings of held-out windows"
+    )
     num_samples: int = Field(3, ge=0, description="samples generated at the end of a stage, without `prompts`")
     sample_tokens: int = Field(48, ge=1)
     temperature: float = Field(0.7, ge=0, description="of the samples; 0: greedy")

@@ -126,16 +126,16 @@ class StageRun:
             steps_in_window += 1
             self.position.seconds += time.monotonic() - started
             self._post()  # in every step, because the answer may be a request to stop
-            if self._is_due(self.settings.log_every_steps):
+            if self._is_due(self.settings.log_every_steps) or self.position.step >= self.num_steps:
                 self._log(window, (time.monotonic() - last_log) / steps_in_window)
                 window, steps_in_window = torch.zeros(2, dtype=torch.float64), 0
-            stop, save, _ = any_rank(self._flags(last_save))
+            self._evaluate_if_due()
+            stop, save = any_rank(self._flags(last_save))
             if save or stop:
                 self.save()
                 last_save = time.monotonic()
             if stop:
                 raise StopRequested
-            self._evaluate_if_due()
             if steps_in_window == 0:
                 last_log = time.monotonic()
             ended_by = self._end()
@@ -160,7 +160,7 @@ class StageRun:
         if rank() == 0 and checkpoint.every_seconds is not None:
             due = due or time.monotonic() - last_save >= checkpoint.every_seconds
         at_end = self.position.step >= self.num_steps  # the stage is about to be sealed, which is better
-        return [self.context.poster.stop_requested, due and not at_end, False]
+        return [self.context.poster.stop_requested, due and not at_end]
 
     def _end(self) -> str | None:
         train = self.stage.train
@@ -270,7 +270,11 @@ class StageRun:
         directory, info = found
         weights, moments = read_checkpoint(self.store.storage, directory)
         self.engine.load(weights, moments, info.step)
-        assert info.frozen_before == self.frozen_before, "frozen tensors differ from those of the checkpoint"
+        if info.frozen_before != self.frozen_before:
+            raise TrainingError(
+                f"checkpoint {directory}: its frozen tensors are not the ones of this machine",
+                f"Delete {directory} to repeat the stage from its start",
+            )
         self.position = Position(
             step=info.step,
             seconds=info.seconds,

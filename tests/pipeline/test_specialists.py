@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from growtx.pipeline.specialists import TUNED_DIR, grow_specialists, merge_all, 
 from growtx.pipeline.specialists_config import SpecialistsConfig
 from growtx.pipeline.specialists_training import TogetherResult, TrainTask
 from growtx.store.blobs import BlobStore
+from growtx.store.manifest import latest_manifest
 from growtx.store.storage import Storage
 from growtx.train.job import TrainJob
 from tests import tiny
@@ -41,10 +43,7 @@ def config(directory: Path, **changes: Any) -> SpecialistsConfig:
 def trained(job: TrainJob) -> None:
     """Seal every stage of a job as training would, without training."""
     store = BlobStore(job.run_dir)
-    before = None
     for stage in job.stages:
-        from growtx.store.manifest import latest_manifest
-
         before = latest_manifest(store.storage)
         if before is None or before.index < stage.index:
             tiny.write_stage(store, stage, job.model_at(stage.num_blocks), job.substrate.blob, before)
@@ -125,8 +124,6 @@ def test_specialists_share_the_blobs_of_a_common_parent(tmp_path: Path) -> None:
         (stage,) = task.jobs[0].stages
         assert (stage.index, stage.num_blocks_before, stage.num_blocks) == (3, 2, 3)
         trained(task.jobs[0])
-    from growtx.store.manifest import latest_manifest
-
     last = [latest_manifest(Storage(task.jobs[0].run_dir)) for task in tasks]
     assert last[0] is not None and last[1] is not None and last[0].blocks[:2] == last[1].blocks[:2]
 
@@ -158,6 +155,9 @@ def test_a_failure_is_reported_and_what_is_finished_stays(
     with pytest.raises(TrainingError, match=r"two failed \(two: the loss is not finite\)\. The others are finished"):
         grow_specialists(config(tmp_path), str(tmp_path / "run"), console=quiet())
     assert (tmp_path / "run/specialists/one/model/config.json").exists() and not (tmp_path / "run/ensemble").exists()
+    home = tmp_path / "run/specialists"
+    states = {name: json.loads((home / name / "status.json").read_text()) for name in ("one", "two")}
+    assert {name: status["state"] for name, status in states.items()} == {"one": "finished", "two": "failed"}
     monkeypatch.setattr(specialists, "train_together", succeed)
     grow_specialists(config(tmp_path), str(tmp_path / "run"), resume=True, console=quiet())
     assert without_cluster == ["one", "two"]
