@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -67,9 +68,7 @@ class Timings:
     seconds: float = 0.0
 
     def row(self, system: str, num_clients: int, bound: float) -> Row:
-        gaps = sorted(
-            after - before for times in self.arrivals for before, after in zip(times, times[1:], strict=False)
-        )
+        gaps = sorted(after - before for times in self.arrivals for before, after in pairwise(times))
         return Row(
             system,
             num_clients,
@@ -123,7 +122,7 @@ def random_ensemble(
     torch.manual_seed(0)
     shape = {"hidden_size": hidden_size, "num_hidden_layers": num_blocks, "num_attention_heads": num_heads}
     sizes = {"vocab_size": max(vocab_size, len(tokenizer)), "max_position_embeddings": context_length}
-    members = {}
+    members: dict[str, GrowtxForCausalLM] = {}
     for index in range(num_members):
         model = GrowtxForCausalLM(GrowtxConfig(**shape, **sizes)).eval()
         if members:
@@ -196,7 +195,7 @@ class Hardware:
         numbers = [p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name]
         weight_bytes, num_weights = sum(numbers) * model.dtype.itemsize, sum(numbers)
         step_seconds = max(weight_bytes / self.bytes_per_second, 2 * num_weights * num_clients / self.flops_per_second)
-        return num_clients / step_seconds
+        return float(num_clients / step_seconds)
 
 
 def _best_seconds(work: Callable[[], object]) -> float:

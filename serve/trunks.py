@@ -66,7 +66,7 @@ class WideTrunk(Trunk):
         ensemble.set_rule("mean")  # `to_wide` folds a linear rule into the head, which is not used here
         wide = to_wide(ensemble)
         ensemble.set_rule(own)
-        wide.lm_head = nn.Identity()  # its "logits" are the members' states side by side
+        wide.set_submodule("lm_head", nn.Identity())  # its "logits" are the members' states side by side
         super().__init__(wide)
         self.rules, self.constants = rules, constants
         self.members = tuple(ensemble.config.member_names or ())

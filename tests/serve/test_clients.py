@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from serve.api import create_app
 from serve.backend import Engines
+from serve.protocol import CompletionRequest
 from serve.settings import ServeSettings, parse_settings
 from tests.serve.conftest import make_ensemble
 from tests.serve.local_server import serving
@@ -123,10 +124,7 @@ def garbage(generator: random.Random) -> bytes:
     return json.dumps(valid).encode("utf-8", "surrogatepass")
 
 
-FIELDS = (
-    "model prompt max_tokens temperature top_p n seed stream stop logprobs echo growtx user best_of suffix logit_bias "
-    "stream_options presence_penalty x"
-).split()
+FIELDS = [*CompletionRequest.model_fields, "x"]
 
 
 def value(generator: random.Random, depth: int = 0) -> Any:

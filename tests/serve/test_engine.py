@@ -10,6 +10,7 @@ import torch
 
 from serve.engine import Engine
 from serve.requests import Generation, OverloadedError, Sampling
+from serve.trunks import FlatTrunk, WideTrunk
 from tests.serve.conftest import collect, complete, make_ensemble, make_model
 
 StartEngine = Callable[..., Engine]
@@ -43,6 +44,23 @@ def test_tokens_are_the_same_alone_in_a_batch_and_in_another_engine(
     other = start_engine(make_ensemble(tokenizer, "posterior"))
     assert asyncio.run(everything(other, 16)) == together[:16]
     assert len({tuple(tokens) for tokens in together}) > 24
+
+
+def test_members_at_once_give_the_tokens_of_one_after_the_other(
+    tokenizer: Any, engine: Engine, start_engine: StartEngine
+) -> None:
+    async def everything(engine: Engine) -> list[list[int]]:
+        prompts = enumerate(PROMPTS[:8])
+        return await asyncio.gather(
+            *(complete(engine, prompt, 12, seed=index, rule="mixture") for index, prompt in prompts)
+        )
+
+    wide = start_engine(make_ensemble(tokenizer, "mean"))
+    assert isinstance(wide.decoder.trunk, WideTrunk)
+    assert isinstance(engine.decoder.trunk, FlatTrunk)
+    together = asyncio.run(everything(wide))
+    assert together == asyncio.run(everything(engine))
+    assert asyncio.run(complete(wide, PROMPTS[5], 12, seed=5, rule="mixture")) == together[5]
 
 
 def test_going_on_after_some_tokens_gives_the_rest(engine: Engine) -> None:
