@@ -25,6 +25,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", help="directory of the JSON lines that growtx's own tasks read")
     parser.add_argument("--texts", action="append", metavar="GLOB", help="files for bits_per_byte")
     parser.add_argument("--limit", type=int, help="questions per task (default: all)")
+    parser.add_argument(
+        "--control", metavar="PATH", help="a control (monolithic run) whose scores stand in the same figures"
+    )
     parser.add_argument("--maps", action="store_true", help="also t-SNE maps of the substrate and of every layer")
     parser.add_argument("--out", help="where the page of several models goes (default: runs/comparison-TIME)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="num_runs=10, temperature=1.0, seed=0, ...")
@@ -52,6 +55,9 @@ def main() -> int:
                 limit=arguments.limit,
             )
             evaluations[path] = evaluate_path(path, config, depths=arguments.depths, command=command)
+            if arguments.control:
+                control = evaluate_path(arguments.control, config, depths="all")
+                evaluations[path] = evaluations[path].beside(control, "control")
             if arguments.maps:
                 map_path(path)
             print(f"report: {publish(path, evaluations[path])}")

@@ -75,7 +75,7 @@ def models_compared(found: Found, theme: Theme) -> Figure:
 
 def _deepest(evaluation: Evaluation) -> dict[tuple[str, str], Score]:
     best: dict[tuple[str, str], Score] = {}
-    for score in sorted(whole_tasks(evaluation.scores), key=lambda score: score.depth):
+    for score in sorted(whole_tasks(evaluation.own_scores), key=lambda score: score.depth):
         best[score.task, score.protocol] = score
     return best
 

@@ -23,21 +23,21 @@ def short_name(task: str) -> str:
 
 
 def whole_tasks(scores: Iterable[Score]) -> list[Score]:
-    """Scores of tasks as a whole: one for each task, protocol and depth, by the leading metric."""
-    leading: dict[tuple[str, str, int], Score] = {}
+    """Scores of tasks as a whole: one for each task, protocol, model and depth, by the leading metric."""
+    leading: dict[tuple[str, str, str, int], Score] = {}
     for score in scores:
         if not score.group and score.protocol != "compression":
-            key = (score.task, score.protocol, score.depth)
+            key = (score.task, score.protocol, score.variant, score.depth)
             if key not in leading or _rank(score.metric) < _rank(leading[key].metric):
                 leading[key] = score
     return list(leading.values())
 
 
 def subject_scores(scores: Iterable[Score]) -> dict[str, list[Score]]:
-    """Scores of parts by task, leading metric only; tasks without parts are left out."""
+    """Scores of the model's parts by task, leading metric only; tasks without parts are left out."""
     by_task: dict[str, list[Score]] = {}
     for score in scores:
-        if score.group and score.protocol != "compression":
+        if score.group and score.protocol != "compression" and not score.variant:
             by_task.setdefault(score.task, []).append(score)
     return {
         task: [score for score in members if score.metric == min((m.metric for m in members), key=_rank)]
@@ -49,19 +49,24 @@ def compression_scores(scores: Iterable[Score]) -> list[Score]:
     return [score for score in scores if score.protocol == "compression"]
 
 
+def series(score: Score, name: str) -> str:
+    """A line's label: of the model itself just `name`."""
+    return f"{name}, {score.variant}" if score.variant else name
+
+
 def benchmarks_against_depth(evaluation: Evaluation, theme: Theme) -> Figure:
-    """A panel for each task: score with its 95 % interval at every depth, chance as a line."""
+    """A panel for each task: score with its 95 % interval at every depth, a line for each protocol and model."""
     scores = whole_tasks(evaluation.scores)
     tasks = list(dict.fromkeys(score.task for score in scores))
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure, panels = new_figure(theme, columns=columns, panels=len(tasks), height=0.5 + 2.5 * rows)
-    protocols = list(dict.fromkeys(score.protocol for score in scores))
+    labels = list(dict.fromkeys(series(score, score.protocol) for score in scores))
     for axes, task in zip(panels, tasks, strict=True):
         members = [score for score in scores if score.task == task]
-        for protocol in dict.fromkeys(score.protocol for score in members):
-            style = protocols.index(protocol)
-            _line(axes, [s for s in members if s.protocol == protocol], theme, style, label=protocol, percent=True)
+        for number, label in enumerate(labels):
+            line = [score for score in members if series(score, score.protocol) == label]
+            _line(axes, line, theme, number, label=label, percent=True)
         _baseline_lines(axes, members, theme)
         _depth_axis(axes, evaluation.depths)
         axes.set_ylim(bottom=0)
@@ -115,8 +120,8 @@ def compression_against_depth(evaluation: Evaluation, theme: Theme) -> Figure:
     """Bits per byte of every group of text, with intervals."""
     scores = compression_scores(evaluation.scores)
     figure, (axes,) = new_figure(theme)
-    for number, group in enumerate(dict.fromkeys(score.group for score in scores)):
-        _line(axes, [score for score in scores if score.group == group], theme, number, label=group)
+    for number, label in enumerate(dict.fromkeys(series(score, score.group) for score in scores)):
+        _line(axes, [score for score in scores if series(score, score.group) == label], theme, number, label=label)
     _depth_axis(axes, evaluation.depths)
     label_axes(axes, x="blocks", y="bits per byte")
     axes.legend(loc="best")
@@ -137,6 +142,8 @@ def _baseline_lines(axes: Axes, scores: Sequence[Score], theme: Theme) -> None:
 
 
 def _line(axes: Axes, scores: list[Score], theme: Theme, number: int, *, label: str, percent: bool = False) -> None:
+    if not scores:
+        return
     scores = sorted(scores, key=lambda score: score.depth)
     values, errors = with_errors(scores, percent=percent)
     style: dict[str, Any] = {

@@ -54,7 +54,8 @@ def evaluation_sections(evaluation: Evaluation, storage: Storage) -> Iterator[Se
     if evaluation.overlaps:
         yield Section(
             "Overlap with the training text",
-            "Questions that share a run of words with the training text may have been learned by heart.",
+            f"Questions that share a run of {evaluation.overlaps[0].ngram} words with the training text may have been "
+            "learned by heart.",
             table=_overlap_table(evaluation),
         )
     if evaluation.notes:
@@ -83,15 +84,17 @@ def bracketed(score: Score, *, scale: float = 100, digits: int = 1) -> str:
 
 def _task_table(scores: list[Score], depths: list[int]) -> Table:
     rows = []
-    for task, protocol, metric in dict.fromkeys((s.task, s.protocol, s.metric) for s in scores):
-        members = {s.depth: s for s in scores if (s.task, s.protocol, s.metric) == (task, protocol, metric)}
+    lines: dict[tuple[str, str], dict[int, Score]] = {}
+    for score in scores:
+        what = figures.series(score, f"{score.metric}, {score.protocol}")
+        lines.setdefault((figures.short_name(score.task), what), {})[score.depth] = score
+    for (task, what), members in lines.items():
         last = members[max(members)]
         by_depth = [bracketed(members[depth]) if depth in members else fmt.MISSING for depth in depths]
         baselines = [fmt.percent(value) for value in (last.chance, last.majority, last.shortest)]
         trouble = [fmt.percent(last.format_failures), fmt.percent(last.truncated)]
         sigma = f", σ {100 * last.sigma:.1f}" if last.sigma is not None else ""
-        what = [figures.short_name(task), f"{metric}, {protocol}{sigma}"]
-        rows.append([*what, *by_depth, str(last.num_items), *baselines, *trouble])
+        rows.append([task, what + sigma, *by_depth, str(last.num_items), *baselines, *trouble])
     headers = [
         "task",
         "score",
@@ -142,25 +145,22 @@ def _depth_headers(depths: list[int]) -> list[str]:
 def _compression_table(evaluation: Evaluation) -> Table:
     scores = figures.compression_scores(evaluation.scores)
     rows = []
-    for group in dict.fromkeys(score.group for score in scores):
-        at = {score.depth: score for score in scores if score.group == group}
+    for group in dict.fromkeys(figures.series(score, score.group) for score in scores):
+        at = {score.depth: score for score in scores if figures.series(score, score.group) == group}
         by_depth = [bracketed(at[d], scale=1, digits=3) if d in at else fmt.MISSING for d in evaluation.depths]
         rows.append([group, *by_depth, str(at[max(at)].num_items)])
     return Table(["text", *_depth_headers(evaluation.depths), "documents"], rows)
 
 
 def _overlap_table(evaluation: Evaluation) -> Table:
-    rows = [
-        [
-            figures.short_name(overlap.task),
-            f"{overlap.ngram} words",
-            str(overlap.num_items),
-            str(overlap.num_overlapping),
-            fmt.percent(overlap.num_overlapping / overlap.num_items),
-        ]
-        for overlap in evaluation.overlaps
-    ]
-    return Table(["task", "run of", "questions", "of them in the training text", "share"], rows)
+    rows = []
+    for overlap in evaluation.overlaps:
+        judged = overlap.num_items - overlap.num_too_short
+        counts = [overlap.num_items, overlap.num_too_short, overlap.num_overlapping, overlap.num_contained]
+        share = fmt.percent(overlap.num_overlapping / judged, 2) if judged else fmt.MISSING
+        rows.append([figures.short_name(overlap.task), *map(str, counts), share])
+    headers = ["task", "questions", "too short to tell", "sharing a run", "mostly contained", "share of those told"]
+    return Table(headers, rows)
 
 
 def _command_words(evaluation: Evaluation) -> str:

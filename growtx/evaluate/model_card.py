@@ -164,9 +164,9 @@ def _results(run: RunRecord, evaluation: Evaluation | None) -> str:
 
 def _final_scores(evaluation: Evaluation | None) -> list[Score]:
     """Whole tasks at the greatest evaluated depth."""
-    if evaluation is None or not evaluation.scores:
-        return []
-    return [score for score in whole_tasks(evaluation.scores) if score.depth == evaluation.depths[-1]]
+    scores = evaluation.own_scores if evaluation else []
+    deepest = max((score.depth for score in scores), default=0)
+    return [score for score in whole_tasks(scores) if score.depth == deepest]
 
 
 def _limits(run: RunRecord) -> str:

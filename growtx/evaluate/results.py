@@ -28,6 +28,7 @@ class Score(_Record):
     protocol: Protocol
     depth: int = Field(description="blocks of the model")
     group: str = Field("", description="subject, language or source that this is a part of; empty: the whole task")
+    variant: str = Field("", description="a model shown beside this one, such as its control; empty: the model itself")
     value: float
     low: float | None
     high: float | None
@@ -45,9 +46,9 @@ class Score(_Record):
         return Interval(self.value, self.low, self.high)
 
     @property
-    def key(self) -> tuple[str, str, str, int, str]:
+    def key(self) -> tuple[str, str, str, int, str, str]:
         """What a later measurement of the same thing replaces."""
-        return (self.task, self.metric, self.protocol, self.depth, self.group)
+        return (self.task, self.metric, self.protocol, self.depth, self.group, self.variant)
 
 
 class Overlap(_Record):
@@ -56,7 +57,9 @@ class Overlap(_Record):
     task: str
     ngram: int
     num_items: int
-    num_overlapping: int
+    num_too_short: int = Field(description="questions of too few words to tell")
+    num_overlapping: int = Field(description="with at least one n-gram in the training text")
+    num_contained: int = Field(description="with most of their n-grams there")
 
 
 class Evaluation(_Record):
@@ -74,6 +77,16 @@ class Evaluation(_Record):
         scores = {score.key: score for score in (*self.scores, *newer.scores)}
         overlaps = {(overlap.task, overlap.ngram): overlap for overlap in (*self.overlaps, *newer.overlaps)}
         return newer.model_copy(update={"scores": tuple(scores.values()), "overlaps": tuple(overlaps.values())})
+
+    def beside(self, other: Evaluation, variant: str) -> Evaluation:
+        """This evaluation with the scores of another model added under a name."""
+        named = tuple(score.model_copy(update={"variant": variant}) for score in other.scores if not score.variant)
+        return self.model_copy(update={"scores": (*self.scores, *named), "notes": (*self.notes, *other.notes)})
+
+    @property
+    def own_scores(self) -> list[Score]:
+        """Scores of the model itself."""
+        return [score for score in self.scores if not score.variant]
 
     @property
     def depths(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from growtx.evaluate.plot_style import Draw, Theme
 from growtx.store.manifest import BlockRef, FrozenCheck, Manifest, write_manifest
 from growtx.store.storage import Storage
 
@@ -129,6 +131,19 @@ def make_run(tmp_path: Path) -> MakeRun:
 def run_dir(make_run: MakeRun) -> Path:
     """A finished run of four stages."""
     return make_run()
+
+
+@pytest.fixture
+def rough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is drawn, but in a few pixels and without the layout that takes most of the time."""
+
+    def draw_roughly(draw: Draw, theme: Theme) -> bytes:
+        figure, buffer = draw(theme), io.BytesIO()
+        figure.set_layout_engine("none")
+        figure.savefig(buffer, format="png", dpi=8)
+        return buffer.getvalue()
+
+    monkeypatch.setattr("growtx.evaluate.plot_style._png", draw_roughly)
 
 
 TEXTS = [

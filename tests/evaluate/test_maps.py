@@ -71,7 +71,7 @@ def test_tokens_are_sorted_by_what_they_look_like(surface: str, kind: str) -> No
     assert kind_of(surface) == kind
 
 
-def test_maps_are_kept_and_shown_in_the_report(run_dir: Path, model: Any, tokenizer: Any) -> None:
+def test_maps_are_kept_and_shown_in_the_report(run_dir: Path, model: Any, tokenizer: Any, rough: None) -> None:
     maps = make_maps(model, tokenizer, groups=GROUPS)
     storage = Storage(run_dir)
     save_maps(storage, maps)

@@ -1,32 +1,14 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from growtx.evaluate.plot_style import Draw, Theme
 from growtx.evaluate.report import frozen_problems, headline, write_report
 from growtx.evaluate.run_record import read_run
 from growtx.store.storage import Storage
-
-
-@pytest.fixture
-def rough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is drawn, but in a few pixels and without the layout that takes most of the time."""
-
-    def draw_roughly(draw: Draw, theme: Theme) -> bytes:
-        figure, buffer = draw(theme), io.BytesIO()
-        figure.set_layout_engine("none")
-        figure.savefig(buffer, format="png", dpi=8)
-        return buffer.getvalue()
-
-    monkeypatch.setattr("growtx.evaluate.plot_style._png", draw_roughly)
-
 
 PLOTS = {"loss_against_tokens", "bits_per_byte_against_depth", "parameters_against_depth", "speed_and_memory"}
 MakeRun = Callable[..., Path]

@@ -26,7 +26,7 @@ def test_measuring_again_replaces_and_adds(tmp_path: Path) -> None:
 
 
 def test_overlaps_are_kept(tmp_path: Path) -> None:
-    overlap = Overlap(task="mmlu", ngram=8, num_items=10, num_overlapping=1)
+    overlap = Overlap(task="mmlu", ngram=13, num_items=10, num_too_short=2, num_overlapping=1, num_contained=0)
     save_evaluation(Storage(tmp_path), Evaluation(model="run", overlaps=(overlap,)))
     together = save_evaluation(Storage(tmp_path), Evaluation(model="run"))
     assert together.overlaps == (overlap,)
@@ -38,3 +38,12 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     storage.write_text("evaluation.json", '{"model": 1}')
     with pytest.raises(StoreError, match=r"evaluation\.json is damaged"):
         read_evaluation(storage)
+
+
+def test_a_control_stands_beside_the_model_and_is_not_mistaken_for_it(tmp_path: Path) -> None:
+    both = Evaluation(model="run", scores=(score(),)).beside(
+        Evaluation(model="mono", scores=(score(value=0.4),)), "control"
+    )
+    found = save_evaluation(Storage(tmp_path), both)
+    assert [(s.variant, s.value) for s in found.scores] == [("", 0.25), ("control", 0.4)]
+    assert [s.value for s in found.own_scores] == [0.25]
