@@ -59,6 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--data", action="append", default=[], metavar="FILES", help="text to measure on, not held-out")
     merge.add_argument("--set", action="append", default=[], metavar="key=value", help="such as num_windows=128")
 
+    substrate = _add(commands, "substrate", _substrate_report, "build a substrate and report what it is like")
+    substrate.add_argument("action", choices=["report"])
+    substrate.add_argument(
+        "--vocabulary", default="unicode-2-3", help="unicode-2-3, unicode-max, or a tokenizer's directory"
+    )
+    substrate.add_argument("--kind", default="glyph", choices=["glyph", "glyph+code", "binary", "learned"])
+    substrate.add_argument("--font", help="font file (default: GNU Unifont, else the packaged font)")
+    substrate.add_argument("--hidden-size", type=int, default=1024)
+    substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
+    substrate.add_argument("--out", help="folder for report.json and pictures (default: runs/substrate-KIND)")
+
     plan = _add(commands, "plan", _plan, "forecast the stages of a plan: parameters, FLOPs and bytes, before it runs")
     plan.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
     plan.add_argument("overrides", nargs="*", metavar="section.key=value")
@@ -177,6 +188,28 @@ def _merge(arguments: argparse.Namespace) -> int:
     manifest = named_members(arguments.out, arguments.paths, rule=config.rule, without=arguments.without)
     result = merge(manifest, arguments.out, config, texts=arguments.data)
     print(result.verdict.sentence(), f"report: {result.report}", sep="\n")
+    return 0
+
+
+def _substrate_report(arguments: argparse.Namespace) -> int:
+    from growtx.config import build
+    from growtx.data.tokenizer import PUBLISHED_SIZES, TokenizerConfig, build_tokenizer, token_surfaces
+    from growtx.substrate.build import SubstrateConfig
+    from growtx.substrate.report import as_text, substrate_report
+
+    name = arguments.vocabulary
+    family = {"family": name} if name in PUBLISHED_SIZES else {"family": "surface", "path": name}
+    settings = {"kind": arguments.kind, "font": arguments.font, "cell_pixels": arguments.cell_pixels}
+    out_dir = arguments.out or f"runs/substrate-{arguments.kind}"
+    report = substrate_report(
+        token_surfaces(build_tokenizer(build(TokenizerConfig, family))),
+        build(SubstrateConfig, settings),
+        hidden_size=arguments.hidden_size,
+        vocabulary=name,
+        out_dir=out_dir,
+    )
+    print(as_text(report))
+    print(f"pictures and report.json: {out_dir}")
     return 0
 
 

@@ -2,12 +2,18 @@
 
 python rayjobs/benchmark.py growth                 a stage's step against the monolithic one, over the depth
 python rayjobs/benchmark.py growth --depths 2,12 --rounds 15
+python rayjobs/benchmark.py substrate              building 65,536 x 1024, against the plain procedure
+python rayjobs/benchmark.py tokenizers --texts 'texts/*.parquet'
+python rayjobs/benchmark.py serving                an ensemble at 1, 8 and 32 clients against the naive loop
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from growtx.command import run_command
 from growtx.exceptions import ConfigError
@@ -20,38 +26,129 @@ def main() -> int:
     growth.add_argument("--depths", default="2,4,8,12", help="comma-separated")
     growth.add_argument("--rounds", type=int, default=7)
     growth.set_defaults(run=_growth)
+    substrate = benchmarks.add_parser("substrate", help="time and memory of building a substrate")
+    substrate.add_argument("--vocabulary", default="unicode-2-3", choices=["unicode-2-3", "unicode-max"])
+    substrate.add_argument("--hidden-size", type=int, default=1024)
+    substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
+    substrate.set_defaults(run=_substrate)
+    tokenizers = benchmarks.add_parser("tokenizers", help="speed and density of tokenizers on the same text")
+    tokenizers.add_argument("--texts", required=True, help="glob of files; their column `lang` names the language")
+    tokenizers.set_defaults(run=_tokenizers)
+    serving = benchmarks.add_parser("serving", help="tokens per second and latencies of an ensemble")
+    serving.set_defaults(run=_serving)
     arguments = parser.parse_args()
     return int(arguments.run(arguments))
 
 
-def _growth(arguments: argparse.Namespace) -> int:
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:,.3g}" for value in row))
+    Console().print(table)
+
+
+def _growth(arguments: argparse.Namespace) -> int:
     from growtx.train.benchmark import Shape, peak_memory, step_ratios
 
     try:
         depths = [int(depth) for depth in arguments.depths.split(",")]
     except ValueError as error:
         raise ConfigError(f"--depths {arguments.depths}: not numbers", "Write them as 2,4,8,12") from error
-    shape, console = Shape(), Console()
-    table = Table(title=f"Step time, one thread, {shape}", title_justify="left")
-    for column in ("depth", "way", "ms / step", "of monolithic", "FLOP bound", "of the bound"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    for row in step_ratios(shape, depths, rounds=arguments.rounds):
-        above = row.ratio / row.bound
-        ms = f"{row.seconds * 1e3:.1f}"
-        table.add_row(str(row.depth), row.way, ms, f"{row.ratio:.3f}", f"{row.bound:.3f}", f"{above:.2f} x")
-    console.print(table)
-    table = Table(title="Peak memory above an empty worker's", title_justify="left")
-    for column in ("depth", "way", "MiB", "frozen weights, MiB"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    for depth in (depths[0], depths[-1]):
-        for way in ("monolithic", "recompute", "cache"):
-            memory = peak_memory(shape, depth, way)
-            mib = f"{memory.peak_bytes / 2**20:.0f}"
-            table.add_row(str(depth), way, mib, f"{memory.frozen_bytes / 2**20:.0f}")
-    console.print(table)
+    shape = Shape()
+    _print_table(
+        f"Step time, one thread, {shape}",
+        ("way", "depth", "ms / step", "of monolithic", "FLOP bound", "x bound"),
+        (
+            (row.way, str(row.depth), row.seconds * 1e3, row.ratio, row.bound, row.ratio / row.bound)
+            for row in step_ratios(shape, depths, rounds=arguments.rounds)
+        ),
+    )
+    memory = [
+        peak_memory(shape, depth, way)
+        for depth in (depths[0], depths[-1])
+        for way in ("monolithic", "recompute", "cache")
+    ]
+    _print_table(
+        "Peak memory above an empty worker's, MiB",
+        ("way", "depth", "peak", "frozen weights"),
+        ((row.way, str(row.depth), row.peak_bytes / 2**20, row.frozen_bytes / 2**20) for row in memory),
+    )
+    return 0
+
+
+def _substrate(arguments: argparse.Namespace) -> int:
+    from growtx.config import build
+    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer, token_surfaces
+    from growtx.substrate.benchmark import run
+    from growtx.substrate.build import SubstrateConfig
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    try:
+        from tests.substrate.reference import picture
+    except ImportError:  # an installation without the tests, where the plain procedure lives
+        picture = None
+        print("the plain procedure is part of the tests; without a checkout it is not measured")
+    surfaces = token_surfaces(build_tokenizer(build(TokenizerConfig, {"family": arguments.vocabulary})))
+    config = build(SubstrateConfig, {"kind": "glyph", "cell_pixels": arguments.cell_pixels})
+    rows = run(surfaces, config, arguments.hidden_size, picture)
+    title = f"Substrate of {arguments.vocabulary}, {len(surfaces):,} x {arguments.hidden_size}"
+    _print_table(title, ("measure", "value", "unit"), ((row["measure"], row["value"], row["unit"]) for row in rows))
+    return 0
+
+
+def _tokenizers(arguments: argparse.Namespace) -> int:
+    import datasets
+
+    from growtx.config import build
+    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
+    from growtx.data.tokenizer_benchmark import gpt2_style, run
+
+    if not list(Path().glob(arguments.texts)) and not Path(arguments.texts).exists():
+        raise ConfigError(f"--texts {arguments.texts}: no such files", "Give a glob of parquet files")
+    texts: dict[str, list[str]] = {}
+    for row in datasets.load_dataset("parquet", data_files=arguments.texts, split="train"):
+        texts.setdefault(row.get("lang", "all"), []).append(row["text"])
+    everything = [text for documents in texts.values() for text in documents]
+    tokenizers = {
+        "unicode-2-3": build_tokenizer(build(TokenizerConfig, {"family": "unicode-2-3"})),
+        "compact": build_tokenizer(build(TokenizerConfig, {"family": "compact"}), everything),
+        "GPT-2 style": gpt2_style(everything, 50_257),
+    }
+    columns = ("tokenizer", "vocab_size", "language", "megabytes_per_second", "characters_per_token", "bytes_per_token")
+    rows = run(tokenizers, texts)
+    values = ([str(row[key]) if isinstance(row[key], (str, int)) else row[key] for key in columns] for row in rows)
+    _print_table("Tokenizers", ("tokenizer", "ids", "language", "MB/s", "characters/token", "bytes/token"), values)
+    return 0
+
+
+def _serving(_: argparse.Namespace) -> int:
+    from growtx.config import build
+    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
+    from serve.benchmark import measure_serving, random_ensemble
+
+    tokenizer = build_tokenizer(build(TokenizerConfig, {"family": "compact", "vocab_size": 400}), ["hello world " * 99])
+    _print_table(
+        "Two members of random weights",
+        ("system", "clients", "tokens/s", "x naive", "TTFT p50 ms", "ITL p50 ms", "ITL p99 ms", "bound tokens/s"),
+        (
+            (
+                row.system,
+                str(row.num_clients),
+                row.tokens_per_second,
+                row.ratio_to_naive,
+                row.first_token_p50_seconds * 1e3,
+                row.inter_token_p50_seconds * 1e3,
+                row.inter_token_p99_seconds * 1e3,
+                row.bound_tokens_per_second,
+            )
+            for row in measure_serving(random_ensemble(tokenizer), tokenizer)
+        ),
+    )
     return 0
 
 
