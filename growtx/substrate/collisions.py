@@ -6,6 +6,7 @@ Legend: V tokens, E components.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,10 @@ from growtx.substrate.eigen import ordered_sum
 CODE_LENGTH = 0.25  # of what is added to a unit vector; its cosine with the original stays at 0.97
 
 
-def first_alike(weight: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The first token with the same vector as each token [V]; their own id where no earlier one has it."""
+def first_alike(rows: NDArray[Any]) -> NDArray[np.int64]:
+    """The first token with the same row as each token [V], be it vector or picture; itself where none is earlier."""
     seen: dict[bytes, int] = {}
-    digests = (hashlib.blake2b(row.data, digest_size=16).digest() for row in np.ascontiguousarray(weight))
+    digests = (hashlib.blake2b(row.data, digest_size=16).digest() for row in np.ascontiguousarray(rows))
     return np.array([seen.setdefault(digest, token) for token, digest in enumerate(digests)], dtype=np.int64)
 
 
