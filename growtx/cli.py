@@ -138,7 +138,7 @@ def _verify_ensemble(path: str) -> int:
 def _generate(arguments: argparse.Namespace) -> int:
     import torch
 
-    from growtx.growth.lineage import load_model
+    from growtx.growth.loading import load_model
 
     if arguments.max_tokens < 1 or not arguments.temperature >= 0:
         raise ConfigError("--max-tokens below 1 or --temperature below 0", "Give positive values")
@@ -170,7 +170,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from growtx.growth.lineage import load_model
+    from growtx.growth.loading import load_model
     from growtx.models.export import export
 
     model, tokenizer = load_model(arguments.path, depth=arguments.depth)

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from growtx.data.tokenizer import tokenizer_fingerprint
 from growtx.exceptions import ConfigError, FingerprintError
 from growtx.growth.ensembles import is_ensemble
-from growtx.growth.lineage import load_model, open_lineage
+from growtx.growth.lineage import open_lineage
+from growtx.growth.loading import load_model
 from growtx.models import GrowtxForCausalLM
 from growtx.models.ensemble import GrowtxEnsembleForCausalLM, from_members
 from growtx.store.storage import Storage

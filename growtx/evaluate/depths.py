@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from growtx.data.sources import DataConfig
 from growtx.evaluate import formatting as fmt
 from growtx.evaluate import training_text
 from growtx.evaluate.evaluation import COMPRESSION_TASK, MICROWORLD_TASK, BenchmarkConfig, resolve_tasks, score_task
 from growtx.evaluate.evaluation_sections import write_evaluation_page
 from growtx.evaluate.maps import Maps, make_maps, save_maps
 from growtx.evaluate.report import write_report
-from growtx.evaluate.results import Evaluation, Score, save_evaluation
+from growtx.evaluate.results import Evaluation, Overlap, Score, save_evaluation
 from growtx.evaluate.training_text import Groups
 from growtx.exceptions import ConfigError, DataError, GrowtxError, StoreError
-from growtx.growth.lineage import load_model, open_lineage
+from growtx.growth.lineage import open_lineage
+from growtx.growth.loading import load_model
+from growtx.store.manifest import MANIFESTS_DIR
 from growtx.store.runs import RUN_FILE
 from growtx.store.storage import Storage
 
 Say = Callable[[str], None]
+Jobs = dict[tuple[str, int | None], tuple[Callable[..., Any], tuple[Any, ...]]]  # (task, depth) -> what to run
 
 
 def evaluate_path(
@@ -40,22 +44,28 @@ def evaluate_path(
     tasks = resolve_tasks(config)
     path = _absolute(path)
     parts = [(task, depth) for task in tasks for depth in resolve_depths(path, depths)]
-    texts, config = with_training_text(path, config)
+    data = training_text.recorded_data(run_directory(path))
+    texts, config = with_training_text(path, config, data)
     scores: dict[tuple[str, int | None], list[Score]] = {part: [] for part in parts}
     notes: dict[str, None] = {}
-    jobs = {part: (_score_part, (path, *part, config, texts)) for part in parts}
+    overlaps: list[Overlap] = []
+    jobs: Jobs = {part: (_score_part, (path, *part, config, texts)) for part in parts}
+    if config.overlap and data and (questions := [task for task in tasks if not _is_generated(task)]):
+        jobs["overlap", None] = (_overlap_part, (data, questions, config))
     for (task, depth), outcome in _on_cluster(jobs):
         where = f"{task}, {fmt.plural(depth, 'block')}" if depth is not None else task
         if isinstance(outcome, GrowtxError):
             notes[f"{task}: {outcome}"] = None
             say(f"{where}: not scored. {outcome}")
+        elif task == "overlap":
+            overlaps = outcome
         else:
             scores[task, depth] = outcome
             say(f"{where}: {summary(outcome)}")
     found = tuple(score for part in parts for score in scores[part])
     if not found:
         raise DataError("nothing could be scored: " + " ".join(notes), "Correct the tasks or their data")
-    return Evaluation(model=path, command=command, scores=found, notes=tuple(notes))
+    return Evaluation(model=path, command=command, scores=found, overlaps=tuple(overlaps), notes=tuple(notes))
 
 
 def map_path(path: str) -> None:
@@ -66,7 +76,7 @@ def map_path(path: str) -> None:
         StoreError: the model cannot be loaded.
     """
     path = _absolute(path)
-    ((_, outcome),) = _on_cluster({"maps": (_map_part, (path,))})
+    ((_, outcome),) = _on_cluster({("maps", None): (_map_part, (path,))})
     if isinstance(outcome, GrowtxError):
         raise outcome
     save_maps(Storage(run_directory(path)), outcome)
@@ -106,9 +116,12 @@ def resolve_depths(path: str, depths: str) -> list[int | None]:
     return list(wanted)
 
 
-def with_training_text(path: str, config: BenchmarkConfig) -> tuple[Groups, BenchmarkConfig]:
-    """The text for bits per byte, and the configuration with the world that the run was trained on."""
-    data = training_text.recorded_data(run_directory(path))
+def with_training_text(path: str, config: BenchmarkConfig, data: DataConfig | None) -> tuple[Groups, BenchmarkConfig]:
+    """The text for bits per byte, and the configuration with the world that the run was trained on.
+
+    Raises:
+        DataError: no text is named, and the run does not record what it was trained on.
+    """
     if config.microworld is None:
         config = config.model_copy(update={"microworld": training_text.recorded_microworld(data)})
     if COMPRESSION_TASK not in config.tasks:
@@ -126,7 +139,10 @@ def with_training_text(path: str, config: BenchmarkConfig) -> tuple[Groups, Benc
 
 def run_directory(path: str) -> str:
     """The directory that results of `path` belong to: a run's for its manifests, else the path itself."""
-    return path.rpartition("/")[0].removesuffix("/manifests") or "." if path.endswith(".json") else path
+    if not path.endswith(".json"):
+        return path
+    folder = path.rpartition("/")[0]
+    return "." if folder in {"", MANIFESTS_DIR} else folder.removesuffix(f"/{MANIFESTS_DIR}")
 
 
 def summary(scores: Sequence[Score]) -> str:
@@ -140,12 +156,17 @@ def summary(scores: Sequence[Score]) -> str:
     return ", ".join(parts)
 
 
+def _is_generated(task: str) -> bool:
+    """Whether a task has no questions of its own that could lie in a text."""
+    return task == COMPRESSION_TASK or task.startswith(MICROWORLD_TASK)
+
+
 def _absolute(path: str) -> str:
     """Ray's workers have another working directory."""
     return path if "://" in path else str(Path(path).absolute())
 
 
-def _on_cluster(jobs: Mapping[Any, tuple[Callable[..., Any], tuple[Any, ...]]]) -> Iterator[tuple[Any, Any]]:
+def _on_cluster(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:
     """Keys and outcomes of the jobs as they finish; an error of the store ends it, because no model can be had."""
     import ray
 
@@ -168,6 +189,16 @@ def _score_part(
     try:
         return score_task(*_loaded(path, depth), task, config, texts=texts)
     except GrowtxError as error:  # as a value: Ray would wrap it into a traceback
+        return error
+
+
+def _overlap_part(data: DataConfig, tasks: list[str], config: BenchmarkConfig) -> list[Overlap] | GrowtxError:
+    from growtx.evaluate.contamination import overlaps_with
+    from growtx.evaluate.harness import load_task
+
+    try:
+        return overlaps_with(data, [load_task(task, data_dir=config.data_dir) for task in tasks])
+    except GrowtxError as error:
         return error
 
 

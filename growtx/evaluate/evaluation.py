@@ -39,6 +39,7 @@ class BenchmarkConfig(ConfigModel):
     microworld: MicroworldConfig | None = Field(None, description="world of the microworld tasks; default: the run's")
     limit: int | None = Field(None, ge=1, description="questions per task; null: all")
     num_fewshot: int | None = Field(None, ge=0, description="solved examples before each question")
+    overlap: bool = Field(True, description="look for the questions in the training text, where a run names it")
     num_runs: int = Field(10, ge=1, description="runs of the sampled protocol")
     temperature: float = Field(1.0, gt=0, description="of the sampled protocol")
     batch_size: int = Field(16, ge=1)

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from growtx.config import to_yaml
 from growtx.evaluate.report import write_report
 from growtx.growth.budget import active_parameters
-from growtx.growth.lineage import load_model
+from growtx.growth.loading import load_model
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params

@@ -20,7 +20,8 @@ from torch import nn
 from growtx.config import to_yaml
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.growth.ensembles import ENSEMBLE_FILE, new_ensemble, read_ensemble
-from growtx.growth.lineage import TOKENIZER_DIR, load_model, open_lineage
+from growtx.growth.lineage import TOKENIZER_DIR, open_lineage
+from growtx.growth.loading import load_model
 from growtx.growth.plan import PlanConfig, StageConfig, resolve
 from growtx.models.counting import monolithic_flops
 from growtx.pipeline.growing import finish_run

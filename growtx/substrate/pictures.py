@@ -27,6 +27,7 @@ SCRIPT_COLOURS = {
 ELSE = "Other scripts"
 DPI = 130
 TOKENS_PER_ROW = 24
+GAP = 1  # pixels around each picture
 MAP_TOKENS = 4000
 MAP_COMPONENTS = 64
 
@@ -44,8 +45,8 @@ def contact_sheet(packed: Pixels, surfaces: Sequence[str], report: dict[str, Any
     rows = _sheet_rows(surfaces)
     title = f"What {report['vocabulary']} tokens look like"
     figure, axes = _rows_figure(len(rows), TOKENS_PER_ROW, 0.4, title, report, margin=1.7)
-    for index, (label, tokens) in enumerate(rows):
-        _strip(axes, unpack(packed[tokens]), index)
+    _show(axes, unpack(packed[[token for _, tokens in rows for token in tokens]]), TOKENS_PER_ROW)
+    for index, (label, _) in enumerate(rows):
         axes.text(-0.3, index + 0.45, label, ha="right", va="center", fontsize=9, color=INK)
     return figure
 
@@ -56,8 +57,8 @@ def look_alikes(packed: Pixels, report: dict[str, Any]) -> Figure:
     counts = report["look_alikes"]
     title = f"{counts['num_tokens']:,} of {report['num_tokens']:,} tokens look exactly like another"
     figure, axes = _rows_figure(max(1, len(groups)), 15, 0.6, title, report, margin=0.5)
+    _show(axes, unpack(packed[[group["ids"][0] for group in groups]]), 1)
     for index, group in enumerate(groups):
-        _strip(axes, unpack(packed[group["ids"][:1]]), index)
         names = [_readable(example) for example in group["examples"]]
         more = f", and {group['size'] - 3:,} more" if group["size"] > 3 else ""
         axes.text(1.3, index + 0.3, f"{group['size']:,} tokens", va="center", fontsize=10, color=INK, weight="bold")
@@ -148,14 +149,16 @@ def _sheet_rows(surfaces: Sequence[str]) -> list[tuple[str, list[int]]]:
     ]
 
 
-def _strip(axes: Axes, images: Pixels, row: int) -> None:
-    """Pictures side by side, each on its own ground, so that empty ones show."""
+def _show(axes: Axes, images: Pixels, columns: int) -> None:
+    """Pictures in rows of so many, each on its own ground, so that empty ones show; one unit of the axes each."""
     from matplotlib.colors import ListedColormap
 
-    colours = ListedColormap([GROUND, INK])
-    for column, image in enumerate(images):
-        extent = (column + 0.04, column + 0.96, row + 0.96, row + 0.04)
-        axes.imshow(image, cmap=colours, vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    framed = np.pad(images, ((0, 0), (GAP, GAP), (GAP, GAP)), constant_values=2)
+    tile = framed.shape[1]
+    sheet = framed.reshape(-1, columns, tile, tile).transpose(0, 2, 1, 3).reshape(-1, columns * tile)
+    colours = ListedColormap([GROUND, INK, "white"])
+    extent = (0, columns, len(images) // columns, 0)
+    axes.imshow(sheet, cmap=colours, vmin=0, vmax=2, extent=extent, interpolation="nearest", aspect="auto")
 
 
 def _readable(text: str) -> str:

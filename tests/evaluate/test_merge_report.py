@@ -23,7 +23,7 @@ from growtx.evaluate.merge_scores import Measured, MergeScores, fitting, ready_r
 from growtx.evaluate.merge_text import MIXED, MergeText, OwnText, merge_text, own_text
 from growtx.exceptions import ConfigError, DataError, GrowtxError
 from growtx.growth.ensembles import read_ensemble
-from growtx.growth.lineage import load_model
+from growtx.growth.loading import load_model
 from growtx.models import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble import RULES, from_members
 from tests import tiny

@@ -23,7 +23,8 @@ from growtx.growth.ensembles import (
     verify_ensemble,
     write_ensemble,
 )
-from growtx.growth.lineage import load_model, open_lineage
+from growtx.growth.lineage import open_lineage
+from growtx.growth.loading import load_model
 from growtx.models import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble import member_of
 from growtx.store.blobs import BlobStore, blob_path

@@ -12,7 +12,8 @@ import torch
 
 import growtx
 from growtx.exceptions import CorruptBlobError, DataError, FingerprintError, StoreError
-from growtx.growth.lineage import import_lineage, load_model, open_lineage
+from growtx.growth.lineage import import_lineage, open_lineage
+from growtx.growth.loading import load_model
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import list_manifests
 from growtx.store.storage import Storage

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from growtx.growth.lineage import load_model
+from growtx.growth.loading import load_model
 from growtx.pipeline.growing import _plan_table, _resources, finish_run, stopping
 from growtx.pipeline.preparation import prepare
 from growtx.store.storage import Storage

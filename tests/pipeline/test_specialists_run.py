@@ -14,7 +14,8 @@ import psutil
 import pytest
 
 from growtx.growth.ensembles import read_ensemble, verify_ensemble
-from growtx.growth.lineage import load_model, open_lineage
+from growtx.growth.lineage import open_lineage
+from growtx.growth.loading import load_model
 from growtx.models import GrowtxEnsembleForCausalLM
 
 pytestmark = pytest.mark.ray

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,11 +37,13 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def shown(boards: dict[str, Any]) -> list[str]:
-    console = Console(file=(file := io.StringIO()), width=200)
+def shown(boards: dict[str, Any], *, until: str, **options: Any) -> list[str]:
+    """What is drawn, once `until` is among it."""
+    console = Console(file=(file := io.StringIO()), width=200, **options)
     with show_progress(boards, console):
-        while f"{list(boards)[-1]} " not in file.getvalue():
-            pass
+        deadline = time.monotonic() + 60
+        while until not in file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
     return file.getvalue().splitlines()
 
 
@@ -59,19 +62,18 @@ def test_the_time_left_follows_from_the_speed_so_far() -> None:
 
 
 def test_every_board_has_a_line_of_its_own() -> None:
-    lines = shown({"en": FakeBoard(HALF), "control": FakeBoard(StageProgress(name="waiting"))})
+    lines = shown({"en": FakeBoard(HALF), "control": FakeBoard(StageProgress(name="waiting"))}, until="waiting")
     assert lines[0].startswith("en       62%  stage 2/2 depth-2, loss 1.250") and "min left" in lines[0]
     assert lines[1] == "control   0%  waiting"
 
 
 def test_warnings_name_the_run_where_there_are_several() -> None:
-    assert "warning: slow disk" in shown({"growing": FakeBoard(HALF, "slow disk")})
-    assert "warning: ru: slow disk" in shown({"en": FakeBoard(HALF), "ru": FakeBoard(HALF, "slow disk")})
+    assert "warning: slow disk" in shown({"growing": FakeBoard(HALF, "slow disk")}, until="62%")
+    both = {"en": FakeBoard(HALF), "ru": FakeBoard(HALF, "slow disk")}
+    assert "warning: ru: slow disk" in shown(both, until="slow disk")
 
 
 def test_a_terminal_gets_a_bar_for_each_board() -> None:
-    console = Console(file=(file := io.StringIO()), force_terminal=True, width=120)
-    with show_progress({"en": FakeBoard(HALF), "ru": FakeBoard(HALF)}, console):
-        while "62%" not in file.getvalue():
-            pass
-    assert "en" in file.getvalue() and "ru" in file.getvalue()
+    boards = {"en": FakeBoard(HALF), "ru": FakeBoard(HALF)}
+    drawn = "\n".join(shown(boards, until="62%", force_terminal=True))
+    assert "en" in drawn and "ru" in drawn and "62%" in drawn
