@@ -16,7 +16,9 @@ import yaml
 
 from growtx.command import job_parser
 from growtx.config import preset_names
-from growtx.pipeline.run_config import load_run_config
+from growtx.pipeline.presets import load_config
+from growtx.pipeline.run_config import RunConfig, load_run_config
+from growtx.pipeline.specialists_config import SpecialistsConfig
 
 PROJECT = Path(__file__).parents[2]
 CLUSTER = PROJECT / "cluster"
@@ -176,9 +178,13 @@ def offers_of_nodes(path: Path) -> list[tuple[int, float, float]]:
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_finds_the_workers_that_it_asks_for(preset: str) -> None:
-    config = load_run_config(preset, [])
+    config = load_config(preset)
     resources = config.resources
-    num_workers = max([resources.num_workers, *(stage.num_workers or 0 for stage in config.plan.stages or ())])
+    num_workers = resources.num_workers
+    if isinstance(config, RunConfig):
+        num_workers = max([num_workers, *(stage.num_workers or 0 for stage in config.plan.stages or ())])
+    elif isinstance(config, SpecialistsConfig):
+        num_workers *= len(config.specialists)  # they train at the same time
     (cluster,) = documents("RayCluster")
     (job,) = documents("RayJob")
     clusters = [offers_of_pods(cluster["spec"]), offers_of_pods(job["spec"]["rayClusterSpec"])]
