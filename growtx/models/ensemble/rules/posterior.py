@@ -27,7 +27,7 @@ class PosteriorRule(ProbabilityMixture):
 
     name = "posterior"
 
-    def __init__(self, num_members: int, decay: float = 0.98, temperature: float = 2.0) -> None:
+    def __init__(self, num_members: int, decay: float = 0.95, temperature: float = 2.0) -> None:
         super().__init__(num_members)
         self.log_prior = nn.Parameter(torch.zeros(num_members))
         self.decay_logit = nn.Parameter(torch.tensor(decay).clamp(1e-6, 1 - 1e-6).logit())
