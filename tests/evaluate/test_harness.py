@@ -107,3 +107,31 @@ def test_missing_questions_are_one_sentence(tmp_path: Path) -> None:
 def test_prompts_longer_than_the_context_are_counted(wrapped: Any) -> None:
     rows = [{"arguments": [("Anna " * length, " x")]} for length in (1, 500)]
     assert harness.truncated_share(rows, wrapped) == 0.5
+
+
+def test_lm_eval_on_the_saved_directory_gives_exactly_our_numbers(
+    wrapped: Any, model: Any, tokenizer: Any, questions_dir: Path, tmp_path: Path
+) -> None:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    manager = TaskManager(
+        include_path=harness.TASKS_DIR, include_defaults=False, metadata={"data_dir": str(questions_dir)}
+    )
+    names = ["growtx_arc_easy", "growtx_squad_v2"]
+    theirs = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(tmp_path), "dtype": "float32"},
+        tasks=names,
+        task_manager=manager,
+        batch_size=2,
+        device="cpu",
+    )
+    for name in names:
+        (ours,) = harness.run_task(wrapped, harness.load_task(name, data_dir=str(questions_dir)))
+        found = theirs["results"][name]
+        assert ours.values == {metric: found[f"{metric},none"] for metric in ours.values}
+        for key in ("prompt_hash", "doc_hash", "target"):
+            assert [row[key] for row in ours.rows] == [row[key] for row in theirs["samples"][name]]
