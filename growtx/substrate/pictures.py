@@ -153,6 +153,8 @@ def _show(axes: Axes, images: Pixels, columns: int) -> None:
     """Pictures in rows of so many, each on its own ground, so that empty ones show; one unit of the axes each."""
     from matplotlib.colors import ListedColormap
 
+    if not len(images):
+        return
     framed = np.pad(images, ((0, 0), (GAP, GAP), (GAP, GAP)), constant_values=2)
     tile = framed.shape[1]
     sheet = framed.reshape(-1, columns, tile, tile).transpose(0, 2, 1, 3).reshape(-1, columns * tile)

@@ -31,7 +31,6 @@ APP = "growtx"
 def url(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Iterator[str]:
     """Two engine replicas and two front ends."""
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # for machines that are busy
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve

@@ -65,6 +65,14 @@ def test_text_and_files_tell_the_same(kind: Kind, tmp_path: Path) -> None:
         assert pixels.std() > 5  # something is drawn
 
 
+def test_a_vocabulary_without_look_alikes_has_a_report_too(tmp_path: Path) -> None:
+    report = substrate_report(
+        ["<pad>", "a", "b", "山", "水"], SubstrateConfig(), hidden_size=8, vocabulary="five", out_dir=str(tmp_path)
+    )
+    assert report["look_alikes"] == {"num_tokens": 0, "num_groups": 0, "largest": []}
+    assert (tmp_path / "look-alikes.png").is_file()
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SubstrateError, match="cannot be written"):
