@@ -49,7 +49,9 @@ def evaluate_path(
     scores: dict[tuple[str, int | None], list[Score]] = {part: [] for part in parts}
     notes: dict[str, None] = {}
     overlaps: list[Overlap] = []
-    jobs: Jobs = {part: (_score_part, (path, *part, config, texts)) for part in parts}
+    jobs: Jobs = {
+        part: (_score_part, (path, *part, config, texts if part[0] == COMPRESSION_TASK else {})) for part in parts
+    }
     if config.overlap and data and (questions := [task for task in tasks if not _is_generated(task)]):
         jobs["overlap", None] = (_overlap_part, (data, questions, config))
     for (task, depth), outcome in _on_cluster(jobs):

@@ -163,7 +163,21 @@ def run_task(model: HarnessModel, loaded: LoadedTask, *, seed: int = 0) -> list[
             fewshot_random_seed=seed,
         )
     group = loaded.name if loaded.groups else ""
-    return [_outcome(leaf, task, group, results) for leaf, task in loaded.tasks.items()]
+    outcomes = [_outcome(leaf, task, group, results) for leaf, task in loaded.tasks.items()]
+    return [pooled(group, outcomes), *outcomes] if group else outcomes
+
+
+def pooled(name: str, outcomes: Sequence[TaskOutcome]) -> TaskOutcome:
+    """A group as one task: every question of its tasks counts the same."""
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    shared = set.intersection(*(set(outcome.values) for outcome in outcomes))
+    columns = {metric: [row[metric] for row in rows if metric in row] for metric in sorted(shared)}
+    means = {
+        metric: sum(column) / len(column)
+        for metric, column in columns.items()
+        if all(isinstance(item, (int, float)) for item in column)
+    }
+    return TaskOutcome(name, "", means, rows, all(outcome.is_multiple_choice for outcome in outcomes))
 
 
 def scores_of(outcome: TaskOutcome, model: HarnessModel, depth: int) -> Iterator[Score]:
@@ -202,9 +216,17 @@ def interval_of(values: Sequence[Any], metric: str, value: float | None) -> Inte
 
 
 def truncated_share(rows: Sequence[dict[str, Any]], model: HarnessModel) -> float:
-    """Share of questions with a prompt longer than the context: lm-eval drops its beginning."""
-    longest = (max(len(model.tok_encode(str(prompt))) for prompt, *_ in row["arguments"]) for row in rows)
+    """Share of questions that do not fit into the context with their answer: lm-eval drops the prompt's beginning."""
+    longest = (max(_num_tokens(arguments, model) for arguments in row["arguments"]) for row in rows)
     return sum(int(length > model.max_length) for length in longest) / len(rows)
+
+
+def _num_tokens(arguments: Sequence[Any], model: HarnessModel) -> int:
+    """Tokens of a request: the prompt, and the continuation to score or the room to generate in."""
+    prompt, *rest = arguments
+    answer = rest[0] if rest else ""
+    room = answer.get("max_gen_toks", model.max_gen_toks) if isinstance(answer, dict) else len(model.tok_encode(answer))
+    return len(model.tok_encode(prompt)) + int(room or 0)
 
 
 def _outcome(name: str, task: Any, group: str, results: Any) -> TaskOutcome:

@@ -105,8 +105,18 @@ def test_missing_questions_are_one_sentence(tmp_path: Path) -> None:
 
 
 def test_prompts_longer_than_the_context_are_counted(wrapped: Any) -> None:
-    rows = [{"arguments": [("Anna " * length, " x")]} for length in (1, 500)]
-    assert harness.truncated_share(rows, wrapped) == 0.5
+    rows = [
+        {"arguments": [("Anna " * length, answer)]}
+        for length, answer in ((1, " x"), (500, " x"), (1, {"max_gen_toks": 200}))
+    ]
+    assert harness.truncated_share(rows, wrapped) == pytest.approx(2 / 3)
+
+
+def test_a_group_is_the_mean_of_its_questions_not_of_its_tasks() -> None:
+    few = harness.TaskOutcome("a", "both", {"acc": 1.0, "f1": 1.0}, [{"acc": 1.0}], True)
+    many = harness.TaskOutcome("b", "both", {"acc": 0.0}, [{"acc": 0.0}] * 3, True)
+    both = harness.pooled("both", [few, many])
+    assert (both.name, both.values, len(both.rows)) == ("both", {"acc": 0.25}, 4)
 
 
 def test_lm_eval_on_the_saved_directory_gives_exactly_our_numbers(
