@@ -20,7 +20,7 @@ from growtx.models import GrowtxEnsembleForCausalLM
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
-NUM_STEPS = 40
+NUM_STEPS = 300  # long enough that the two train at the same time, whichever starts first
 SECONDS = 500
 SYLLABLES = {
     "south": ("ka", "lo", "mi", "nu", "te", "ra", "so", "vi", "pe", "du"),
@@ -50,7 +50,7 @@ def settings(home: Path) -> list[str]:
         "model={hidden_size: 32, num_attention_heads: 2, context_length: 32}",
         "tokenizer.vocab_size=400",
         f"plan={{grow: {{blocks: 1}}, train: {{steps: {NUM_STEPS}, learning_rate: 3e-3}}}}",
-        "training={global_batch_size: 8, log_every_steps: 1, checkpoint: {every_steps: 5}, "
+        "training={global_batch_size: 8, log_every_steps: 1, checkpoint: {every_steps: 25}, "
         "evaluation: {num_windows: 8, num_samples: 1, sample_tokens: 8}}",
         "resources={num_workers: 1, max_failures: 0}",
         "merge={rule: posterior, rules: [mean], num_windows: 8, fit_windows: 6, fit_steps: 10}",
