@@ -150,13 +150,14 @@ def kind_of(surface: str) -> str:
 def project(states_WD: Floats, seed: int = 0) -> tuple[tuple[float, float], ...]:
     """t-SNE to the plane by cosine distance; repeats exactly for a seed."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (len(states_WD) - 1) / 3)
     # Identical rows (two tokens that look alike) are fine; rows of zeros have no direction and get a tiny one.
     tiny = np.random.default_rng(seed).normal(scale=1e-6, size=states_WD.shape)
-    plane = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed).fit_transform(
-        states_WD + tiny
-    )
+    with threadpool_limits(1):  # a map this small gains nothing from threads, and on a busy machine they wait
+        tsne = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed)
+        plane = tsne.fit_transform(states_WD + tiny)
     return tuple((round(float(x), 3), round(float(y), 3)) for x, y in plane)
 
 
