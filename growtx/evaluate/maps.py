@@ -150,7 +150,7 @@ def kind_of(surface: str) -> str:
 def project(states_WD: Floats, seed: int = 0) -> tuple[tuple[float, float], ...]:
     """t-SNE to the plane by cosine distance; repeats exactly for a seed."""
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     perplexity = min(30.0, (len(states_WD) - 1) / 3)
     # Identical rows (two tokens that look alike) are fine; rows of zeros have no direction and get a tiny one.
