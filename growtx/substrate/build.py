@@ -32,7 +32,9 @@ Expansion = Literal["none", "interleave", "tile"]
 class SubstrateConfig(ConfigModel):
     """How tokens become vectors."""
 
-    kind: Kind = Field(default="glyph+code", description="pictures, pictures told apart, bits of ids, or learned vectors")
+    kind: Kind = Field(
+        default="glyph+code", description="pictures, pictures told apart, bits of ids, or learned vectors"
+    )
     font: str | None = Field(default=None, description="font file; default: GNU Unifont, else the packaged fonts")
     cell_pixels: Literal[32, 64] = Field(default=32, description="side of a token's picture")
     augment: bool = Field(default=True, description="rotate, shift, soil and blur pictures as published")
