@@ -31,7 +31,7 @@ class EngineReplica:
     def __init__(self, settings: ServeSettings) -> None:
         import torch
 
-        from serve.backend import Engines
+        from serve.engines import Engines
         from serve.loading import load_depths
 
         torch.set_num_threads(max(1, round(settings.cpus_per_replica)))

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from growtx.models import GrowtxConfig, GrowtxForCausalLM
 from growtx.models.ensemble import GrowtxEnsembleForCausalLM, from_members, members_of
-from serve.backend import Engines
+from serve.engines import Engines
 from serve.requests import Generation, Sampling
 from serve.sampling import choose
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serve.api import create_app
-from serve.backend import Engines
+from serve.engines import Engines
 from serve.settings import ServeSettings, parse_settings
 from tests.serve.conftest import make_ensemble
 

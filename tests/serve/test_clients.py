@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from serve.api import create_app
-from serve.backend import Engines
+from serve.engines import Engines
 from serve.protocol import CompletionRequest
 from serve.settings import ServeSettings, parse_settings
 from tests.serve.conftest import make_ensemble

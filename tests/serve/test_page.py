@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve.backend import Engines
+from serve.engines import Engines
 from serve.settings import ServeSettings
 from tests.serve.conftest import make_ensemble
 from tests.serve.local_server import serving
