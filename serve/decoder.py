@@ -87,8 +87,8 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def score(self, token_ids: Sequence[int], sampling: Sampling) -> list[Token]:
         """The tokens of a text from the second on, each with its probability after those before it."""
-        every = torch.arange(len(token_ids) - 1)
-        states, weights = self.trunk.read(torch.tensor([token_ids]), every)
+        every = torch.arange(len(token_ids) - 1, device=self.device)
+        states, weights = self.trunk.read(torch.tensor([token_ids], device=self.device), every)
         tokens = []
         for start in range(0, len(every), SCORED_ROWS):
             rows = slice(start, start + SCORED_ROWS)
@@ -124,7 +124,8 @@ class Decoder(nn.Module):
         self, states: list[torch.Tensor], weights: dict[str, torch.Tensor], samplings: Sequence[Sampling]
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Combined scores [C, V], the members' logits, and the weights [C, N] that each row used."""
-        logits = [head(states_CD).float() for head, states_CD in zip(self.trunk.heads, states, strict=True)]
+        # On the host, where noise is drawn from the same generator on every machine.
+        logits = [head(states_CD).float().cpu() for head, states_CD in zip(self.trunk.heads, states, strict=True)]
         used_CN = torch.ones(len(samplings), len(logits))
         if not self.rules:
             return logits[0], logits, used_CN
