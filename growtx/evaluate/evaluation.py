@@ -124,7 +124,7 @@ def score_task(
     )
     check_language(model, tokenizer, task, loaded.prompts(PROBE_PROMPTS))
     wrapped: HarnessModel = harness.HarnessModel(model, tokenizer, config.batch_size)
-    outcomes = harness.run_task(wrapped, loaded, seed=config.seed)
+    outcomes = harness.run_task(wrapped, loaded)
     scores: list[Score] = []
     for outcome in outcomes:
         if "log-likelihood" in config.protocols or not outcome.is_multiple_choice:

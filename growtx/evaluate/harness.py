@@ -14,13 +14,17 @@ import io
 import itertools
 import logging
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lm_eval.evaluator import simple_evaluate
+import numpy as np
+import torch
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -66,11 +70,13 @@ class LoadedTask:
     """One task, or the tasks of a group, with their questions."""
 
     name: str
-    manager: TaskManager
-    tasks: dict[str, Any]
-    groups: dict[str, Any]
-    num_fewshot: int | None
+    found: Any  # as lm-eval's task manager returns it: tasks, groups, group_map
     limit: int | None = None  # questions per task
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        """Tasks that have questions, by name."""
+        return self.found["tasks"]  # type: ignore[no-any-return]
 
     def prompts(self, num_prompts: int) -> list[str]:
         """Some prompts without examples, evenly from all tasks."""
@@ -139,30 +145,27 @@ def load_task(
     if microworld_tasks.task_names(name):
         if world is None:
             raise DataError(f"{name} asks about a microworld, and this model was not trained on one", "Leave it out")
-        return LoadedTask(name, _shipped(None, 0), {name: microworld_tasks.build_task(name, world, limit)}, {}, 0)
-    shipped = name in shipped_tasks()
-    manager = _shipped(data_dir, num_fewshot or 0) if shipped else _registered()
-    with _quiet():
-        found: Any = manager.load([name]) if shipped else _load_registered(manager, name)
-    return LoadedTask(name, manager, found["tasks"], found["groups"], None if shipped else num_fewshot, limit)
+        tasks = {name: microworld_tasks.build_task(name, world, limit)}
+        return LoadedTask(name, {"tasks": tasks, "groups": {}, "group_map": {}})
+    if name in shipped_tasks():
+        with _quiet():
+            return LoadedTask(name, _shipped(data_dir, num_fewshot or 0).load([name]), limit)
+    loaded = LoadedTask(name, _load_registered(name), limit)
+    for task in loaded.tasks.values():
+        _set_fewshot(task, num_fewshot)
+    return loaded
 
 
-def run_task(model: HarnessModel, loaded: LoadedTask, *, seed: int = 0) -> list[TaskOutcome]:
-    """Score a loaded task with lm-eval."""
+def run_task(model: HarnessModel, loaded: LoadedTask) -> list[TaskOutcome]:
+    """Score a loaded task with lm-eval, seeded as its own command is, so that both give the same numbers."""
+    random.seed(DEFAULT_RANDOM_SEED)
+    np.random.seed(DEFAULT_OTHER_SEED)
+    torch.manual_seed(DEFAULT_OTHER_SEED)
+    for task in loaded.tasks.values():
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     with _quiet():
-        results: Any = simple_evaluate(
-            model=model,
-            tasks=[*(loaded.groups or loaded.tasks).values()],
-            task_manager=loaded.manager,
-            limit=loaded.limit,
-            num_fewshot=loaded.num_fewshot,
-            bootstrap_iters=0,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
-    group = loaded.name if loaded.groups else ""
+        results: Any = evaluate(model, loaded.found, limit=loaded.limit, bootstrap_iters=0)
+    group = loaded.name if loaded.found["groups"] else ""
     outcomes = [_outcome(leaf, task, group, results) for leaf, task in loaded.tasks.items()]
     return [pooled(group, outcomes), *outcomes] if group else outcomes
 
@@ -270,13 +273,21 @@ def _registered() -> TaskManager:
         return TaskManager()
 
 
-def _load_registered(manager: TaskManager, name: str) -> Any:
-    try:
-        return manager.load([name])
-    except Exception as error:  # whatever the hub, the network, a cache or a loading script raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        problem = f"the questions of task {name} cannot be loaded ({reason})"
-        raise DataError(problem, "Check the network, or use a task of growtx with --data-dir") from error
+def _load_registered(name: str) -> Any:
+    with _quiet():
+        try:
+            return _registered().load([name])
+        except Exception as error:  # whatever the hub, the network, a cache or a loading script raise
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            problem = f"the questions of task {name} cannot be loaded ({reason})"
+            raise DataError(problem, "Check the network, or use a task of growtx with --data-dir") from error
+
+
+def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
+    """lm-eval's rule: a task that is defined with no examples keeps none, and none is what others begin with."""
+    default = task.get_config("num_fewshot")
+    if default != 0 and (num_fewshot is not None or default is None):
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
 
 
 @contextlib.contextmanager
