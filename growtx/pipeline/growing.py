@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import tempfile
 import threading
@@ -151,6 +152,7 @@ def finish_run(run: Storage, *, finished: bool) -> str | None:
     if finished:
         remove_checkpoints(run)
     transformers_logging.disable_progress_bar()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports DeepSpeed, which would speak of it on the terminal
     model, tokenizer = load_model(run.root)
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
