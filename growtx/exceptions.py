@@ -7,6 +7,8 @@ what to do. Commands print it without a traceback and exit with `exit_code` (2: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class GrowtxError(Exception):
     """Root of all errors that are reported to a user as a sentence."""
@@ -58,6 +60,16 @@ class FingerprintError(StoreError):
 
 class TrainingError(GrowtxError):
     """Training could not go on (non-finite loss, workers lost for good)."""
+
+
+class RunsFailedError(TrainingError):
+    """Some of the runs of a worker group failed; the others went on to their ends."""
+
+    def __init__(self, failures: Mapping[str, GrowtxError]) -> None:
+        self.failures = dict(failures)
+        reasons = "; ".join(f"{run_dir}: {str(error).rstrip('.')}" for run_dir, error in failures.items())
+        super().__init__(f"{len(failures)} of the runs failed ({reasons})", "The others went on to their ends")
+        self.args = (self.failures,)  # what pickling makes it again from
 
 
 class ExportError(GrowtxError):

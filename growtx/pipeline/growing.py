@@ -8,7 +8,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from growtx.config import to_yaml
 from growtx.evaluate.report import write_report
+from growtx.exceptions import GrowtxError, RunsFailedError
 from growtx.growth.budget import active_parameters
 from growtx.growth.loading import load_model
 from growtx.growth.plan import Stage
@@ -30,6 +31,7 @@ from growtx.pipeline.run_directory import claim, write_status
 from growtx.store.manifest import Manifest, latest_manifest
 from growtx.store.storage import Storage
 from growtx.train.checkpoints import remove_checkpoints
+from growtx.train.claims import Claims
 from growtx.train.cluster import connected
 from growtx.train.job import TrainJob
 from growtx.train.progress import ProgressBoard, show_progress
@@ -99,7 +101,7 @@ class _Clock:
 def _train(job: TrainJob, console: Console) -> bool:
     board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
     with show_progress({"growing": board}, console), stopping(board.request_stop.remote, console):
-        return train_unfinished(job, board)
+        return train_unfinished([job], board)
 
 
 def unfinished_stages(job: TrainJob) -> list[Stage]:
@@ -108,14 +110,32 @@ def unfinished_stages(job: TrainJob) -> list[Stage]:
     return [stage for stage in job.stages if last is None or stage.index > last.index]
 
 
-def train_unfinished(job: TrainJob, board: Any = None) -> bool:
-    """Train all unfinished stages, group by group; returns whether a stop was asked for."""
-    todo = unfinished_stages(job)
-    for resources, stages in itertools.groupby(todo, key=lambda stage: _resources(job, stage)):
-        group = job.model_copy(update={"stages": tuple(stages), "resources": resources})
-        if train_group(group, board).stopped:
-            return True
+def train_unfinished(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | None = None) -> bool:
+    """Train all unfinished stages, a worker group for each change of resources; returns whether a stop was asked for.
+
+    Raises:
+        GrowtxError: of the run.
+        RunsFailedError: naming those of several runs that failed.
+    """
+    failed: dict[str, GrowtxError] = {}
+    parts = [part for job in jobs for part in _parts(job)]
+    for _, group in itertools.groupby(parts, key=lambda part: part.resources):
+        if todo := [part for part in group if part.run_dir not in failed]:
+            outcome = train_group(todo, board, claims)
+            failed |= outcome.failed
+            if outcome.stopped:
+                return True
+    if failed and len({job.run_dir for job in jobs}) > 1:
+        raise RunsFailedError(failed)
+    for error in failed.values():
+        raise error
     return False
+
+
+def _parts(job: TrainJob) -> Iterator[TrainJob]:
+    """The unfinished stages of a job, as a job for each change of resources."""
+    for resources, stages in itertools.groupby(unfinished_stages(job), key=lambda stage: _resources(job, stage)):
+        yield job.model_copy(update={"stages": tuple(stages), "resources": resources})
 
 
 def _resources(job: TrainJob, stage: Stage) -> ResourcesConfig:

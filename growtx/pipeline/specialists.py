@@ -30,7 +30,7 @@ from growtx.pipeline.preparation import SUBSTRATE_FILE, Prepared, cache_dir, pre
 from growtx.pipeline.run_config import RunConfig
 from growtx.pipeline.run_directory import claim, write_status
 from growtx.pipeline.specialists_config import CONTROL, SpecialistsConfig, TuneHeadsConfig
-from growtx.pipeline.specialists_training import TrainTask, train_together
+from growtx.pipeline.training_together import TrainTask, train_together
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR, list_manifests, stage_index
 from growtx.store.runs import RUN_FILE

@@ -22,6 +22,15 @@ LINE_EVERY_SECONDS = 15.0  # where there is no terminal to draw on
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a run stands among those of its worker group."""
+
+    run: str = ""
+    num_before: int = 0
+    num_runs: int = 1
+
+
+@dataclass(frozen=True)
 class StageProgress:
     """Where a run is. `fraction` is of the current stage's limit that will be reached first."""
 
@@ -34,17 +43,20 @@ class StageProgress:
     bits_per_byte: float | None = None
     tokens_per_second: float | None = None
     weights: tuple[float, ...] = field(default_factory=tuple)  # expected share of each stage in the whole work
+    place: Place = Place()
 
     @property
     def total_fraction(self) -> float:
-        """Share of the whole run that is done."""
+        """Share of the whole work that is done: of the run, or of all runs that its worker group goes through."""
         if not self.weights or self.stage == 0:
             return 0.0
         done = sum(self.weights[: self.stage - 1]) + self.weights[self.stage - 1] * min(1.0, self.fraction)
-        return done / sum(self.weights)
+        return (self.place.num_before + done / sum(self.weights)) / self.place.num_runs
 
     def describe(self) -> str:
         parts = [f"stage {self.stage}/{self.num_stages} {self.name}" if self.stage else self.name]
+        if self.stage and self.place.num_runs > 1:
+            parts.insert(0, f"run {self.place.num_before + 1}/{self.place.num_runs} {self.place.run}")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
         if self.bits_per_byte is not None:

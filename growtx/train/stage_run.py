@@ -220,6 +220,7 @@ class StageRun:
                 bits_per_byte=values.get("bits_per_byte", self.context.progress.bits_per_byte),
                 loss=values.get("loss", self.context.progress.loss),
                 tokens_per_second=values.get("tokens_per_second", self.context.progress.tokens_per_second),
+                place=self.context.progress.place,
             )
             self.context.poster.post(self.context.progress)
 

@@ -1,10 +1,11 @@
-"""The driver's side: one Ray Train run for consecutive stages, on the resources the configuration asks for."""
+"""The driver's side: one Ray Train run for all stages and jobs that share resources, since every start costs 20 s."""
 
 from __future__ import annotations
 
 import os
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray.train
@@ -13,8 +14,9 @@ from ray.train.torch import TorchTrainer
 from growtx.exceptions import GrowtxError, TrainingError
 from growtx.store.storage import Storage
 from growtx.train.checkpoints import CHECKPOINTS_DIR
+from growtx.train.claims import Claims
 from growtx.train.job import TrainJob
-from growtx.train.worker import train_stages
+from growtx.train.worker import train_jobs
 
 # Ray's controller looks at its workers every 2 s by default, which every report then waits for.
 _RAY_TRAIN_ENVIRONMENT = {
@@ -26,23 +28,29 @@ _RAY_TRAIN_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a group of stages ended."""
+    """How a worker group ended: whether it was asked to stop, and the runs (by directory) that failed."""
 
     stopped: bool
+    failed: Mapping[str, GrowtxError] = field(default_factory=dict)
 
 
-def train_group(job: TrainJob, board: Any = None) -> Outcome:
-    """Train the stages of a job on one worker group, replacing workers that are lost.
+def train_group(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | None = None) -> Outcome:
+    """Train jobs that share resources on one worker group, replacing workers that are lost.
+
+    Args:
+        jobs: in order; a run directory whose job failed is left alone from there on.
+        claims: who takes which run, where several groups are given the same jobs.
 
     Raises:
-        GrowtxError: what the workers report, or TrainingError when Ray gives up.
+        TrainingError: Ray gives up.
     """
     os.environ.update({key: value for key, value in _RAY_TRAIN_ENVIRONMENT.items() if key not in os.environ})
-    resources = job.resources
-    storage = Storage(job.run_dir)
+    resources = jobs[0].resources
+    assert all(job.resources == resources for job in jobs)
+    storage = Storage(jobs[0].run_dir)
     trainer = TorchTrainer(
-        train_stages,
-        train_loop_config={"job": job.model_dump(mode="json"), "board": board},
+        train_jobs,
+        train_loop_config={"jobs": [job.model_dump(mode="json") for job in jobs], "board": board, "claims": claims},
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.use_gpu,
@@ -60,9 +68,7 @@ def train_group(job: TrainJob, board: Any = None) -> Outcome:
     except ray.train.TrainingFailedError as error:
         raise _explain(error) from error
     outcome: dict[str, Any] = result.return_value or {}
-    if isinstance(outcome.get("error"), GrowtxError):
-        raise outcome["error"]
-    return Outcome(stopped=bool(outcome.get("stopped")))
+    return Outcome(stopped=bool(outcome.get("stopped")), failed=outcome.get("failed", {}))
 
 
 def _explain(error: Exception) -> TrainingError:

@@ -1,39 +1,60 @@
-"""The function that Ray Train runs on every worker: the stages of a job, one after the other."""
+"""The function that Ray Train runs on every worker: the stages of one job or of many, one after the other."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from growtx.exceptions import GrowtxError
 from growtx.store.manifest import Manifest, list_manifests, read_manifest, stage_index
 from growtx.store.storage import Storage
+from growtx.train.claims import Claims
 from growtx.train.distributed import on_rank_zero
 from growtx.train.job import TrainJob
+from growtx.train.progress import Place
 from growtx.train.sealing import seal
 from growtx.train.stage_run import StageRun, StopRequested
 from growtx.train.worker_context import WorkerContext
 
 
-def train_stages(config: dict[str, Any]) -> dict[str, Any]:
-    """Train every stage of the job that has no manifest yet.
+def train_jobs(config: dict[str, Any]) -> dict[str, Any]:
+    """Train every stage of the jobs that has no manifest yet.
+
+    What goes wrong in one run ends that run alone: jobs of other run directories go on.
 
     Returns:
-        `{"stopped": bool}`, or `{"error": GrowtxError}`: an error that a user can understand is an outcome, not a
+        `{"stopped": bool, "failed": {run_dir: GrowtxError}}`: an error that a user can understand is an outcome, not a
         crash, or Ray would start the workers again for it.
     """
-    try:
-        return {"stopped": _train(TrainJob.model_validate(config["job"]), config["board"])}
-    except GrowtxError as error:
-        return {"error": error}
+    jobs = [TrainJob.model_validate(job) for job in config["jobs"]]
+    claims: Claims | None = config["claims"]
+    failed: dict[str, GrowtxError] = {}
+    for job, place in zip(jobs, _places(jobs), strict=True):
+        if job.run_dir in failed or not (claims is None or on_rank_zero(partial(claims.take, job.run_dir))):
+            continue
+        try:
+            if _train(job, config["board"], place):
+                return {"stopped": True, "failed": failed}
+        except GrowtxError as error:
+            failed[job.run_dir] = error
+    return {"stopped": False, "failed": failed}
 
 
-def _train(job: TrainJob, board: Any) -> bool:
-    context = WorkerContext(job, board)
+def _places(jobs: list[TrainJob]) -> list[Place]:
+    """Where each job stands among the runs of this worker group."""
+    order: Mapping[str, int] = {run_dir: at for at, run_dir in enumerate(dict.fromkeys(job.run_dir for job in jobs))}
+    return [Place(job.run_dir.rsplit("/", 1)[-1], order[job.run_dir], len(order)) for job in jobs]
+
+
+def _train(job: TrainJob, board: Any, place: Place) -> bool:
+    """Train a job to its end; returns whether a stop was asked for."""
+    context: WorkerContext | None = None
     for stage in job.stages:
         finished, parent = on_rank_zero(partial(_manifests_at, job.run_dir, stage.index))
         if finished:  # by an earlier attempt of this worker group
             continue
+        context = context or WorkerContext(job, board, place)
         run = StageRun(context, stage, parent)
         try:
             ended_by = run.train()

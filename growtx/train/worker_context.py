@@ -16,17 +16,18 @@ from growtx.growth.lineage import TOKENIZER_DIR
 from growtx.store.storage import Storage
 from growtx.train.held_out import HeldOut
 from growtx.train.job import TrainJob
-from growtx.train.progress import BoardHandler, Poster, StageProgress
+from growtx.train.progress import BoardHandler, Place, Poster, StageProgress
 
 
 class WorkerContext:
-    """Opened once per worker process.
+    """Opened once per job of a worker process.
 
     Args:
         board: the progress actor, or None.
+        place: where the job stands among the runs of its worker group.
     """
 
-    def __init__(self, job: TrainJob, board: Any) -> None:
+    def __init__(self, job: TrainJob, board: Any, place: Place) -> None:
         self.job = job
         torch.set_num_threads(max(1, int(job.resources.cpus_per_worker)))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -42,4 +43,4 @@ class WorkerContext:
         self.poster = Poster(board)
         if board is not None:
             logging.getLogger("growtx").handlers = [BoardHandler(board)]
-        self.progress = StageProgress()
+        self.progress = StageProgress(place=place)

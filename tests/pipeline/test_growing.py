@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import signal
 import threading
 import time
@@ -13,12 +14,17 @@ import pytest
 import torch
 from rich.console import Console
 
+from growtx.exceptions import RunsFailedError, TrainingError
 from growtx.growth.loading import load_model
-from growtx.pipeline.growing import _plan_table, _resources, finish_run, stopping
+from growtx.growth.plan import Stage
+from growtx.pipeline.growing import _plan_table, _resources, finish_run, stopping, train_unfinished
 from growtx.pipeline.preparation import prepare
 from growtx.store.storage import Storage
+from growtx.train.job import TrainJob
+from growtx.train.stage_trainer import Outcome
 from tests import tiny
 from tests.pipeline.configs import config, write_corpus
+from tests.train.test_job import job
 
 
 def quiet() -> Console:
@@ -95,3 +101,50 @@ def test_a_run_in_a_thread_leaves_signals_alone() -> None:
     thread.start()
     thread.join()
     assert inside == [before]
+
+
+DIVERGED = TrainingError("the loss is not finite")
+Groups = list[list[tuple[str, list[int]]]]  # for each worker group, the runs and stages that it was given
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> Groups:
+    """The worker groups that are started; a run called `bad` fails."""
+    started: Groups = []
+
+    def train_group(given: list[TrainJob], board: object, claims: object) -> Outcome:
+        started.append([(one.run_dir.removeprefix("/r/"), [stage.index for stage in one.stages]) for one in given])
+        return Outcome(False, {one.run_dir: DIVERGED for one in given if one.run_dir == "/r/bad"})
+
+    monkeypatch.setattr("growtx.pipeline.growing.train_group", train_group)
+    monkeypatch.setattr("growtx.pipeline.growing.latest_manifest", lambda storage: None)
+    return started
+
+
+def stages_with_workers(*num_workers: int | None) -> tuple[Stage, ...]:
+    return tiny.stages(stages=[{"num_workers": number} for number in num_workers])
+
+
+def test_jobs_share_a_worker_group_until_the_resources_change(groups: Groups) -> None:
+    one, other = (job(run_dir=f"/r/{name}", stages=stages_with_workers(None, None)) for name in "ab")
+    changing = job(run_dir="/r/c", stages=stages_with_workers(None, 1, None))
+    assert not train_unfinished([one, changing, other])
+    assert groups == [[("a", [1, 2]), ("c", [1])], [("c", [2])], [("c", [3]), ("b", [1, 2])]]
+
+
+def test_a_failed_run_gets_no_further_group_and_the_others_do(groups: Groups) -> None:
+    jobs = [job(run_dir=f"/r/{name}", stages=stages_with_workers(None)) for name in ("bad", "a")]
+    tuning = job(run_dir="/r/bad", stages=stages_with_workers(1))
+    with pytest.raises(RunsFailedError, match="1 of the runs failed"):
+        train_unfinished([*jobs, tuning, job(run_dir="/r/b", stages=stages_with_workers(1))])
+    assert groups == [[("bad", [1]), ("a", [1])], [("b", [1])]]
+
+
+def test_the_error_of_a_run_that_is_alone_is_its_own(groups: Groups) -> None:
+    with pytest.raises(TrainingError, match=r"^the loss is not finite"):
+        train_unfinished([job(run_dir="/r/bad")])
+
+
+def test_the_error_of_several_runs_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(RunsFailedError({"/r/a": DIVERGED})))
+    assert str(error.failures["/r/a"]) == str(DIVERGED) and "/r/a: the loss is not finite" in str(error)

@@ -18,7 +18,7 @@ from growtx.models.counting import monolithic_flops
 from growtx.pipeline import specialists
 from growtx.pipeline.specialists import TUNED_DIR, grow_specialists, merge_all, prepare_tasks
 from growtx.pipeline.specialists_config import SpecialistsConfig
-from growtx.pipeline.specialists_training import TogetherResult, TrainTask
+from growtx.pipeline.training_together import TogetherResult, TrainTask
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import latest_manifest
 from growtx.store.storage import Storage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from growtx.train import progress
-from growtx.train.progress import StageProgress, eta_seconds, show_progress
+from growtx.train.progress import Place, StageProgress, eta_seconds, show_progress
 
 HALF = StageProgress(
     stage=2, name="depth-2", num_stages=2, fraction=0.5, loss=1.25, tokens_per_second=2000, weights=(1, 3)
@@ -77,3 +78,9 @@ def test_a_terminal_gets_a_bar_for_each_board() -> None:
     boards = {"en": FakeBoard(HALF), "ru": FakeBoard(HALF)}
     drawn = "\n".join(shown(boards, until="62%", force_terminal=True))
     assert "en" in drawn and "ru" in drawn and "62%" in drawn
+
+
+def test_a_group_of_runs_counts_those_that_are_behind_it() -> None:
+    second = dataclasses.replace(HALF, place=Place("seed-1", num_before=1, num_runs=4))
+    assert second.total_fraction == pytest.approx((1 + 2.5 / 4) / 4)
+    assert second.describe().startswith("run 2/4 seed-1, stage 2/2 depth-2, ")

@@ -1,6 +1,6 @@
-"""Several runs on one cluster at the same time: each starts when its workers fit, and fails alone.
+"""Several worker groups on one cluster at the same time: each starts when its workers fit, and fails alone.
 
-A run is trained by a task of its own that holds no CPU (its workers do), so runs never wait for each other's.
+A group is driven by a task of its own that holds no CPU (its workers do), so groups never wait for each other's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from growtx.exceptions import ConfigError, GrowtxError, TrainingError
 from growtx.pipeline.growing import stopping, train_unfinished, unfinished_stages
+from growtx.train.claims import Claims
 from growtx.train.job import TrainJob
 from growtx.train.progress import ProgressBoard, StageProgress, show_progress
 from growtx.train.settings import ResourcesConfig
@@ -25,10 +26,15 @@ Outcome = bool | GrowtxError  # whether a stop was asked for, or why it failed
 
 @dataclass(frozen=True)
 class TrainTask:
-    """A run of one or more jobs, one after the other."""
+    """Jobs of one run, or of many, one after the other.
+
+    Attributes:
+        claims: who takes which run, where several tasks are given the same jobs.
+    """
 
     name: str
     jobs: tuple[TrainJob, ...]
+    claims: Claims | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -67,7 +73,7 @@ def train_together(tasks: Sequence[TrainTask], *, retries: int, console: Console
     if not todo:
         return TogetherResult()
     boards: dict[str, Any] = {task.name: ProgressBoard.remote() for task in todo}  # type: ignore[attr-defined]
-    pool = Pool(todo, start=lambda task: _train.remote(task.jobs, boards[task.name]), retries=retries)
+    pool = Pool(todo, start=lambda task: _train.remote(task.jobs, boards[task.name], task.claims), retries=retries)
     pool.tell = lambda task, words: _post(boards[task.name], task, words)
     pool.say = lambda words: console.print(words, highlight=False, markup=False, soft_wrap=True)
 
@@ -143,10 +149,10 @@ class Pool:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _train(jobs: Sequence[TrainJob], board: Any) -> Outcome:
-    """The outcome of a run. An error that a user can understand comes back as a value, without Ray's layers."""
+def _train(jobs: Sequence[TrainJob], board: Any, claims: Claims | None) -> Outcome:
+    """The outcome of a task. An error that a user can understand comes back as a value, without Ray's layers."""
     try:
-        return any(train_unfinished(job, board) for job in jobs)
+        return train_unfinished(jobs, board, claims)
     except GrowtxError as error:
         return error
 

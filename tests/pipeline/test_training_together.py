@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from growtx.exceptions import ConfigError, TrainingError
-from growtx.pipeline import specialists_training
-from growtx.pipeline.specialists_training import Outcome, Pool, TrainTask
+from growtx.pipeline import training_together
+from growtx.pipeline.training_together import Outcome, Pool, TrainTask
 
 
 class FakeTask(TrainTask):
@@ -50,8 +50,8 @@ def run(cluster: Cluster, *tasks: TrainTask, cpus: float = 2.0, retries: int = 1
     pool.tell = lambda task, words: cluster.told.append((task.name, words))
     pool.say = cluster.said.append
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(specialists_training.ray, "wait", cluster.wait)
-        patch.setattr(specialists_training, "_outcome", cluster.outcome)
+        patch.setattr(training_together.ray, "wait", cluster.wait)
+        patch.setattr(training_together, "_outcome", cluster.outcome)
         return pool.run((cpus, 1.0))
 
 

@@ -1,0 +1,78 @@
+"""Jobs that share a worker group: in order, each run on its own, and divided among groups that are given the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from growtx.exceptions import GrowtxError, TrainingError
+from growtx.train import worker
+from growtx.train.claims import Claims
+from growtx.train.job import TrainJob
+from growtx.train.progress import Place
+from tests.train.test_job import job
+
+DIVERGED = TrainingError("the loss is not finite")
+
+
+class Board:
+    """The claims of one process: `ray.get` of what it returns is that."""
+
+    def __init__(self) -> None:
+        self.owners: dict[str, str] = {}
+        self.take = self
+
+    def remote(self, run_dir: str, group: str) -> bool:
+        return self.owners.setdefault(run_dir, group) == group
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "on_rank_zero", lambda action: action())
+    monkeypatch.setattr("growtx.train.claims.ray.get", lambda value: value)
+
+
+def trained(
+    monkeypatch: pytest.MonkeyPatch,
+    outcomes: dict[str, bool | GrowtxError],
+    *run_dirs: str,
+    claims: Claims | None = None,
+) -> tuple[list[tuple[str, Place]], dict[str, Any]]:
+    """The runs that were trained, and the outcome of the group."""
+    seen: list[tuple[str, Place]] = []
+
+    def train(the_job: TrainJob, _board: Any, place: Place) -> bool:
+        seen.append((the_job.run_dir, place))
+        outcome = outcomes.get(the_job.run_dir, False)
+        if isinstance(outcome, GrowtxError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(worker, "_train", train)
+    jobs = [job(run_dir=run_dir).model_dump(mode="json") for run_dir in run_dirs]
+    return seen, worker.train_jobs({"jobs": jobs, "board": None, "claims": claims})
+
+
+def test_jobs_are_trained_in_order_and_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, outcome = trained(monkeypatch, {}, "/r/a", "/r/a", "/r/b")
+    assert seen == [("/r/a", Place("a", 0, 2)), ("/r/a", Place("a", 0, 2)), ("/r/b", Place("b", 1, 2))]
+    assert outcome == {"stopped": False, "failed": {}}
+
+
+def test_a_failed_run_is_left_alone_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, outcome = trained(monkeypatch, {"/r/a": DIVERGED}, "/r/a", "/r/a", "/r/b")
+    assert [run_dir for run_dir, _ in seen] == ["/r/a", "/r/b"]
+    assert outcome == {"stopped": False, "failed": {"/r/a": DIVERGED}}
+
+
+def test_after_a_stop_nothing_more_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, outcome = trained(monkeypatch, {"/r/a": True}, "/r/a", "/r/b")
+    assert [run_dir for run_dir, _ in seen] == ["/r/a"] and outcome["stopped"]
+
+
+def test_groups_divide_runs_and_one_that_lost_its_workers_finds_its_own_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    board.owners = {"/r/a": "other", "/r/b": "mine"}
+    seen, _ = trained(monkeypatch, {}, "/r/a", "/r/b", "/r/c", claims=Claims(board, "mine"))
+    assert [run_dir for run_dir, _ in seen] == ["/r/b", "/r/c"] and board.owners["/r/c"] == "mine"
