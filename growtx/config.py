@@ -83,15 +83,15 @@ def load_preset(name_or_file: str) -> dict[str, Any]:
     """The tree of a shipped preset or of a YAML file; a key `extends` names the preset that it changes."""
     tree = _read_preset(name_or_file)
     base = tree.pop("extends", None)
-    return tree if base is None else _merged(load_preset(str(base)), tree)
+    return tree if base is None else merged(load_preset(str(base)), tree)
 
 
-def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `changes`, mappings merged key by key, everything else replaced."""
     result = dict(base)
     for key, value in changes.items():
         old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
 
 

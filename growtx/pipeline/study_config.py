@@ -1,0 +1,91 @@
+"""The configuration of a study: one base run, and named variants of it that are compared on one protocol."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from growtx.config import ConfigModel, apply_overrides, build, load_preset, merged
+from growtx.data.sources import DataConfig
+from growtx.exceptions import ConfigError
+from growtx.growth.plan import PlanConfig
+from growtx.growth.scaling import Measure
+from growtx.pipeline.run_config import JobConfig, RunConfig
+
+DEFAULT_PRESET = "study-demo"
+# What a study may change between a start and its resumption: every run in it is identified by itself.
+_FREE = ("variants", "control", "seeds", "equal", "learning_rates", "tasks", "task_limit", "retries")
+
+
+class VariantConfig(ConfigModel):
+    """One way to train: what it changes in the base run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._+-]+$")
+    change: dict[str, Any] = Field(default_factory=dict, description="merged into the base run, key by key")
+    learning_rates: tuple[float, ...] | None = Field(None, description="to try; null: the study's")
+    curve: str | None = Field(
+        None, description="variants of one curve are its depths in the figure of capability; null: a curve of its own"
+    )
+
+
+class StudyConfig(JobConfig):
+    """Everything that `rayjobs/study.py` needs."""
+
+    kind: Literal["study"] = "study"
+    data: DataConfig = DataConfig()
+    plan: PlanConfig
+    control: str = Field(description="variant whose plan says how many tokens and FLOPs the others get")
+    variants: tuple[VariantConfig, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    equal: tuple[Measure, ...] = Field(("tokens", "flops"), min_length=1, description="what all variants spend alike")
+    learning_rates: tuple[float, ...] = Field(
+        (), description="each is tried on the first seed, the best serves the others; empty: the plan's"
+    )
+    tasks: tuple[str, ...] = Field((), description="tasks scored at all depths of the first seed's runs")
+    task_limit: int | None = Field(None, ge=1, description="questions per task; null: all")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError("each variant needs a name of its own")
+        if self.control not in names:
+            raise ValueError(f"control={self.control} is none of the variants {', '.join(names)}")
+        if self.training.prefix == "auto":
+            raise ValueError("training.prefix=auto: FLOPs would not be known in advance; use recompute")
+        for variant in self.variants:
+            self.base_run(variant)
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        return {key: value for key, value in super().decisive().items() if key not in _FREE}
+
+    def base_run(self, variant: VariantConfig) -> RunConfig:
+        """The variant as a run, before its length, learning rate and seed are set."""
+        base = self.model_dump(mode="json", include=set(RunConfig.model_fields) - {"provenance", "description"})
+        try:
+            return build(RunConfig, merged(base, variant.change))
+        except ConfigError as error:
+            raise ConfigError(f"variant {variant.name}: {error.problem}", error.remedy) from error
+
+    def rates_of(self, variant: VariantConfig) -> tuple[float, ...]:
+        """Learning rates to try."""
+        own = self.learning_rates if variant.learning_rates is None else variant.learning_rates
+        return own or (float(self.base_run(variant).plan.train.get("learning_rate", 1e-3)),)
+
+    def measures_of(self, variant: VariantConfig) -> tuple[Measure, ...]:
+        """The comparisons that a variant takes part in; the control is the same in all of them."""
+        return self.equal[:1] if variant.name == self.control else self.equal
+
+
+def load_study_config(preset: str | None, overrides: list[str]) -> StudyConfig:
+    """A validated configuration from a preset (or file) and dotted overrides.
+
+    Raises:
+        ConfigError: naming key, value and remedy.
+    """
+    tree = load_preset(preset or DEFAULT_PRESET)
+    if tree.get("kind") != "study":
+        raise ConfigError(f"--preset {preset}: not a preset of a study", "Use study-demo, study-growth or study-9-full")
+    return build(StudyConfig, apply_overrides(tree, overrides))
