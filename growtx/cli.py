@@ -35,6 +35,8 @@ def _parser() -> argparse.ArgumentParser:
     verify = _add(commands, "verify", _verify, "hash everything again; exit status 1 names what does not match")
     verify.add_argument("path", help="run directory, a manifest in it, or an ensemble")
     verify.add_argument("--prune", action="store_true", help="remove files that no manifest refers to")
+    verify.add_argument("--substrate", action="store_true", help="also build the substrate again from its recipe")
+    verify.add_argument("--font", help="with --substrate: the font of the recipe, if it is in no usual place")
 
     generate = _add(commands, "generate", _generate, "continue a prompt")
     generate.add_argument("path", help="run directory, manifest or Hugging Face directory")
@@ -107,10 +109,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from growtx.growth.ensembles import is_ensemble
     from growtx.growth.lineage import open_lineage, tokenizer_of
+    from growtx.growth.substrate_proof import prove_substrate
     from growtx.store.verify import verify
 
+    if arguments.font and not arguments.substrate:
+        raise ConfigError("--font belongs to --substrate", "Add --substrate, or leave --font out")
     if is_ensemble(arguments.path):
-        return _verify_ensemble(arguments.path)
+        return _verify_ensemble(arguments.path, arguments.font, substrate=arguments.substrate)
     lineage = open_lineage(arguments.path)
     report = verify(lineage.storage.root, prune=arguments.prune)
     for problem, blobs in (("missing", report.missing), ("corrupt", report.corrupt)):
@@ -122,16 +127,21 @@ def _verify(arguments: argparse.Namespace) -> int:
         done = f"removed, {report.pruned_bytes:,} bytes" if arguments.prune else "--prune removes them"
         print(f"{len(report.orphans)} files that no manifest refers to ({done})")
     tokenizer_of(lineage)  # raises when it is not the one that the manifests name
+    if arguments.substrate:
+        print(prove_substrate(lineage, arguments.font))
     summary = f"{report.num_manifests} manifests, {report.num_blobs} blobs, {report.num_bytes:,} bytes"
     print(f"{'intact' if report.is_intact else 'NOT intact'}: {summary}")
     return 0 if report.is_intact else 1
 
 
-def _verify_ensemble(path: str) -> int:
-    from growtx.growth.ensembles import read_ensemble, verify_ensemble
+def _verify_ensemble(path: str, font: str | None, *, substrate: bool) -> int:
+    from growtx.growth.ensembles import ensemble_root, open_member, read_ensemble, verify_ensemble
+    from growtx.growth.substrate_proof import prove_substrate
 
-    problems = verify_ensemble(path)
-    print(*problems, f"{'NOT intact' if problems else 'intact'}: {len(read_ensemble(path).members)} members", sep="\n")
+    problems, members = verify_ensemble(path), read_ensemble(path).members
+    if substrate and not problems:  # one member stands for all: intact ones have one substrate
+        print(prove_substrate(open_member(ensemble_root(path), members[0])[0], font))
+    print(*problems, f"{'NOT intact' if problems else 'intact'}: {len(members)} members", sep="\n")
     return 1 if problems else 0
 
 

@@ -3,7 +3,7 @@
 python rayjobs/benchmark.py growth                 a stage's step against the monolithic one, over the depth
 python rayjobs/benchmark.py growth --depths 2,12 --rounds 15
 python rayjobs/benchmark.py substrate              building 65,536 x 1024, against the plain procedure
-python rayjobs/benchmark.py tokenizers --texts 'texts/*.parquet'
+python rayjobs/benchmark.py tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
 python rayjobs/benchmark.py serving                an ensemble at 1, 8 and 32 clients against the naive loop
 """
 
@@ -33,6 +33,14 @@ def main() -> int:
     substrate.set_defaults(run=_substrate)
     tokenizers = benchmarks.add_parser("tokenizers", help="speed and density of tokenizers on the same text")
     tokenizers.add_argument("--texts", required=True, help="glob of files; their column `lang` names the language")
+    tokenizers.add_argument(
+        "--tokenizer",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="also measure this one: a Hugging Face directory, a .tiktoken or a tekken.json file",
+    )
+    tokenizers.add_argument("--max-bytes", type=int, default=2_000_000, help="text of each language, at most")
     tokenizers.set_defaults(run=_tokenizers)
     serving = benchmarks.add_parser("serving", help="tokens per second and latencies of an ensemble")
     serving.set_defaults(run=_serving)
@@ -102,28 +110,49 @@ def _substrate(arguments: argparse.Namespace) -> int:
 
 
 def _tokenizers(arguments: argparse.Namespace) -> int:
-    import datasets
-
     from growtx.config import build
-    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
+    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer, load_tokenizer
     from growtx.data.tokenizer_benchmark import gpt2_style, run
 
-    if not list(Path().glob(arguments.texts)) and not Path(arguments.texts).exists():
-        raise ConfigError(f"--texts {arguments.texts}: no such files", "Give a glob of parquet files")
-    texts: dict[str, list[str]] = {}
-    for row in datasets.load_dataset("parquet", data_files=arguments.texts, split="train"):
-        texts.setdefault(row.get("lang", "all"), []).append(row["text"])
+    named = dict(_name_and_path(given) for given in arguments.tokenizer)
+    texts = _texts_by_language(arguments.texts, arguments.max_bytes)
     everything = [text for documents in texts.values() for text in documents]
     tokenizers = {
         "unicode-2-3": build_tokenizer(build(TokenizerConfig, {"family": "unicode-2-3"})),
-        "compact": build_tokenizer(build(TokenizerConfig, {"family": "compact"}), everything),
-        "GPT-2 style": gpt2_style(everything, 50_257),
+        "unicode-max": build_tokenizer(build(TokenizerConfig, {"family": "unicode-max"})),
+        "compact, of this text": build_tokenizer(build(TokenizerConfig, {"family": "compact"}), everything),
+        "GPT-2 style, of this text": gpt2_style(everything, 50_257),
+        **{name: load_tokenizer(path) for name, path in named.items()},
     }
     columns = ("tokenizer", "vocab_size", "language", "megabytes_per_second", "characters_per_token", "bytes_per_token")
     rows = run(tokenizers, texts)
     values = ([str(row[key]) if isinstance(row[key], (str, int)) else row[key] for key in columns] for row in rows)
     _print_table("Tokenizers", ("tokenizer", "ids", "language", "MB/s", "characters/token", "bytes/token"), values)
     return 0
+
+
+def _name_and_path(given: str) -> tuple[str, str]:
+    name, separator, path = given.partition("=")
+    if not (name and separator and path):
+        raise ConfigError(f"--tokenizer {given}: not NAME=PATH", "Write it as GPT-2=assets/gpt2.tiktoken")
+    return name, path
+
+
+def _texts_by_language(glob: str, max_bytes: int) -> dict[str, list[str]]:
+    """The first documents of each language, up to a number of bytes."""
+    import datasets
+
+    from growtx.data.sources import SourceConfig, source_files
+
+    files = list(source_files(SourceConfig(files=glob)))
+    texts: dict[str, list[str]] = {}
+    num_bytes: dict[str, int] = {}
+    for row in datasets.load_dataset("parquet", data_files=files, split="train"):
+        language, size = row.get("lang", "all"), len(row["text"].encode())
+        if num_bytes.get(language, 0) + size <= max_bytes:
+            texts.setdefault(language, []).append(row["text"])
+            num_bytes[language] = num_bytes.get(language, 0) + size
+    return texts
 
 
 def _serving(_: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ Shapes: V vocabulary, E = D hidden size, T context length.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import BlockRef, FrozenCheck, Manifest, write_manifest
+from growtx.substrate.build import Substrate
+from growtx.substrate.record import SUBSTRATE_FILE, SubstrateRecord
 
 VOCAB_SIZE = 275  # odd, so that nothing divides evenly
 HIDDEN_SIZE = 16
@@ -90,17 +91,31 @@ def build_tokenizer() -> Any:
     return build_it(TokenizerConfig(vocab_size=VOCAB_SIZE), [TEXT * 20])
 
 
-def write_run(path: Path, tokenizer: Any, plan: dict[str, Any] | None = None) -> list[Manifest]:
-    """Grow a run whose stages are disturbed instead of trained, and write what a run leaves."""
+def write_run(
+    path: Path, tokenizer: Any, plan: dict[str, Any] | None = None, built: Substrate | None = None
+) -> list[Manifest]:
+    """Grow a run whose stages are disturbed instead of trained, and write what a run leaves.
+
+    Its substrate is random and has no recipe unless a `built` one is given.
+    """
     from growtx.data.tokenizer import tokenizer_fingerprint
 
     path.mkdir(parents=True)
     tokenizer.save_pretrained(str(path / "tokenizer"))
     store = BlobStore(str(path))
-    blob = store.put({SUBSTRATE_KEY: substrate()})
-    record = {"blob": blob, "substrate_fingerprint": "s" * 64, "expansion": "none", "kind": "glyph", "recipe": {}}
-    (path / "substrate.json").write_text(json.dumps(record))
-    identity = {"tokenizer_fingerprint": tokenizer_fingerprint(tokenizer), "substrate_fingerprint": "s" * 64}
+    blob = store.put({SUBSTRATE_KEY: substrate() if built is None else built.weight})
+    record = SubstrateRecord(
+        blob=blob,
+        substrate_fingerprint="s" * 64 if built is None else built.fingerprint,
+        expansion="none" if built is None else built.expansion,
+        kind="glyph" if built is None else built.recipe["kind"],
+        recipe={} if built is None else built.recipe,
+    )
+    (path / SUBSTRATE_FILE).write_text(record.model_dump_json())
+    identity = {
+        "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+        "substrate_fingerprint": record.substrate_fingerprint,
+    }
     tokens_of = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     manifests: list[Manifest] = []
     for stage in stages(**(plan or PLAN)):

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from growtx.config import ConfigModel, fingerprint
 from growtx.data import surface
 from growtx.data.ngrams import embedded_ngrams
+from growtx.data.rank_files import is_rank_file, tokenizer_from_ranks
 from growtx.data.vocabulary import (
     BMP_SIZE,
     BOS,
@@ -45,7 +46,9 @@ class TokenizerConfig(ConfigModel):
 
     family: Family = Field(default="compact", description="how the vocabulary is made")
     vocab_size: int | None = Field(default=None, ge=1, description="number of ids; default as published, or 8192")
-    path: str | None = Field(default=None, description="surface: directory of the Hugging Face tokenizer to use")
+    path: str | None = Field(
+        default=None, description="surface: directory of a Hugging Face tokenizer, or a .tiktoken or tekken.json file"
+    )
     ngrams: Literal["embedded", "counted"] = Field(
         default="embedded", description="unicode families: n-grams of 33 languages, or counted over data.sources"
     )
@@ -138,15 +141,18 @@ def from_vocabulary(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """A saved Hugging Face fast tokenizer, checked to be readable and lossless.
+    """A saved Hugging Face fast tokenizer, or one published as ranks, checked to be readable and lossless.
 
     Raises:
-        DataError: if the directory has none, it is damaged, or it does not give back the text it was given.
+        DataError: if there is none at `path`, it is damaged, or it does not give back the text it was given.
     """
     from transformers import AutoTokenizer
 
+    if is_rank_file(path):
+        return _complete(tokenizer_from_ranks(path), path)
     if not (Path(path) / "tokenizer.json").is_file():
-        raise DataError(f"{path} has no tokenizer.json", "Name the directory of a Hugging Face fast tokenizer")
+        remedy = "Name the directory of a Hugging Face fast tokenizer, or a .tiktoken or tekken.json file"
+        raise DataError(f"{path} has no tokenizer.json", remedy)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, split_special_tokens=True)
     except Exception as error:  # the libraries below raise bare `Exception` for a damaged file

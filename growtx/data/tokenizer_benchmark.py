@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from growtx.data.rank_files import GPT2_END, GPT2_WORDS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Row = dict[str, Any]
-# How GPT-2 cuts text into words before its byte-level BPE (Radford et al. 2019).
-GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def run(tokenizers: Mapping[str, PreTrainedTokenizerFast], texts: Mapping[str, Sequence[str]]) -> list[Row]:
@@ -61,9 +61,9 @@ def gpt2_style(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=[GPT2_END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=GPT2_END)

@@ -64,9 +64,17 @@ class EnsembleManifest(ConfigModel):
         raise ConfigError(f"the ensemble has no member {name}", f"Its members are {', '.join(self.names)}")
 
 
+def ensemble_root(path: str) -> str:
+    """The directory of an ensemble that is named by it or by its file."""
+    trimmed = path.rstrip("/")
+    if trimmed == ENSEMBLE_FILE:
+        return "."
+    return trimmed.removesuffix(f"/{ENSEMBLE_FILE}")
+
+
 def is_ensemble(path: str) -> bool:
     """Whether a path is an ensemble's directory or its `ensemble.json`."""
-    return _root(path) != path.rstrip("/") or Storage(path).exists(ENSEMBLE_FILE)
+    return ensemble_root(path) != path.rstrip("/") or Storage(path).exists(ENSEMBLE_FILE)
 
 
 def read_ensemble(path: str) -> EnsembleManifest:
@@ -75,7 +83,7 @@ def read_ensemble(path: str) -> EnsembleManifest:
     Raises:
         StoreError: there is none, or it is damaged.
     """
-    storage = Storage(_root(path))
+    storage = Storage(ensemble_root(path))
     where = storage.path(ENSEMBLE_FILE)
     try:
         tree = json.loads(storage.read_bytes(ENSEMBLE_FILE))
@@ -135,7 +143,7 @@ def load_ensemble(path: str) -> tuple[GrowtxEnsembleForCausalLM, PreTrainedToken
     Raises:
         GrowtxError: naming the member that is missing, damaged, not finite, or grown on something else.
     """
-    manifest, root = read_ensemble(path), _root(path)
+    manifest, root = read_ensemble(path), ensemble_root(path)
     ensemble, tokenizer = assemble_ensemble(root, manifest)
     if manifest.rule_blob is not None:
         tensors = BlobStore(root).get(manifest.rule_blob)
@@ -181,7 +189,7 @@ def open_member(root: str, member: MemberRef) -> tuple[Lineage, Manifest]:
 
 def verify_ensemble(path: str) -> list[str]:
     """Hash everything that an ensemble stands on again; one sentence for each problem, none when it is intact."""
-    manifest, root = read_ensemble(path), _root(path)
+    manifest, root = read_ensemble(path), ensemble_root(path)
     problems = []
     for member in manifest.members:
         try:
@@ -221,7 +229,8 @@ def changed_ensemble(
     for name in without:
         old.member(name)
     moved = (
-        member.model_copy(update={"run": _relative(out, _resolve(_root(path), member.run))}) for member in old.members
+        member.model_copy(update={"run": _relative(out, _resolve(ensemble_root(path), member.run))})
+        for member in old.members
     )
     new = {member.name: member for member in new_ensemble(out, runs).members} if runs else {}
     kept = [new.pop(member.name, member) for member in moved if member.name not in without]
@@ -249,14 +258,6 @@ def _reference(out: str, name: str, lineage: Lineage) -> MemberRef:
         manifest=last.file_name,
         digest=hashlib.sha256(data).hexdigest(),
     )
-
-
-def _root(path: str) -> str:
-    """The directory of an ensemble that is named by it or by its file."""
-    trimmed = path.rstrip("/")
-    if trimmed == ENSEMBLE_FILE:
-        return "."
-    return trimmed.removesuffix(f"/{ENSEMBLE_FILE}")
 
 
 def _absolute(path: str) -> str:

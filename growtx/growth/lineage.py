@@ -16,6 +16,7 @@ from growtx.growth.assembly import check_same
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR, Manifest, read_lineage, write_manifest
 from growtx.store.storage import Storage
+from growtx.substrate.record import SUBSTRATE_FILE
 
 TOKENIZER_DIR = "tokenizer"
 
@@ -84,7 +85,7 @@ def import_lineage(path: str, target: Storage) -> Manifest:
     for manifest in source.manifests:
         for blob in (*manifest.blobs(), *manifest.new_blobs):
             own.copy_from(blobs, blob)
-    for file in (*source.storage.list_files(TOKENIZER_DIR), "substrate.json"):
+    for file in (*source.storage.list_files(TOKENIZER_DIR), SUBSTRATE_FILE):
         target.write_bytes(file, source.storage.read_bytes(file))
     for manifest in source.manifests:
         if not target.exists(f"{MANIFESTS_DIR}/{manifest.file_name}"):

@@ -24,9 +24,9 @@ from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
 from growtx.store.storage import Storage
 from growtx.substrate.build import build_substrate
-from growtx.train.job import SubstrateRecord, TrainJob
+from growtx.substrate.record import SUBSTRATE_FILE, SubstrateRecord
+from growtx.train.job import TrainJob
 
-SUBSTRATE_FILE = "substrate.json"
 _SHAPE_KEYS = (
     "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings", "rope_theta",
     "layer_norm_eps", "lm_head_bias", "substrate_width", "substrate_expansion",

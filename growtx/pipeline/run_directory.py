@@ -21,6 +21,7 @@ from growtx.store.manifest import list_manifests
 from growtx.store.metrics_log import METRICS_FILE
 from growtx.store.runs import RUN_FILE, STATUS_FILE
 from growtx.store.storage import Storage
+from growtx.substrate.record import SUBSTRATE_FILE
 
 Config = TypeVar("Config", bound=JobConfig)
 _PACKAGES = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "peft", "safetensors")
@@ -57,7 +58,7 @@ def _release_if_nothing_trained(storage: Storage) -> None:
     if not storage.exists(STATUS_FILE) or json.loads(storage.read_text(STATUS_FILE)).get("state") != "failed":
         return
     if not (list_manifests(storage) or storage.exists(METRICS_FILE)):
-        for name in (RUN_FILE, "substrate.json", "tokenizer"):
+        for name in (RUN_FILE, SUBSTRATE_FILE, "tokenizer"):
             if storage.exists(name):
                 storage.remove(name)
 

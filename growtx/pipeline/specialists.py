@@ -26,7 +26,7 @@ from growtx.growth.plan import PlanConfig, StageConfig, resolve
 from growtx.models.counting import monolithic_flops
 from growtx.pipeline.growing import finish_run
 from growtx.pipeline.merging import MergeConfig, MergeResult, merge
-from growtx.pipeline.preparation import SUBSTRATE_FILE, Prepared, cache_dir, prepare
+from growtx.pipeline.preparation import Prepared, cache_dir, prepare
 from growtx.pipeline.run_config import RunConfig
 from growtx.pipeline.run_directory import claim, write_status
 from growtx.pipeline.specialists_config import CONTROL, SpecialistsConfig, TuneHeadsConfig
@@ -35,6 +35,7 @@ from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR, list_manifests, stage_index
 from growtx.store.runs import RUN_FILE
 from growtx.store.storage import Storage
+from growtx.substrate.record import SUBSTRATE_FILE
 from growtx.train.cluster import check_cluster, connected
 from growtx.train.job import TrainJob
 
@@ -151,10 +152,7 @@ def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepare
     if config.parent is None and not own.exists(SUBSTRATE_FILE):
         for blob in BlobStore(shared.root).list():
             BlobStore(own.root).copy_from(BlobStore(shared.root), blob)
-        for file in (
-            *shared.list_files(TOKENIZER_DIR),
-            SUBSTRATE_FILE,
-        ):  # the substrate's record last: it is looked for
+        for file in (*shared.list_files(TOKENIZER_DIR), SUBSTRATE_FILE):  # the record last: it is looked for
             own.write_bytes(file, shared.read_bytes(file))
     prepared = prepare(config, own)
     write_status(own, "running", prepared.job.num_stages)

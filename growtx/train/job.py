@@ -7,17 +7,8 @@ from typing import Any
 from growtx.config import ConfigModel, fingerprint
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
+from growtx.substrate.record import SubstrateRecord
 from growtx.train.settings import ResourcesConfig, TrainingConfig
-
-
-class SubstrateRecord(ConfigModel):
-    """`substrate.json` of a run: which blob holds the substrate and how to make it again."""
-
-    blob: str
-    substrate_fingerprint: str
-    expansion: str
-    kind: str
-    recipe: dict[str, Any]
 
 
 class TrainJob(ConfigModel):
