@@ -10,7 +10,7 @@ from growtx.growth.lineage import TOKENIZER_DIR
 from growtx.growth.plan import resolve
 from growtx.growth.scaling import Measure, plan_cost, scaled_to
 from growtx.models.configuration import GrowtxConfig
-from growtx.pipeline.preparation import SUBSTRATE_FILE, Prepared, prepare
+from growtx.pipeline.preparation import Prepared, prepare
 from growtx.pipeline.run_config import RunConfig
 from growtx.pipeline.run_directory import claim
 from growtx.pipeline.study_config import StudyConfig, VariantConfig
@@ -18,6 +18,7 @@ from growtx.store.blobs import BlobStore
 from growtx.store.manifest import list_manifests, read_manifest
 from growtx.store.runs import RUN_FILE
 from growtx.store.storage import Storage
+from growtx.substrate.record import SUBSTRATE_FILE
 
 RUNS_DIR = "runs"
 
