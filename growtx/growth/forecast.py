@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from growtx.growth.budget import active_parameters
+from growtx.growth.flops import num_blocks_with_gradients, stage_flops
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.counting import TokenFlops, growing_flops, num_params
+from growtx.models.counting import num_params
 from growtx.models.loss import CHUNK_ROWS
 
 
@@ -69,22 +70,8 @@ def _stage(config: GrowtxConfig, stage: Stage, placement: Placement, tokens_per_
     total = fixed + stage.num_blocks * counts.per_block
     active = active_parameters(config, stage)
     num_tokens = stage.train.num_steps(tokens_per_step) * tokens_per_step
-    flops = stage_flops(config, stage).total * num_tokens
+    flops = stage_flops(config, stage, activation_checkpointing=placement.activation_checkpointing).total * num_tokens
     return StageForecast(stage, total, active, num_tokens, flops, _memory(config, stage, placement, total, active))
-
-
-def stage_flops(config: GrowtxConfig, stage: Stage) -> TokenFlops:
-    """FLOPs per token of a training step. LoRA sends gradients through every block, as training them would."""
-    depth_config = GrowtxConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        num_hidden_layers=stage.num_blocks,
-        num_attention_heads=config.num_attention_heads,
-        intermediate_size=config.intermediate_size,
-        max_position_embeddings=config.max_position_embeddings,
-    )
-    num_through = stage.num_blocks if stage.lora or stage.train_substrate else stage.num_active
-    return growing_flops(depth_config, config.max_position_embeddings, num_new_blocks=num_through)
 
 
 def _memory(config: GrowtxConfig, stage: Stage, placement: Placement, total: int, active: int) -> MemoryForecast:
@@ -107,7 +94,7 @@ def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, 
     width, mlp_width = config.hidden_size, config.intermediate_size
     tokens = placement.micro_batch * config.max_position_embeddings
     kept = 10 * width + 2 * mlp_width
-    through = stage.num_blocks if stage.lora or stage.train_substrate else stage.num_active
+    through = num_blocks_with_gradients(stage)
     blocks = through * width + kept if placement.activation_checkpointing and through else through * kept
     transient = 2 * width + 2 * mlp_width  # of the block that is running, in either direction
     chunk = min(CHUNK_ROWS, tokens) * config.vocab_size * 4 * 2 if stage.head else 0  # logits and their gradient, fp32

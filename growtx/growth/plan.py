@@ -108,6 +108,7 @@ class GrowShorthand(ConfigModel):
         None, gt=0, lt=1, description="share of all tokens that the first stage gets; null: equal shares"
     )
     tokens: int | None = Field(None, gt=0, description="tokens of all stages together; null: `train` holds per stage")
+    train_substrate: bool = Field(False, description="whether a `learned` substrate trains in the first stage")
 
     @model_validator(mode="after")
     def _share_of_something(self) -> GrowShorthand:
@@ -123,7 +124,14 @@ class GrowShorthand(ConfigModel):
         for depth in depths:
             adapts = self.lora_from is not None and depth >= self.lora_from and before > 0
             joint = adapts and self.lora_phase == "joint"
-            stages.append(StageConfig(add=depth - before, active=self.active, lora=self.lora if joint else None))
+            stages.append(
+                StageConfig(
+                    add=depth - before,
+                    active=self.active,
+                    train_substrate=self.train_substrate and before == 0,
+                    lora=self.lora if joint else None,
+                )
+            )
             if adapts and not joint:
                 stages.append(StageConfig(name=f"lora-{depth}", add=0, active=0, lora=self.lora))
             before = depth
@@ -151,7 +159,10 @@ class PlanConfig(ConfigModel):
     """The `plan` block of a run's configuration."""
 
     mode: Literal["grow", "monolithic"] = Field(
-        "grow", description="monolithic: the control; all blocks in one stage, on the tokens of all stages together"
+        "grow", description="monolithic: the control; all blocks in one stage, as long as all stages together"
+    )
+    match: Literal["tokens", "flops"] = Field(
+        "tokens", description="what is equal between the control and the plan: tokens seen, or FLOPs computed"
     )
     stages: tuple[StageConfig, ...] | None = None
     grow: GrowShorthand | None = None
@@ -222,6 +233,8 @@ def resolve(plan: PlanConfig, *, num_stages_before: int = 0, num_blocks_before: 
 
     Args:
         num_stages_before, num_blocks_before: of the lineage that the plan continues, if it does.
+
+    A control gets the plan's tokens here; for one of equal FLOPs, which need a shape, see `matching.py`.
 
     Raises:
         ConfigError: naming the stage and the key that cannot be.

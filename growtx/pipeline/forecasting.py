@@ -8,6 +8,7 @@ from growtx.data.tokenizer import COMPACT_SIZE, PUBLISHED_SIZES, TokenizerConfig
 from growtx.exceptions import BudgetError
 from growtx.growth.budget import check_budget
 from growtx.growth.forecast import Placement, StageForecast, forecast
+from growtx.growth.matching import resolve_matched
 from growtx.growth.plan import resolve
 from growtx.models.configuration import GrowtxConfig
 from growtx.pipeline.run_config import RunConfig
@@ -56,10 +57,10 @@ def forecast_tables(config: RunConfig) -> tuple[Table, Table]:
     Raises:
         BudgetError: a stage would train more than the budget.
     """
-    stages, architecture = resolve(config.plan), planned_architecture(config)
+    architecture = planned_architecture(config)
+    stages = resolve_matched(config.plan, architecture, tokens_per_step=config.tokens_per_step)
     check_budget(architecture, stages, config.plan.budget)
-    tokens_per_step = config.training.global_batch_size * config.model.context_length
-    rows = forecast(architecture, stages, placement_of(config), tokens_per_step=tokens_per_step)
+    rows = forecast(architecture, stages, placement_of(config), tokens_per_step=config.tokens_per_step)
     return _work_table(config, rows), _memory_table(config, rows)
 
 

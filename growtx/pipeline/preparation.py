@@ -16,9 +16,9 @@ from growtx.exceptions import ConfigError
 from growtx.growth.assembly import SUBSTRATE_KEY, check_same, describe_model
 from growtx.growth.budget import check_budget
 from growtx.growth.lineage import TOKENIZER_DIR, import_lineage
-from growtx.growth.plan import Stage, resolve
+from growtx.growth.matching import plan_flops, resolve_matched
+from growtx.growth.plan import resolve
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.counting import growing_flops
 from growtx.pipeline.run_config import JobConfig, RunConfig
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
@@ -49,11 +49,11 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         ConfigError, BudgetError, DataError, SubstrateError: before anything has been trained.
     """
     parent = _import_parent(config, run)
-    stages = resolve(
-        config.plan,
-        num_stages_before=parent.index if parent else 0,
-        num_blocks_before=parent.num_blocks if parent else 0,
-    )
+    before = {
+        "num_stages_before": parent.index if parent else 0,
+        "num_blocks_before": parent.num_blocks if parent else 0,
+    }
+    num_blocks = resolve(config.plan, **before)[-1].num_blocks
     tokenizer = _tokenizer(config, run)
     if parent is not None:
         found = tokenizer_fingerprint(tokenizer)
@@ -62,12 +62,13 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
     if parent is not None:
         found = substrate.substrate_fingerprint
         check_same("substrate", parent.substrate_fingerprint, found, f"parent={config.parent}")
-    architecture = _architecture(config, run, substrate, tokenizer, stages[-1].num_blocks)
+    architecture = _architecture(config, run, substrate, tokenizer, num_blocks)
     if parent is not None:
         _check_shape(parent, architecture, str(config.parent))
+    stages = resolve_matched(config.plan, architecture, tokens_per_step=config.tokens_per_step, **before)
     check_budget(architecture, stages, config.plan.budget)
     data = pack(config.data, tokenizer, context_length=config.model.context_length, cache_dir=cache_dir(config, run))
-    weights = tuple(_expected_flops(config, architecture, stage) for stage in stages)
+    weights = tuple(plan_flops(architecture, [stage], tokens_per_step=config.tokens_per_step) for stage in stages)
     job = TrainJob(
         run_dir=run.root,
         packed_path=data.path,
@@ -167,12 +168,3 @@ def _architecture(
     architecture.eos_token_id = tokenizer.eos_token_id
     architecture.pad_token_id = tokenizer.pad_token_id
     return architecture
-
-
-def _expected_flops(config: RunConfig, architecture: GrowtxConfig, stage: Stage) -> float:
-    """FLOPs that a stage will take, for the progress display."""
-    at_depth = GrowtxConfig(**{**describe_model(architecture), "num_hidden_layers": stage.num_blocks})
-    trained = stage.num_blocks if stage.lora else stage.num_active
-    per_token = growing_flops(at_depth, config.model.context_length, num_new_blocks=trained).total
-    tokens_per_step = config.training.global_batch_size * config.model.context_length
-    return per_token * stage.train.num_steps(tokens_per_step) * tokens_per_step

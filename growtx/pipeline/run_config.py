@@ -53,6 +53,11 @@ class RunConfig(JobConfig):
     data: DataConfig = DataConfig()
     plan: PlanConfig
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step over all workers."""
+        return self.training.global_batch_size * self.model.context_length
+
     @model_validator(mode="after")
     def _batch_splits(self) -> RunConfig:
         self.training.check_workers(self.resources.num_workers)

@@ -9,7 +9,9 @@ Shapes: N windows, T positions, D hidden size.
 
 from __future__ import annotations
 
-import os
+import random
+import shutil
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ import torch
 
 from growtx.config import fingerprint
 from growtx.data.packing import PackedData
+from growtx.exceptions import StoreError
 from growtx.models.causal_lm import GrowtxForCausalLM
 from growtx.store.manifest import Manifest
 from growtx.store.storage import write_error
@@ -51,6 +54,13 @@ class PrefixCache:
         """Shards that hold these windows."""
         return np.unique(windows_N // WINDOWS_PER_SHARD).tolist()  # type: ignore[no-any-return]
 
+    def free_bytes(self) -> int:
+        """Room on the file system for the cache, what it takes already included."""
+        place = self._directory
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free + sum(file.stat().st_size for file in self._directory.glob("*.npy"))
+
     def missing(self, shards: Iterable[int]) -> list[int]:
         return [shard for shard in shards if not self._path(shard).exists()]
 
@@ -66,23 +76,34 @@ class PrefixCache:
 
     @torch.no_grad()
     def fill(self, shards: Iterable[int], model: GrowtxForCausalLM, num_frozen: int) -> None:
-        """Compute and write shards.
+        """Compute and write the shards that are still missing when their turn comes.
+
+        The order is drawn anew in every process: several that fill the same cache share the work.
 
         Raises:
-            StoreError: the disk is full; nothing half-written stays.
+            StoreError: the disk is full; then nothing that this call wrote stays on it.
         """
         device = next(model.parameters()).device
-        for shard in shards:
+        written: list[int] = []
+        for shard in random.sample(todo := list(shards), len(todo)):
+            if self._path(shard).exists():
+                continue
             tokens_NT = torch.from_numpy(self._data.train.take(self._windows(shard))).long()
             states = [
                 model.forward_prefix(tokens.to(device), num_frozen).to("cpu", self.dtype)
                 for tokens in torch.split(tokens_NT, self._micro_batch)
             ]
-            self._write(shard, torch.cat(states))
+            try:
+                self._write(shard, torch.cat(states))
+            except StoreError:
+                for other in written:
+                    self._path(other).unlink(missing_ok=True)
+                raise
+            written.append(shard)
 
     def _write(self, shard: int, states_NTD: torch.Tensor) -> None:
         path = self._path(shard)
-        temporary = path.with_suffix(f".{os.getpid()}.part")
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")
         stored = states_NTD.view(torch.int16) if self.dtype == torch.bfloat16 else states_NTD
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,12 +115,26 @@ class PrefixCache:
             raise write_error(str(path), error) from error
 
     def read(self, windows_N: np.ndarray) -> torch.Tensor:
-        """States [N, T, D] of these windows, memory-mapped and copied."""
+        """States [N, T, D] of these windows, memory-mapped and copied.
+
+        Raises:
+            StoreError: a shard was deleted while it was in use.
+        """
         rows = []
         for window in windows_N.tolist():
             shard, row = divmod(window, WINDOWS_PER_SHARD)
             if shard not in self._open:
-                self._open[shard] = np.load(self._path(shard), mmap_mode="r")
+                self._open[shard] = self._map(shard)
             rows.append(self._open[shard][row])
         states_NTD = torch.from_numpy(np.stack(rows))
         return states_NTD.view(torch.bfloat16) if self.dtype == torch.bfloat16 else states_NTD
+
+    def _map(self, shard: int) -> np.ndarray:
+        try:
+            mapped: np.ndarray = np.load(self._path(shard), mmap_mode="r")
+        except (OSError, ValueError) as error:  # deleted, or cut off by a power failure
+            raise StoreError(
+                f"{self._path(shard)} of the prefix cache cannot be read",
+                f"Delete {self._directory} and run the same command with --resume: it is made again",
+            ) from error
+        return mapped

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 import torch
 
-from growtx.exceptions import ConfigError
+from growtx.exceptions import ConfigError, StoreError
 from growtx.growth.assembly import assemble
 from growtx.growth.plan import Stage
 from growtx.growth.prefix_plan import PrefixPlan, plan_prefix
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
 from growtx.train.batches import Batches
-from growtx.train.distributed import barrier, on_rank_zero, rank, worker_device, world_size
+from growtx.train.distributed import any_rank, on_rank_zero, rank, worker_device, world_size
 from growtx.train.engine import use_bf16
 from growtx.train.job import TrainJob
 from growtx.train.prefix_cache import PrefixCache
+
+logger = logging.getLogger(__name__)
 
 
 def use_prefix_cache(
@@ -24,6 +29,7 @@ def use_prefix_cache(
 
     Raises:
         ConfigError: a cache is asked for where the prefix does not stay the same.
+        StoreError: a cache is asked for and the disk is full; `auto` then recomputes, with a warning.
     """
     settings = job.training
     if stage.lora is not None or stage.train_substrate:
@@ -50,23 +56,40 @@ def use_prefix_cache(
             num_windows_to_cache=cache.num_windows(shards),
             num_windows_missing=cache.num_windows(cache.missing(shards)),
             bytes_per_number=dtype.itemsize,
-            bytes_available=int(settings.prefix_cache_gib * 2**30),
+            bytes_available=min(int(settings.prefix_cache_gib * 2**30), cache.free_bytes()),
             num_trials=job.num_trials,
         )
     )
     if settings.prefix == "cache" or (settings.prefix == "auto" and plan.choice == "cache"):
-        _fill(cache, shards, job, parent, stage)
-        batches.read_prefix_from(cache, stage.num_frozen)
+        problem = _fill(cache, shards, job, parent, stage)
+        if problem is None:
+            batches.read_prefix_from(cache, stage.num_frozen)
+        elif settings.prefix == "cache":
+            raise problem
+        else:
+            logger.warning("stage %s recomputes its prefix: %s", stage.index, problem.problem)
+            plan = replace(plan, choice="recompute", reason=problem.problem)
     return plan
 
 
-def _fill(cache: PrefixCache, shards: list[int], job: TrainJob, parent: Manifest, stage: Stage) -> None:
-    """Every worker computes its share; one that does not see the others' files computes the rest as well."""
+def _fill(
+    cache: PrefixCache, shards: list[int], job: TrainJob, parent: Manifest, stage: Stage
+) -> StoreError | None:
+    """Every worker computes its share; one that does not see the others' files computes the rest as well.
+
+    Returns:
+        What kept any of the workers from writing.
+    """
     missing = cache.missing(shards)
-    barrier()  # nobody writes before everybody has looked
-    if missing:
-        model = assemble(BlobStore(job.run_dir), parent).to(worker_device(), cache.dtype).eval()
-        cache.fill(missing[rank() :: world_size()], model, stage.num_frozen)
-        barrier()
-        cache.fill(cache.missing(shards), model, stage.num_frozen)
-    barrier()
+    if not any_rank([bool(missing)])[0]:  # also: nobody writes before everybody has looked
+        return None
+    model = assemble(BlobStore(job.run_dir), parent).to(worker_device(), cache.dtype).eval()
+    problem: StoreError | None = None
+    for share in (lambda: missing[rank() :: world_size()], lambda: cache.missing(shards)):
+        try:
+            cache.fill(share(), model, stage.num_frozen)
+        except StoreError as error:
+            problem = error
+        if any_rank([problem is not None])[0]:
+            return problem or StoreError("another worker cannot write the prefix cache", "Free some space there")
+    return None

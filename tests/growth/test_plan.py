@@ -62,6 +62,12 @@ def test_interleaved_lora_phases_follow_their_depth_and_train_no_block() -> None
     assert [stage.num_frozen for stage in found] == [0, 1, 2, 2, 3]
 
 
+def test_a_learned_substrate_trains_in_the_first_stage_and_in_the_control() -> None:
+    grow = {"blocks": 3, "train_substrate": True}
+    assert [stage.train_substrate for stage in stages({"grow": grow})] == [True, False, False]
+    assert [stage.train_substrate for stage in stages({"grow": grow, "mode": "monolithic"})] == [True]
+
+
 def test_there_is_nothing_to_adapt_in_a_first_stage() -> None:
     assert shape(stages({"grow": {"blocks": 2, "lora_from": 1}})) == [(1, 1, 0), (2, 1, 16)]
 

@@ -1,0 +1,281 @@
+"""Stages as a worker runs them, in this process: what they leave, what ends them, what they survive."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from growtx.exceptions import StoreError
+from growtx.growth.lineage import open_lineage
+from growtx.pipeline.preparation import prepare
+from growtx.store.blobs import BlobStore
+from growtx.store.manifest import Manifest
+from growtx.store.metrics_log import read_metrics
+from growtx.store.storage import Storage
+from growtx.store.verify import verify
+from growtx.train import prefix_cache
+from growtx.train.checkpoints import CHECKPOINTS_DIR, STATE_FILE
+from growtx.train.job import TrainJob
+from growtx.train.prefix_cache import PrefixCache
+from growtx.train.stage_run import StageRun
+from growtx.train.worker import train_stages
+from tests.pipeline.configs import config, write_corpus
+
+pytestmark = pytest.mark.usefixtures("process_group")
+EXACT = 1e-5  # nats
+TRAIN = {"steps": 8, "learning_rate": 1e-2}
+TWO_STAGES: dict[str, Any] = {"grow": {"blocks": 2}, "train": TRAIN}
+TRAINING = {
+    "global_batch_size": 4,
+    "log_every_steps": 1,
+    "checkpoint": {"every_steps": 2},
+    "evaluation": {"num_windows": 4, "num_samples": 1, "sample_tokens": 2},
+}
+Losses = list[tuple[int, int, float]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stages")
+    write_corpus(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("growtx"), "propagate", True)
+
+
+numbers = itertools.count()
+
+
+def job(home: Path, run_dir: Path | None = None, training: dict[str, Any] | None = None, **changes: Any) -> TrainJob:
+    """A prepared run in a directory of its own."""
+    settings = {"plan": TWO_STAGES, **changes, "training": {**TRAINING, **(training or {})}}
+    where = run_dir or home / f"run-{next(numbers)}"
+    return prepare(config(str(home / "texts.jsonl"), **settings), Storage(str(where))).job
+
+
+def train(job: TrainJob) -> dict[str, Any]:
+    return train_stages({"job": job.model_dump(mode="json"), "board": None})
+
+
+def finished(job: TrainJob) -> tuple[Manifest, ...]:
+    """Train to the end; the manifests of the run."""
+    outcome = train(job)
+    assert outcome == {"stopped": False}, outcome
+    assert verify(job.run_dir).is_intact
+    return tuple(open_lineage(job.run_dir).manifests)
+
+
+def losses(job: TrainJob) -> Losses:
+    rows = read_metrics(Storage(job.run_dir))
+    return [(row["stage"], row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+def assert_same(found: Losses, expected: Losses) -> None:
+    """The same steps of the same stages, each once, with the same losses."""
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    assert max(abs(a[2] - b[2]) for a, b in zip(found, expected, strict=True)) < EXACT
+
+
+@pytest.fixture(scope="module")
+def undisturbed(process_group: None, home: Path) -> Losses:
+    reference = job(home)
+    finished(reference)
+    return losses(reference)
+
+
+# --- LoRA phases -----------------------------------------------------------------------------------------------------
+
+LORA = {"rank": 2, "alpha": 8.0}
+LORA_PLAN = {"stages": [{"add": 2}, {"add": 1, "lora": LORA}, {"add": 0, "active": 0, "lora": LORA}], "train": TRAIN}
+
+
+@pytest.fixture(scope="module")
+def adapted(process_group: None, home: Path) -> dict[int, tuple[tuple[Manifest, ...], Losses, BlobStore]]:
+    """A joint and an interleaved LoRA phase under each ZeRO stage."""
+    found = {}
+    for zero_stage in (1, 2, 3):
+        the_job = job(home, plan=LORA_PLAN, training={"zero_stage": zero_stage})
+        found[zero_stage] = (finished(the_job), losses(the_job), BlobStore(the_job.run_dir))
+    return found
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_adapters_merge_exactly_into_blocks_that_stay_sealed(zero_stage: int, adapted: Any) -> None:
+    (first, joint, alone), _, store = adapted[zero_stage]
+    for manifest in (joint, alone):
+        assert manifest.metrics["seal_max_logit_difference"] < 1e-4
+    assert [ref.blob for ref in alone.blocks] == [first.blocks[0].blob, first.blocks[1].blob, joint.blocks[2].blob]
+    assert [len(ref.adapters) for ref in joint.blocks] == [1, 1, 0]
+    assert [len(ref.adapters) for ref in alone.blocks] == [2, 2, 1]
+    adapter = store.get(alone.blocks[0].adapters[-1])
+    assert adapter["mlp.up_proj.lora_B"].abs().max() > 1e-3, "the adapters did train"
+
+
+def test_lora_phases_take_the_same_steps_under_every_zero_stage(adapted: Any) -> None:
+    for zero_stage in (2, 3):
+        assert_same(adapted[zero_stage][1], adapted[1][1])
+
+
+# --- the prefix cache ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix_cache, "WINDOWS_PER_SHARD", 4)
+
+
+def cached_shards(job: TrainJob) -> list[Path]:
+    return sorted(Path(job.prefix_cache_dir).rglob("*"))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_cached_prefix_gives_the_losses_of_a_recomputed_one(home: Path, undisturbed: Losses, tmp_path: Path) -> None:
+    cached = job(home, training={"prefix": "cache"}).model_copy(update={"prefix_cache_dir": str(tmp_path)})
+    second = finished(cached)[1]
+    assert_same(losses(cached), undisturbed)
+    assert second.frozen_check.before == second.frozen_check.after
+    assert any(path.suffix == ".npy" for path in cached_shards(cached))
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("prefix", ["auto", "cache"])
+def test_a_disk_that_fills_while_caching_costs_the_run_nothing_unless_the_cache_is_asked_for(
+    prefix: str, home: Path, undisturbed: Losses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    the_job = job(home, training={"prefix": prefix}).model_copy(update={"prefix_cache_dir": str(tmp_path)})
+    original = PrefixCache._write
+
+    def second_shard_does_not_fit(self: PrefixCache, shard: int, states: torch.Tensor) -> None:
+        if cached_shards(the_job)[1:]:
+            raise StoreError(f"shard {shard} cannot be written: the disk is full")
+        original(self, shard, states)
+
+    monkeypatch.setattr(PrefixCache, "_write", second_shard_does_not_fit)
+    monkeypatch.setattr("growtx.growth.prefix_plan.WORTHWHILE", 99.0)
+    outcome = train(the_job)
+    assert not any(path.suffix == ".npy" for path in cached_shards(the_job)), "half a cache would keep the disk full"
+    if prefix == "auto":
+        assert outcome == {"stopped": False} and "stage 2 recomputes its prefix" in caplog.text
+        assert_same(losses(the_job), undisturbed)
+    else:
+        assert isinstance(outcome["error"], StoreError) and len(open_lineage(the_job.run_dir).manifests) == 1
+
+
+# --- what ends a stage -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("train_settings", "expected", "num_steps"),
+    [
+        ({"steps": 3}, "steps", 3),
+        ({"tokens": 3 * 4 * 32}, "tokens", 3),
+        ({"steps": 5000, "seconds": 1e-6}, "seconds", 1),
+        ({"steps": 5000, "convergence": {"patience": 2, "min_delta": 100.0, "every_steps": 2}}, "convergence", 6),
+    ],
+)
+def test_the_manifest_says_what_ended_the_stage(
+    train_settings: dict[str, Any], expected: str, num_steps: int, home: Path
+) -> None:
+    (manifest,) = finished(job(home, plan={"grow": {"blocks": 1}, "train": train_settings}))
+    assert (manifest.ended_by, manifest.metrics["steps"]) == (expected, num_steps)
+
+
+# --- variants --------------------------------------------------------------------------------------------------------
+
+
+def test_a_learned_substrate_trains_in_the_first_stage_and_is_frozen_from_then_on(home: Path) -> None:
+    plan = {"grow": {"blocks": 2, "train_substrate": True}, "train": TRAIN}
+    learned = job(home, plan=plan, substrate={"kind": "learned"})
+    first, second = finished(learned)
+    assert first.substrate != learned.substrate.blob and first.substrate in first.new_blobs
+    assert second.substrate == first.substrate
+    assert second.frozen_check.num_tensors == 1 + 12  # the substrate and the first block
+
+
+def test_a_sliding_window_seals_a_block_when_it_has_passed(home: Path) -> None:
+    first, second, third = finished(job(home, plan={"grow": {"blocks": 3, "active": 2}, "train": {"steps": 2}}))
+    assert second.blocks[0] != first.blocks[0], "block 1 was still in the window"
+    assert third.blocks[0] == second.blocks[0] and third.blocks[1] != second.blocks[1]
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The process died."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, the_job: TrainJob, stage: int, step: int) -> None:
+    """Train until a worker dies at the beginning of a step."""
+    original = StageRun._step
+
+    def dying(self: StageRun) -> torch.Tensor:
+        if (self.stage.index, self.position.step) == (stage, step):
+            raise Crash
+        return original(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(StageRun, "_step", dying)
+        train(the_job)
+
+
+def test_after_a_truncated_checkpoint_training_goes_on_from_the_one_before(
+    home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    the_job = job(home)
+    crash_at(monkeypatch, the_job, stage=2, step=7)
+    run = Storage(the_job.run_dir)
+    newest = f"{CHECKPOINTS_DIR}/stage-02/step-00000006/{STATE_FILE}"
+    run.write_bytes(newest, run.read_bytes(newest)[:-100])
+    finished(the_job)
+    assert_same(losses(the_job), undisturbed)
+    assert "step-00000006 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 2)])
+def test_training_goes_on_under_another_zero_stage(
+    before: int, after: int, home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job = job(home, training={"zero_stage": before})
+    crash_at(monkeypatch, the_job, stage=2, step=5)
+    training = the_job.training.model_copy(update={"zero_stage": after})
+    finished(the_job.model_copy(update={"training": training}))
+    assert_same(losses(the_job), undisturbed)
+
+
+@pytest.fixture
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """From now on writing a file whose path contains a part ends as on a full disk, until called back."""
+    original = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if full and full[-1] in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(self, target)
+
+    full: list[str] = []
+    monkeypatch.setattr(Path, "replace", replace)
+    return full.append
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_costs_no_finished_stage(
+    home: Path, undisturbed: Losses, fill_disk: Callable[[str], None]
+) -> None:
+    the_job = job(home)
+    fill_disk("stage-02/step-00000004")
+    outcome = train(the_job)
+    assert isinstance(outcome.get("error"), StoreError) and "the disk is full" in str(outcome["error"])
+    assert len(open_lineage(the_job.run_dir).manifests) == 1 and verify(the_job.run_dir).is_intact
+    fill_disk("nothing any more")
+    finished(the_job)
+    assert_same(losses(the_job), undisturbed)
