@@ -1,8 +1,8 @@
 """What a stage computes for one token of a training step, counted product by product.
 
 `models/counting.py` has the round formulas of a whole block or model; this is what autograd really does in a stage:
-weights that are frozen get no gradient, inputs below which nothing trains get none either, and adapters are cheap
-but send gradients through every block. D hidden size, r rank.
+weights that are frozen get no gradient, a frozen prefix only runs forward, and adapters are cheap but send gradients
+through every block.
 """
 
 from __future__ import annotations
@@ -32,31 +32,24 @@ def stage_flops(
     block = block_forward_flops(config, config.max_position_embeddings)
     through = num_blocks_with_gradients(stage)
     forward = block * (through if prefix_cached else stage.num_blocks)
-    again = block * (through if activation_checkpointing else 0)
     backward = TokenFlops(block.weights * (through + stage.num_active), 2 * block.attention * through)
-    adapters = _adapters(config, stage, activation_checkpointing=activation_checkpointing)
-    return forward + again + backward + adapters + _head(config, stage, through) + _unneeded(config, stage, through)
+    head = head_forward_flops(config) * (2 + stage.head)  # its input has a gradient: something below always trains
+    total = forward + backward + head + _adapters(config, stage, 4 if activation_checkpointing else 3)
+    return total + _again(config, block) * through if activation_checkpointing else total
 
 
-def _head(config: GrowtxConfig, stage: Stage, through: int) -> TokenFlops:
-    """Forward, the gradient of its input if anything below trains, that of its weights if it trains itself."""
-    return head_forward_flops(config) * (1 + bool(through) + stage.head)
+def _again(config: GrowtxConfig, block: TokenFlops) -> TokenFlops:
+    """A block's second forward pass, which ends before the last product: the backward pass needs nothing of it."""
+    return TokenFlops(block.weights - 2.0 * config.hidden_size * config.mlp_width, block.attention)
 
 
-def _adapters(config: GrowtxConfig, stage: Stage, *, activation_checkpointing: bool) -> TokenFlops:
+def _adapters(config: GrowtxConfig, stage: Stage, num_passes: int) -> TokenFlops:
+    """Adapters on the frozen blocks. Those that read the lowest one's input send no gradient further down."""
     if stage.lora is None:
         return TokenFlops(0.0, 0.0)
     per_block = num_adapter_parameters(stage.lora, config.hidden_size, config.mlp_width)
-    passes = 4 if activation_checkpointing else 3
-    return TokenFlops(2.0 * passes * per_block * stage.num_frozen, 0.0)
-
-
-def _unneeded(config: GrowtxConfig, stage: Stage, through: int) -> TokenFlops:
-    """The lowest block with gradients needs none for its input, unless the substrate below it trains."""
-    if not through or stage.train_substrate:
-        return TokenFlops(0.0, 0.0)
-    products = len(_READ_THE_INPUT) * config.hidden_size**2
-    if stage.lora is not None:
+    products = num_passes * per_block * stage.num_frozen
+    if not stage.train_substrate:
         adapted = sum(target in _READ_THE_INPUT for target in stage.lora.targets)
-        products += adapted * config.hidden_size * stage.lora.rank
-    return TokenFlops(-2.0 * products, 0.0)
+        products -= len(_READ_THE_INPUT) * config.hidden_size**2 + adapted * config.hidden_size * stage.lora.rank
+    return TokenFlops(2.0 * products, 0.0)

@@ -33,6 +33,17 @@ def prepare_for_stage(model: GrowtxForCausalLM, stage: Stage, *, seed: int) -> n
     return wrapped
 
 
+def checkpoint_activations(model: nn.Module) -> None:
+    """Keep only the inputs of blocks that gradients pass through, and run those blocks again in the backward pass.
+
+    Transformers would also let the embeddings require gradients, which reentrant checkpoints need and ours do not:
+    gradients would then pass through the whole frozen prefix.
+    """
+    inner = base_model(model)
+    inner.gradient_checkpointing_enable()
+    inner.disable_input_require_grads()
+
+
 def frozen_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Names and parameters that must not change, under the names they have without adapters."""
     for name, parameter in base_model(model).named_parameters():

@@ -49,11 +49,6 @@ def num_params(config: GrowtxConfig) -> ParameterCounts:
     )
 
 
-def lora_params_per_block(config: GrowtxConfig, rank: int) -> int:
-    """Parameters of rank-r adapters on q, k, v, o, up and down of one block: 18 D r at MLP width 4 D."""
-    return rank * (8 * config.hidden_size + 2 * (config.hidden_size + config.mlp_width))
-
-
 @dataclass(frozen=True)
 class TokenFlops:
     """FLOPs for one token of a training step (or a forward pass).
@@ -105,7 +100,7 @@ def growing_flops(
     """A training step of a stage whose newest `num_new_blocks` blocks and head train.
 
     2 F b + 6 (K b + h) while the F blocks of the prefix are recomputed, 6 (K b + h) on their cached activations.
-    Autograd also skips the gradient of the lowest trained block's input (6 D^2); it is too small to subtract.
+    What adapters, a frozen head and activation checkpointing change is counted by `growth/flops.py`.
     """
     block = block_forward_flops(config, context_length)
     trained = (block * num_new_blocks + head_forward_flops(config)) * 3

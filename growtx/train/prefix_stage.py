@@ -72,9 +72,7 @@ def use_prefix_cache(
     return plan
 
 
-def _fill(
-    cache: PrefixCache, shards: list[int], job: TrainJob, parent: Manifest, stage: Stage
-) -> StoreError | None:
+def _fill(cache: PrefixCache, shards: list[int], job: TrainJob, parent: Manifest, stage: Stage) -> StoreError | None:
     """Every worker computes its share; one that does not see the others' files computes the rest as well.
 
     Returns:

@@ -15,7 +15,7 @@ import torch
 from growtx.exceptions import TrainingError
 from growtx.growth.assembly import grow, read_state
 from growtx.growth.budget import active_parameters, count_trainable
-from growtx.growth.freezing import prepare_for_stage
+from growtx.growth.freezing import checkpoint_activations, prepare_for_stage
 from growtx.growth.plan import Stage
 from growtx.growth.prefix_plan import PrefixPlan
 from growtx.models.scoring import TextScore
@@ -75,7 +75,7 @@ class StageRun:
         wrapped = prepare_for_stage(model, self.stage, seed=self.job.seed)
         assert count_trainable(wrapped) == active_parameters(self.config, self.stage)
         if self.settings.activation_checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_activations(model)
         if self.settings.compile:
             for block in model.model.layers:
                 block.compile()

@@ -16,7 +16,7 @@ from growtx.growth.freezing import prepare_for_stage
 from growtx.growth.lora import num_adapter_parameters
 from growtx.growth.plan import LINEAR_TARGETS, BudgetConfig, LoraConfig, Stage
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.counting import lora_params_per_block, num_params
+from growtx.models.counting import num_params
 from tests import tiny
 
 
@@ -81,7 +81,8 @@ def test_the_published_active_parameters_come_out() -> None:
 
 def test_adapters_on_all_projections_cost_18_d_r_a_block() -> None:
     assert num_adapter_parameters(LoraConfig(rank=341), 1024, 4096) == 18 * 1024 * 341
-    assert num_adapter_parameters(LoraConfig(rank=5), 16, 64) == lora_params_per_block(tiny.config(), 5)
+    study = num_params(GrowtxConfig(vocab_size=65_536, hidden_size=1024, num_hidden_layers=9, num_attention_heads=32))
+    assert 6 * num_adapter_parameters(LoraConfig(rank=341), 1024, 4096) == pytest.approx(3 * study.per_block, rel=0.002)
 
 
 def budget_error(limit: int, **plan: object) -> BudgetError:

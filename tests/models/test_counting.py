@@ -12,7 +12,6 @@ from growtx.models.counting import (
     forward_flops,
     growing_flops,
     head_forward_flops,
-    lora_params_per_block,
     monolithic_flops,
 )
 
@@ -82,14 +81,6 @@ def test_counts_are_those_of_the_model(make_config: Callable[..., GrowtxConfig],
     assert counts.final_norm == size(model.model.norm)
     assert counts.head == size(model.lm_head)
     assert counts.total == size(model)
-
-
-def test_lora_on_all_linear_maps_costs_18_d_r_a_block(make_config: Callable[..., GrowtxConfig]) -> None:
-    config = make_config()
-    assert lora_params_per_block(config, rank=5) == 18 * 32 * 5
-    study = published(9)
-    six_blocks = 6 * lora_params_per_block(study, rank=341)
-    assert six_blocks == pytest.approx(3 * num_params(study).per_block, rel=0.002)
 
 
 def test_flops_follow_the_formulas() -> None:
