@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from growtx.growth.assembly import grow
 from growtx.growth.budget import count_trainable
-from growtx.growth.forecast import Placement, StageForecast, forecast
 from growtx.growth.flops import stage_flops
+from growtx.growth.forecast import Placement, StageForecast, forecast
 from growtx.growth.freezing import prepare_for_stage
 from tests import tiny
 

@@ -139,8 +139,8 @@ def cached_shards(job: TrainJob) -> list[Path]:
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_a_cached_prefix_gives_the_losses_of_a_recomputed_one(home: Path, undisturbed: Losses, tmp_path: Path) -> None:
-    cached = job(home, training={"prefix": "cache"}).model_copy(update={"prefix_cache_dir": str(tmp_path)})
+def test_a_cached_prefix_gives_the_losses_of_a_recomputed_one(home: Path, undisturbed: Losses) -> None:
+    cached = job(home, training={"prefix": "cache"}, cache_dir=str(home / "cache-filled"))
     second = finished(cached)[1]
     assert_same(losses(cached), undisturbed)
     assert second.frozen_check.before == second.frozen_check.after
@@ -150,9 +150,9 @@ def test_a_cached_prefix_gives_the_losses_of_a_recomputed_one(home: Path, undist
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("prefix", ["auto", "cache"])
 def test_a_disk_that_fills_while_caching_costs_the_run_nothing_unless_the_cache_is_asked_for(
-    prefix: str, home: Path, undisturbed: Losses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    prefix: str, home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    the_job = job(home, training={"prefix": prefix}).model_copy(update={"prefix_cache_dir": str(tmp_path)})
+    the_job = job(home, training={"prefix": prefix}, cache_dir=str(home / f"cache-{prefix}"))
     original = PrefixCache._write
 
     def second_shard_does_not_fit(self: PrefixCache, shard: int, states: torch.Tensor) -> None:
