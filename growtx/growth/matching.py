@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from growtx.growth.flops import stage_flops
 from growtx.growth.plan import PlanConfig, Stage, resolve
+from growtx.growth.scaling import plan_cost
 from growtx.models.configuration import GrowtxConfig
-
-
-def plan_flops(config: GrowtxConfig, stages: Sequence[Stage], *, tokens_per_step: int) -> float:
-    """FLOPs that training computes in all stages, the frozen prefix's forward pass of every step included.
-
-    Stages that seconds or convergence end sooner take less; `config` gives the shape, its depth is not used.
-    """
-    return sum(
-        stage_flops(config, stage).total * stage.train.num_steps(tokens_per_step) * tokens_per_step for stage in stages
-    )
 
 
 def tokens_for_flops(config: GrowtxConfig, stage: Stage, flops: float, *, tokens_per_step: int) -> int:
@@ -44,7 +33,7 @@ def resolve_matched(
         return stages
     (control,) = stages
     grown = resolve(plan.model_copy(update={"mode": "grow"}), **before)
-    flops = plan_flops(config, grown, tokens_per_step=tokens_per_step)
+    flops = plan_cost(config, grown, "flops", tokens_per_step=tokens_per_step)
     tokens = tokens_for_flops(config, control, flops, tokens_per_step=tokens_per_step)
     train = control.train.model_copy(update={"tokens": tokens, "steps": None})
     return (control.model_copy(update={"train": train}),)

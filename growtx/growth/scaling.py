@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from growtx.exceptions import ConfigError
-from growtx.growth.forecast import stage_flops
+from growtx.growth.flops import stage_flops
 from growtx.growth.plan import PlanConfig, Stage, StageConfig, resolve
 from growtx.models.configuration import GrowtxConfig
 

@@ -16,8 +16,9 @@ from growtx.exceptions import ConfigError
 from growtx.growth.assembly import SUBSTRATE_KEY, check_same, describe_model
 from growtx.growth.budget import check_budget
 from growtx.growth.lineage import TOKENIZER_DIR, import_lineage
-from growtx.growth.matching import plan_flops, resolve_matched
+from growtx.growth.matching import resolve_matched
 from growtx.growth.plan import resolve
+from growtx.growth.scaling import plan_cost
 from growtx.models.configuration import GrowtxConfig
 from growtx.pipeline.run_config import JobConfig, RunConfig
 from growtx.store.blobs import BlobStore
@@ -68,7 +69,9 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
     stages = resolve_matched(config.plan, architecture, tokens_per_step=config.tokens_per_step, **before)
     check_budget(architecture, stages, config.plan.budget)
     data = pack(config.data, tokenizer, context_length=config.model.context_length, cache_dir=cache_dir(config, run))
-    weights = tuple(plan_flops(architecture, [stage], tokens_per_step=config.tokens_per_step) for stage in stages)
+    weights = tuple(
+        plan_cost(architecture, [stage], "flops", tokens_per_step=config.tokens_per_step) for stage in stages
+    )
     job = TrainJob(
         run_dir=run.root,
         packed_path=data.path,

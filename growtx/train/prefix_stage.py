@@ -83,9 +83,10 @@ def _fill(cache: PrefixCache, shards: list[int], job: TrainJob, parent: Manifest
         return None
     model = assemble(BlobStore(job.run_dir), parent).to(worker_device(), cache.dtype).eval()
     problem: StoreError | None = None
-    for share in (lambda: missing[rank() :: world_size()], lambda: cache.missing(shards)):
+    mine = missing[rank() :: world_size()]
+    for others_too in (False, True):
         try:
-            cache.fill(share(), model, stage.num_frozen)
+            cache.fill(cache.missing(shards) if others_too else mine, model, stage.num_frozen)
         except StoreError as error:
             problem = error
         if any_rank([problem is not None])[0]:

@@ -8,8 +8,9 @@ import pytest
 
 from growtx.config import build
 from growtx.growth.flops import stage_flops
-from growtx.growth.matching import plan_flops, resolve_matched, tokens_for_flops
+from growtx.growth.matching import resolve_matched, tokens_for_flops
 from growtx.growth.plan import PlanConfig, Stage
+from growtx.growth.scaling import plan_cost
 from tests import tiny
 
 TOKENS_PER_STEP = 64
@@ -21,7 +22,7 @@ def matched(**plan: Any) -> tuple[Stage, ...]:
 
 
 def flops(*stages: Stage) -> float:
-    return plan_flops(tiny.config(3), stages, tokens_per_step=TOKENS_PER_STEP)
+    return plan_cost(tiny.config(3), stages, "flops", tokens_per_step=TOKENS_PER_STEP)
 
 
 def test_the_flops_of_a_plan_are_those_of_its_steps() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from growtx.exceptions import StoreError
+from growtx.exceptions import GrowtxError, StoreError
 from growtx.growth.lineage import open_lineage
 from growtx.pipeline.preparation import prepare
 from growtx.store.blobs import BlobStore
@@ -25,7 +25,7 @@ from growtx.train.checkpoints import CHECKPOINTS_DIR, STATE_FILE
 from growtx.train.job import TrainJob
 from growtx.train.prefix_cache import PrefixCache
 from growtx.train.stage_run import StageRun
-from growtx.train.worker import train_stages
+from growtx.train.worker import train_jobs
 from tests.pipeline.configs import config, write_corpus
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -63,14 +63,17 @@ def job(home: Path, run_dir: Path | None = None, training: dict[str, Any] | None
     return prepare(config(str(home / "texts.jsonl"), **settings), Storage(str(where))).job
 
 
-def train(job: TrainJob) -> dict[str, Any]:
-    return train_stages({"job": job.model_dump(mode="json"), "board": None})
+def train(job: TrainJob) -> GrowtxError | None:
+    """Train to the end; returns what went wrong."""
+    outcome = train_jobs({"jobs": [job.model_dump(mode="json")], "board": None, "claims": None})
+    assert not outcome["stopped"]
+    return outcome["failed"].get(job.run_dir)  # type: ignore[no-any-return]
 
 
 def finished(job: TrainJob) -> tuple[Manifest, ...]:
     """Train to the end; the manifests of the run."""
-    outcome = train(job)
-    assert outcome == {"stopped": False}, outcome
+    problem = train(job)
+    assert problem is None, problem
     assert verify(job.run_dir).is_intact
     return tuple(open_lineage(job.run_dir).manifests)
 
@@ -162,13 +165,13 @@ def test_a_disk_that_fills_while_caching_costs_the_run_nothing_unless_the_cache_
 
     monkeypatch.setattr(PrefixCache, "_write", second_shard_does_not_fit)
     monkeypatch.setattr("growtx.growth.prefix_plan.WORTHWHILE", 99.0)
-    outcome = train(the_job)
+    problem = train(the_job)
     assert not any(path.suffix == ".npy" for path in cached_shards(the_job)), "half a cache would keep the disk full"
     if prefix == "auto":
-        assert outcome == {"stopped": False} and "stage 2 recomputes its prefix" in caplog.text
+        assert problem is None and "stage 2 recomputes its prefix" in caplog.text
         assert_same(losses(the_job), undisturbed)
     else:
-        assert isinstance(outcome["error"], StoreError) and len(open_lineage(the_job.run_dir).manifests) == 1
+        assert isinstance(problem, StoreError) and len(open_lineage(the_job.run_dir).manifests) == 1
 
 
 # --- what ends a stage -----------------------------------------------------------------------------------------------
@@ -273,8 +276,8 @@ def test_a_disk_that_is_full_at_a_checkpoint_costs_no_finished_stage(
 ) -> None:
     the_job = job(home)
     fill_disk("stage-02/step-00000004")
-    outcome = train(the_job)
-    assert isinstance(outcome.get("error"), StoreError) and "the disk is full" in str(outcome["error"])
+    problem = train(the_job)
+    assert isinstance(problem, StoreError) and "the disk is full" in str(problem)
     assert len(open_lineage(the_job.run_dir).manifests) == 1 and verify(the_job.run_dir).is_intact
     fill_disk("nothing any more")
     finished(the_job)
