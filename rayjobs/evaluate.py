@@ -12,7 +12,6 @@ import argparse
 import shlex
 import sys
 from datetime import datetime
-from pathlib import Path
 
 from growtx.command import run_command
 
@@ -39,31 +38,33 @@ def main() -> int:
     from growtx.evaluate.comparison import write_comparison
     from growtx.evaluate.depths import default_tasks, evaluate_path, map_path, publish
     from growtx.evaluate.evaluation import benchmark_config
+    from growtx.location import locate
     from growtx.store.storage import Storage
     from growtx.train.cluster import connected
     from growtx.train.settings import ResourcesConfig
 
     command = shlex.join(["python", *sys.argv])
     evaluations = {}
+    models = [locate(path) for path in arguments.model]
     with connected(ResourcesConfig()):
-        for path in arguments.model:
+        for path in models:
             config = benchmark_config(
                 arguments.overrides,
                 tasks=arguments.tasks.split(",") if arguments.tasks else default_tasks(path),
-                data_dir=arguments.data_dir and str(Path(arguments.data_dir).absolute()),
+                data_dir=arguments.data_dir and locate(arguments.data_dir),
                 texts=arguments.texts,
                 limit=arguments.limit,
             )
             evaluations[path] = evaluate_path(path, config, depths=arguments.depths, command=command)
             if arguments.control:
-                control = evaluate_path(arguments.control, config, depths="all")
+                control = evaluate_path(locate(arguments.control), config, depths="all")
                 evaluations[path] = evaluations[path].beside(control, "control")
             if arguments.maps:
                 map_path(path)
             print(f"report: {publish(path, evaluations[path])}")
     if len(evaluations) > 1:
         out = arguments.out or f"runs/comparison-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-        print(f"comparison: {write_comparison(evaluations, Storage(out), command=command)}")
+        print(f"comparison: {write_comparison(evaluations, Storage(locate(out)), command=command)}")
     return 0
 
 

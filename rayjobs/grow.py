@@ -18,15 +18,12 @@ def main() -> int:
     from rich.console import Console
 
     from growtx.pipeline.growing import grow
-    from growtx.pipeline.run_config import load_run_config
-    from growtx.pipeline.run_directory import default_run_dir, resumed_config
+    from growtx.pipeline.run_config import RunConfig, load_run_config
+    from growtx.pipeline.run_directory import requested_run
 
-    if arguments.resume and arguments.preset is None and arguments.run_dir is not None:
-        config = resumed_config(arguments.run_dir, arguments.overrides)
-    else:
-        config = load_run_config(arguments.preset, arguments.overrides)
+    config, run_dir = requested_run(arguments, RunConfig, load_run_config)
     console = Console()
-    result = grow(config, arguments.run_dir or default_run_dir(config.name), resume=arguments.resume, console=console)
+    result = grow(config, run_dir, resume=arguments.resume, console=console)
     console.print(f"phases: {', '.join(f'{name} {seconds:g} s' for name, seconds in result.seconds.items())}")
     if result.stopped:
         console.print(

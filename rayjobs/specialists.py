@@ -17,16 +17,12 @@ def main() -> int:
     arguments = job_parser(__doc__ or "").parse_args()
     from rich.console import Console
 
-    from growtx.pipeline.run_directory import default_run_dir, resumed_config
+    from growtx.pipeline.run_directory import requested_run
     from growtx.pipeline.specialists import grow_specialists
     from growtx.pipeline.specialists_config import SpecialistsConfig, load_specialists_config
 
-    if arguments.resume and arguments.preset is None and arguments.run_dir is not None:
-        config = resumed_config(arguments.run_dir, arguments.overrides, SpecialistsConfig)
-    else:
-        config = load_specialists_config(arguments.preset, arguments.overrides)
+    config, run_dir = requested_run(arguments, SpecialistsConfig, load_specialists_config)
     console = Console()
-    run_dir = arguments.run_dir or default_run_dir(config.name)
     result = grow_specialists(config, run_dir, resume=arguments.resume, console=console)
     if result.stopped:
         command = f"python rayjobs/specialists.py --resume --run-dir {result.run_dir}"

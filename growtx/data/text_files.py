@@ -19,6 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from growtx import location
 from growtx.data.filesystems import locate
 from growtx.exceptions import DataError
 
@@ -54,16 +55,21 @@ def find_files(patterns: tuple[str, ...]) -> list[str]:
 
 
 def _matches(pattern: str) -> list[str]:
+    """Files of a pattern. A relative one starts in the working directory or, if nothing is there, where runs lie."""
+    if found := _existing(pattern) or _existing(location.locate(pattern)):
+        return found
+    starts = " or ".join(dict.fromkeys((str(Path.cwd()), location.root())))
+    problem = "No file matches" if any(character in pattern for character in "*?[") else "There is no file"
+    raise DataError(f"{problem} {pattern}", f"Check the path; relative paths start at {starts}")
+
+
+def _existing(pattern: str) -> list[str]:
     filesystem, path = locate(pattern)
     if filesystem.isfile(path):  # first, so that a file whose name contains [ or ? can be named
         return [str(filesystem.unstrip_protocol(path)).removeprefix("file://")]
     if filesystem.isdir(path):
         raise DataError(f"{pattern} is a directory", f"Say which files: {pattern.rstrip('/')}/*.parquet")
-    if not any(character in pattern for character in "*?["):
-        raise DataError(f"There is no file {pattern}", f"Check the path; relative paths start at {Path.cwd()}")
     found = sorted(str(match) for match in filesystem.glob(path) if filesystem.isfile(match))
-    if not found:
-        raise DataError(f"No file matches {pattern}", f"Check the pattern; relative paths start at {Path.cwd()}")
     return [str(filesystem.unstrip_protocol(match)).removeprefix("file://") for match in found]
 
 

@@ -65,11 +65,12 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
     """
     console = console or Console()
     run = claim(run_dir, config, resume=resume)
+    console.print(f"run directory: {run.root}", highlight=False, markup=False, soft_wrap=True)
     console.print(to_yaml(config), highlight=False, markup=False, end="")
     clock = _Clock()
     prepared: Prepared | None = None
     try:
-        with connected(config.resources):
+        with connected(config.largest_group()):
             with clock("preparing"), console.status("Preparing tokenizer, substrate and data ..."):
                 prepared = prepare(config, run)
             console.print(_plan_table(prepared.job))
@@ -78,8 +79,9 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
                 stopped = _train(prepared.job, console)
         with clock("reporting"):
             report = finish_run(run, finished=not stopped)
-    except BaseException:
-        write_status(run, "failed", prepared.job.num_stages if prepared else 0)
+    except BaseException as error:
+        asked = isinstance(error, (KeyboardInterrupt, SystemExit))  # by Ctrl-C, or by Ray's handler of SIGTERM
+        write_status(run, "stopped" if asked else "failed", prepared.job.num_stages if prepared else 0)
         raise
     write_status(run, "stopped" if stopped else "finished", prepared.job.num_stages)
     return GrowthResult(run.root, latest_manifest(run), report, stopped, clock.seconds)
@@ -100,7 +102,12 @@ class _Clock:
 
 def _train(job: TrainJob, console: Console) -> bool:
     board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
-    with show_progress({"growing": board}, console), stopping(board.request_stop.remote, console):
+
+    def request_stop() -> None:
+        board.request_stop.remote()
+        write_status(Storage(job.run_dir), "stopped", job.num_stages)  # now: what stops jobs may not wait for the end
+
+    with show_progress({"growing": board}, console), stopping(request_stop, console):
         return train_unfinished([job], board)
 
 

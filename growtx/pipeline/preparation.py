@@ -19,6 +19,7 @@ from growtx.growth.lineage import TOKENIZER_DIR, import_lineage
 from growtx.growth.matching import resolve_matched
 from growtx.growth.plan import resolve
 from growtx.growth.scaling import plan_cost
+from growtx.location import locate
 from growtx.models.configuration import GrowtxConfig
 from growtx.pipeline.run_config import JobConfig, RunConfig
 from growtx.store.blobs import BlobStore
@@ -110,7 +111,7 @@ def _import_parent(config: RunConfig, run: Storage) -> Manifest | None:
     """Bring the lineage that the plan continues into this run, once."""
     if config.parent is None:
         return None
-    return import_lineage(config.parent, run)
+    return import_lineage(locate(config.parent), run)
 
 
 def _tokenizer(config: RunConfig, run: Storage) -> PreTrainedTokenizerFast:

@@ -66,6 +66,11 @@ class RunConfig(JobConfig):
                 self.training.check_workers(stage.num_workers)
         return self
 
+    def largest_group(self) -> ResourcesConfig:
+        """What the stage with most workers runs on."""
+        counts = [stage.num_workers or self.resources.num_workers for stage in self.plan.stages or ()]
+        return self.resources.model_copy(update={"num_workers": max([self.resources.num_workers, *counts])})
+
 
 def load_run_config(preset: str | None, overrides: list[str]) -> RunConfig:
     """A validated configuration from a preset (or file) and dotted overrides.

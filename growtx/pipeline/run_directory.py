@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,9 +18,11 @@ from typing import Any, TypeVar
 from growtx import __version__
 from growtx.config import apply_overrides, build, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
+from growtx.location import locate, submission_id
 from growtx.pipeline.run_config import JobConfig, RunConfig, differing_keys
 from growtx.store.manifest import list_manifests
 from growtx.store.metrics_log import METRICS_FILE
+from growtx.store.run_lock import hold
 from growtx.store.runs import RUN_FILE, STATUS_FILE
 from growtx.store.storage import Storage
 from growtx.substrate.record import SUBSTRATE_FILE
@@ -28,17 +32,42 @@ _PACKAGES = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "peft", 
 
 
 def default_run_dir(name: str) -> str:
-    """`runs/NAME-TIME`, in the working directory."""
+    """`runs/NAME-TIME`, as a user would name it."""
     return f"runs/{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
-def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
-    """Make the directory this run's, or check that it already is.
+def requested_run(
+    arguments: argparse.Namespace, kind: type[Config], load: Callable[[str | None, list[str]], Config]
+) -> tuple[Config, str]:
+    """The configuration and the run directory that the arguments of a job (`command.job_parser`) ask for.
+
+    `--resume` alone goes on with the configuration of the run directory. With `--preset` it also begins a run that does
+    not exist yet, so that a command which is repeated until it succeeds needs no second form.
+
+    Args:
+        load: makes a configuration from a preset and overrides.
 
     Raises:
-        ConfigError: it holds a run and `resume` is off, it holds another run, or there is nothing to resume.
+        ConfigError: naming key, value and remedy.
     """
-    storage = Storage(os.fspath(Path(run_dir).absolute()) if "://" not in run_dir else run_dir)
+    if arguments.run_dir is None:
+        if arguments.resume:
+            raise ConfigError("--resume does not say which run", "Add its --run-dir")
+        config = load(arguments.preset, arguments.overrides)
+        return config, locate(default_run_dir(config.name))
+    if arguments.resume and arguments.preset is None:
+        return resumed_config(arguments.run_dir, arguments.overrides, kind), locate(arguments.run_dir)
+    return load(arguments.preset, arguments.overrides), locate(arguments.run_dir)
+
+
+def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
+    """Make the directory this run's, or check that it already is; until this process ends, no other may claim it.
+
+    Raises:
+        ConfigError: it holds a run and `resume` is off, it holds another run, or another process works on it.
+    """
+    storage = Storage(locate(run_dir))
+    hold(storage)
     _release_if_nothing_trained(storage)
     if storage.exists(RUN_FILE):
         if not resume:
@@ -46,8 +75,6 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
                 f"--run-dir {run_dir} already holds a run", "Add --resume to go on with it, or name another directory"
             )
         _check_same_run(run_dir, recorded_config(storage, type(config)), config)
-    elif resume and not storage.exists(STATUS_FILE):
-        raise ConfigError(f"--resume: {run_dir} holds no run", "Check --run-dir, or start without --resume")
     resolved = config.model_copy(update={"provenance": provenance()})
     storage.write_text(RUN_FILE, to_yaml(resolved))
     return storage
@@ -75,9 +102,9 @@ def resumed_config(
     kind: type[Config] = RunConfig,  # type: ignore[assignment]
 ) -> Config:
     """The configuration of a run that is to go on, with overrides of what may change (resources, for example)."""
-    storage = Storage(run_dir)
+    storage = Storage(locate(run_dir))
     if not storage.exists(RUN_FILE):
-        raise ConfigError(f"--resume: {run_dir} holds no run", "Check --run-dir, or start without --resume")
+        raise ConfigError(f"--resume: {storage.root} holds no run", "Check it, or add --preset to begin one there")
     return build(kind, apply_overrides(recorded_config(storage, kind).model_dump(mode="json"), overrides))
 
 
@@ -119,7 +146,7 @@ def write_status(storage: Storage, state: str, num_stages: int) -> None:
     status = {
         "state": state,
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-        "job_id": os.environ.get("RAY_JOB_ID"),
+        "job_id": submission_id(),
         "num_stages": num_stages,
         "num_finished_stages": len(list_manifests(storage)),
     }

@@ -63,6 +63,7 @@ def grow_specialists(
     """
     console = console or Console()
     run = claim(run_dir, config, resume=resume)
+    console.print(f"run directory: {run.root}", highlight=False, markup=False, soft_wrap=True)
     console.print(to_yaml(config), highlight=False, markup=False, end="")
     config = config.model_copy(update={"cache_dir": cache_dir(config, run)})
     try:
@@ -79,8 +80,9 @@ def grow_specialists(
         if result.failed:
             raise _failure(result.failed)
         merges = () if result.stopped else merge_all(config, run, tasks)
-    except BaseException:
-        write_status(run, "failed", 0)
+    except BaseException as error:
+        asked = isinstance(error, (KeyboardInterrupt, SystemExit))
+        write_status(run, "stopped" if asked else "failed", 0)
         raise
     write_status(run, "stopped" if result.stopped else "finished", 0)
     return SpecialistsResult(run.root, result.stopped, merges)

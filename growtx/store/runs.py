@@ -1,26 +1,24 @@
 """The runs under a directory and the state each is in, read from their files alone (`growtx runs DIR`).
 
-A run that ended says so in its status file. One that says "running" may have died without a word: it counts as
-running only while something in its directory still changes.
+A run that ended says so in its status file. One that says "running" may have died without a word: its lock tells, or,
+where locks do not reach (object stores, other machines), whether something in its directory still changes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 from growtx.exceptions import StoreError
 from growtx.store.manifest import list_manifests
 from growtx.store.metrics_log import METRICS_FILE
+from growtx.store.run_lock import is_held
 from growtx.store.storage import Storage
 
 RUN_FILE = "run.yaml"
 STATUS_FILE = "status.json"
-STORAGE_VARIABLE = "GROWTX_STORAGE"
 SILENT_AFTER = timedelta(minutes=10)  # a first step on a large cluster may take minutes before anything is written
 
 RunState = Literal["running", "finished", "failed", "interrupted"]
@@ -40,21 +38,6 @@ class RunSummary:
     num_finished_stages: int
     num_tokens: int | None
     bits_per_byte: float | None
-
-
-def locate(run_dir: str) -> str:
-    """The full address of a run directory, or of a directory of runs, as commands name it.
-
-    Relative ones lie in `GROWTX_STORAGE`, which clusters set on all their nodes, else in the working directory. That of
-    a Ray job is a copy that Ray deletes with the job: there they lie in `~/growtx`.
-    """
-    if "://" in run_dir or Path(run_dir).is_absolute():
-        return run_dir
-    root = os.environ.get(STORAGE_VARIABLE)
-    if not root:
-        is_copy = "working_dir_files" in Path.cwd().parts
-        root = str(Path.home() / "growtx") if is_copy else str(Path.cwd())
-    return f"{root.rstrip('/')}/{run_dir}"
 
 
 def list_runs(root: str, *, now: datetime | None = None) -> list[RunSummary]:
@@ -83,7 +66,7 @@ def summarise_run(storage: Storage, *, now: datetime) -> RunSummary:
     return RunSummary(
         name=storage.root.rsplit("/", 1)[-1],
         path=storage.root,
-        state=_ENDED.get(status.get("state")) or _state_by_silence(updated, now),
+        state=_ENDED.get(status.get("state")) or _state_of_silent_run(storage, updated, now),
         updated=updated,
         job_id=status.get("job_id"),
         num_stages=status.get("num_stages"),
@@ -93,8 +76,11 @@ def summarise_run(storage: Storage, *, now: datetime) -> RunSummary:
     )
 
 
-def _state_by_silence(updated: datetime | None, now: datetime) -> RunState:
-    return "running" if updated is not None and now - updated < SILENT_AFTER else "interrupted"
+def _state_of_silent_run(storage: Storage, updated: datetime | None, now: datetime) -> RunState:
+    held = is_held(storage)
+    if held is None:
+        held = updated is not None and now - updated < SILENT_AFTER
+    return "running" if held else "interrupted"
 
 
 def _read_status(storage: Storage) -> dict[str, Any]:

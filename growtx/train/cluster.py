@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.util
 
 from growtx.exceptions import ResourceError
 from growtx.train.quiet import quiet_worker
@@ -31,6 +33,9 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = os.environ.get("RAY_ADDRESS")
     started_here = not ray.is_initialized()
+    if started_here and not address:
+        # Else a local Ray leaves its token in ~/.ray, and every `ray start` after it asks for that.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if started_here:
         try:
             ray.init(
@@ -76,16 +81,33 @@ def check_cluster(resources: ResourcesConfig) -> None:
     Raises:
         ResourceError: naming what is asked for and what there is after `resources.wait_seconds`.
     """
-    deadline = time.monotonic() + (resources.wait_seconds if os.environ.get("RAY_ADDRESS") else 0.0)
-    while (problem := _missing(resources)) and time.monotonic() < deadline:
-        time.sleep(1.0)
-    if problem:
+    seconds = resources.wait_seconds if os.environ.get("RAY_ADDRESS") else 0.0
+    problem = _missing(resources)
+    if problem is None:
+        return
+    deadline = time.monotonic() + seconds
+    with _demanded(resources) if seconds else nullcontext():
+        while problem is not None and time.monotonic() < deadline:
+            time.sleep(1.0)
+            problem = _missing(resources)
+    if problem is not None:
         raise problem
 
 
+@contextmanager
+def _demanded(resources: ResourcesConfig) -> Iterator[None]:
+    """Let an autoscaler see what is missing: it starts nodes only for what waits to be placed."""
+    bundle = {"CPU": resources.cpus_per_worker, **({"GPU": 1.0} if resources.use_gpu else {})}
+    group = ray.util.placement_group([bundle] * resources.num_workers)
+    try:
+        yield
+    finally:
+        ray.util.remove_placement_group(group)
+
+
 def _missing(resources: ResourcesConfig) -> ResourceError | None:
-    total = ray.cluster_resources()
-    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     if resources.use_gpu and gpus < resources.num_workers:
         return ResourceError(
             f"resources: {resources.num_workers} GPU workers asked for, but the Ray cluster has {gpus:g} GPUs",
@@ -98,4 +120,18 @@ def _missing(resources: ResourcesConfig) -> ResourceError | None:
             f"but the Ray cluster has {cpus:g}",
             "Lower resources.num_workers or resources.cpus_per_worker, or add nodes",
         )
+    room = sum(num_workers_on(node, resources) for node in nodes)
+    if room < resources.num_workers:
+        kind = f"{resources.cpus_per_worker:g} CPUs{' and a GPU' if resources.use_gpu else ''}"
+        return ResourceError(
+            f"resources: {resources.num_workers} workers of {kind} asked for, but the nodes of the Ray cluster have "
+            f"room for {room}: no worker spans two nodes",
+            "Lower resources.num_workers or resources.cpus_per_worker, or add nodes",
+        )
     return None
+
+
+def num_workers_on(node: Mapping[str, float], resources: ResourcesConfig) -> int:
+    """Workers that fit on an empty node of these resources."""
+    by_cpu = int(node.get("CPU", 0.0) / resources.cpus_per_worker + 1e-6)
+    return min(by_cpu, int(node.get("GPU", 0.0))) if resources.use_gpu else by_cpu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -52,6 +52,23 @@ def on_rank_zero(action: Callable[[], Result]) -> Result:
     if not succeeded:
         raise value
     return value  # type: ignore[no-any-return]
+
+
+def on_all_ranks(action: Callable[[], Result]) -> Result:
+    """Run `action` on every rank and return each rank's own result.
+
+    An error that a user can understand on any of them is raised on all: the one of the lowest rank.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except GrowtxError as found:
+        error = found
+    errors: list[GrowtxError | None] = [None] * world_size()
+    dist.all_gather_object(errors, error, group=control_group())
+    if first := next((found for found in errors if found is not None), None):
+        raise first
+    return cast(Result, result)
 
 
 def any_rank(flags: Sequence[bool]) -> list[bool]:

@@ -7,6 +7,7 @@ Ray exports them from the node that they were set on, with the prefix `ray_`. Th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from ray.util.metrics import Gauge
@@ -31,14 +32,19 @@ def gauge_name(key: str) -> str:
     return f"growtx_{key.replace('/', '_')}"
 
 
+@cache
+def _gauges() -> dict[str, Gauge]:
+    """Once per process: a process may train several runs."""
+    return {key: Gauge(gauge_name(key), text, tag_keys=("run",)) for key, text in DESCRIPTIONS.items()}
+
+
 class TrainingGauges:
-    """One gauge per key of a row, labelled with the run; keys that a row does not have keep their value."""
+    """One gauge per key of a row, labelled with the run directory; keys that a row does not have keep their value."""
 
     def __init__(self, run: str) -> None:
         self._tags = {"run": run}
-        self._gauges = {key: Gauge(gauge_name(key), text, tag_keys=("run",)) for key, text in DESCRIPTIONS.items()}
 
     def update(self, row: Mapping[str, Any]) -> None:
-        for key, gauge in self._gauges.items():
+        for key, gauge in _gauges().items():
             if row.get(key) is not None:
                 gauge.set(float(row[key]), tags=self._tags)

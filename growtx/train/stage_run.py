@@ -205,6 +205,8 @@ class StageRun:
             "time_seconds": round(self.position.seconds, 3),
         }
         on_rank_zero(lambda: self.metrics.append(row))
+        if self.context.gauges is not None:
+            self.context.gauges.update(row)
 
     def _post(self, **values: Any) -> None:
         if rank() == 0:

@@ -10,11 +10,13 @@ from typing import Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from growtx.exceptions import GrowtxError, TrainingError
 from growtx.store.storage import Storage
 from growtx.train.checkpoints import CHECKPOINTS_DIR
 from growtx.train.claims import Claims
+from growtx.train.cluster import check_cluster
 from growtx.train.job import TrainJob
 from growtx.train.worker import train_jobs
 
@@ -47,8 +49,30 @@ def train_group(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | No
     os.environ.update({key: value for key, value in _RAY_TRAIN_ENVIRONMENT.items() if key not in os.environ})
     resources = jobs[0].resources
     assert all(job.resources == resources for job in jobs)
-    storage = Storage(jobs[0].run_dir)
-    trainer = TorchTrainer(
+    num_failures = 0
+    while True:
+        try:
+            result = _trainer(jobs, board, claims).fit()
+            break
+        except ray.train.ControllerError as error:
+            num_failures += not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
+            if num_failures > resources.max_failures:
+                raise _explain(error) from error
+            check_cluster(resources)  # nodes that went for good end the run; for busy ones it waits on
+        except ray.train.TrainingFailedError as error:
+            raise _explain(error) from error
+    outcome: dict[str, Any] = result.return_value or {}
+    return Outcome(stopped=bool(outcome.get("stopped")), failed=outcome.get("failed", {}))
+
+
+class _Trainer(TorchTrainer):
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ray's would abort on Ctrl-C without a checkpoint; `pipeline.growing.stopping` asks for one."""
+
+
+def _trainer(jobs: Sequence[TrainJob], board: Any, claims: Claims | None) -> TorchTrainer:
+    resources, storage = jobs[0].resources, Storage(jobs[0].run_dir)
+    return _Trainer(
         train_jobs,
         train_loop_config={"jobs": [job.model_dump(mode="json") for job in jobs], "board": board, "claims": claims},
         scaling_config=ray.train.ScalingConfig(
@@ -59,16 +83,10 @@ def train_group(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | No
         run_config=ray.train.RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",  # a name is never used twice: Ray would resume from it by itself
             storage_path=storage.path(f"{CHECKPOINTS_DIR}/ray"),  # its own bookkeeping; ours lies beside it
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures, controller_failure_limit=0),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    try:
-        result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _explain(error) from error
-    outcome: dict[str, Any] = result.return_value or {}
-    return Outcome(stopped=bool(outcome.get("stopped")), failed=outcome.get("failed", {}))
 
 
 def _explain(error: Exception) -> TrainingError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +14,18 @@ from transformers import PreTrainedTokenizerFast
 
 from growtx.data.packing import PackedData, open_packed
 from growtx.data.tokenizer import load_tokenizer, token_num_bytes, tokenizer_fingerprint
+from growtx.exceptions import ConfigError
 from growtx.growth.assembly import check_same
 from growtx.growth.lineage import TOKENIZER_DIR
+from growtx.location import STORAGE_VARIABLE
 from growtx.store.storage import Storage
+from growtx.train.distributed import on_all_ranks, rank
+from growtx.train.gauges import TrainingGauges
 from growtx.train.held_out import HeldOut
 from growtx.train.job import TrainJob
 from growtx.train.progress import BoardHandler, Place, Poster, StageProgress
+
+VISIBLE_WITHIN_SECONDS = 15.0  # network file systems show new files late
 
 
 class WorkerContext:
@@ -31,6 +40,7 @@ class WorkerContext:
         self.job = job
         torch.set_num_threads(max(1, int(job.resources.cpus_per_worker)))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        on_all_ranks(partial(_check_visible, job))
         self.data: PackedData = open_packed(job.packed_path)
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(Storage(job.run_dir).download(TOKENIZER_DIR))
         found = tokenizer_fingerprint(self.tokenizer)
@@ -44,3 +54,21 @@ class WorkerContext:
         if board is not None:
             logging.getLogger("growtx").handlers = [BoardHandler(board)]
         self.progress = StageProgress(place=place)
+        self.gauges = TrainingGauges(job.run_dir) if rank() == 0 else None
+
+
+def _check_visible(job: TrainJob) -> None:
+    """Refuse storage that this worker's node does not see.
+
+    Raises:
+        ConfigError: naming the node and what it lacks.
+    """
+    deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
+    for path in (f"{job.run_dir}/{TOKENIZER_DIR}", job.packed_path):
+        while not Storage(path).exists():
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"the worker on {socket.gethostname()} does not see {path}",
+                    f"Let {STORAGE_VARIABLE} (or --run-dir) and cache_dir name a place that all nodes share",
+                )
+            time.sleep(1.0)

@@ -42,10 +42,13 @@ class RayNodes:
             "RAY_AUTH_TOKEN": TOKEN,
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_metrics_report_interval_ms": "1000",
+            "RAY_worker_niceness": "0",
             "GROWTX_STORAGE": str(storage),
             "HF_HUB_OFFLINE": "1",
         }
-        self._nodes: list[psutil.Popen] = []
+        self._nodes: dict[str, psutil.Popen] = {}
+        self._metrics_ports: list[int] = []
         head = [f"--port={port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client_port}"]
         try:
             self._start("head", ports, "--head", *head)
@@ -56,12 +59,13 @@ class RayNodes:
 
     def _start(self, name: str, ports: Iterator[int], *arguments: str) -> None:
         common = ["--num-cpus=1", "--num-gpus=0", "--object-store-memory=150000000", "--block"]
-        common += [f"--dashboard-agent-listen-port={next(ports)}", f"--metrics-export-port={next(ports)}"]
+        self._metrics_ports.append(next(ports))
+        common += [f"--dashboard-agent-listen-port={next(ports)}", f"--metrics-export-port={self._metrics_ports[-1]}"]
         common += [f"--temp-dir={self.directory}/{name}"]  # in a common one, a node deletes what the other still uses
         path = self.directory / f"{name}.log"
         with path.open("w") as log:
             node = psutil.Popen([RAY, "start", *arguments, *common], env=self._environment, stdout=log, stderr=log)
-        self._nodes.append(node)
+        self._nodes[name] = node
         wait_until(
             lambda: "Ray runtime started" in path.read_text() or node.poll() is not None,
             f"the {name} node is not up",
@@ -80,6 +84,22 @@ class RayNodes:
         """Submit an entrypoint with the project as working directory, and do not wait for it."""
         done = self.job("submit", "--working-dir", ".", "--submission-id", name, "--no-wait", "--", *entrypoint)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def metrics(self) -> str:
+        """What Prometheus would scrape from both nodes now."""
+        pages = []
+        for port in self._metrics_ports:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
+                pages.append(response.read().decode())
+        return "".join(pages)
+
+    def nodes_that_run(self, marker: str) -> set[str]:
+        """Names of the nodes that have a process with `marker` in its command line."""
+        return {
+            name
+            for name, node in self._nodes.items()
+            if any(marker in _describe(process) for process in node.children(recursive=True))
+        }
 
     def status(self, name: str) -> str:
         """`PENDING`, `RUNNING`, `SUCCEEDED`, `FAILED` or `STOPPED`; asked over HTTP, since a command costs a second."""
@@ -109,9 +129,8 @@ class RayNodes:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _tree(self) -> list[psutil.Process]:
-        return [
-            process for node in self._nodes if node.is_running() for process in (*node.children(recursive=True), node)
-        ]
+        living = [node for node in self._nodes.values() if node.is_running()]
+        return [process for node in living for process in (*node.children(recursive=True), node)]
 
 
 def wait_until(condition: Callable[[], bool], problem: str, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from growtx.store.runs import list_runs
 from growtx.store.verify import verify
+from growtx.train.gauges import gauge_name
 from tests.cluster.ray_nodes import PROJECT, RayNodes, wait_until
 
 pytestmark = pytest.mark.ray
@@ -52,10 +54,11 @@ def rows(run: Path) -> list[dict[str, float]]:
 def test_a_growth_spreads_over_both_nodes(nodes: RayNodes, storage: Path, corpus: str) -> None:
     """Every node has one CPU and every worker takes one, so two workers need both nodes."""
     plan = ["plan={grow: {blocks: 2}, train: {steps: 10}}", "resources={num_workers: 2}"]
-    nodes.submit("spread", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", f"{storage}/spread")
+    nodes.submit("spread", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", "spread")
+    wait_until(lambda: nodes.nodes_that_run("ray::RayTrainWorker") == {"head", "second"}, "not on both nodes", 200)
     assert nodes.wait("spread") == "SUCCEEDED", nodes.job("logs", "spread").stdout
     (run,) = [run for run in list_runs(str(storage)) if run.name == "spread"]
-    assert (run.state, run.num_finished_stages) == ("finished", 2)
+    assert (run.state, run.num_finished_stages, run.job_id) == ("finished", 2, "spread")
     assert (storage / "spread" / "report.html").exists()
     report = verify(str(storage / "spread"))
     assert not (report.missing or report.corrupt or report.moved or report.orphans)
@@ -72,6 +75,9 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_beside_another_users(
     wait_until(lambda: any(row["stage"] == 2 and row["step"] > 5 for row in rows(run)), "no second stage", 300)
     sealed = {path.name: path.stat().st_mtime_ns for path in (run / "manifests").glob("*.json")}
     assert nodes.processes(f"--run-dir {run}")
+    exported = [f"ray_{gauge_name(key)}{{" for key in ("train/loss", "eval/bits_per_byte", "stage", "num_tokens")]
+    wait_until(lambda: all(name in nodes.metrics() for name in exported), "gauges are not exported", 60)
+    assert re.search(rf'ray_growtx_stage{{[^}}]*run="{run}"[^}}]*}} 2', nodes.metrics())
 
     assert nodes.job("stop", "first").returncode == 0
     assert nodes.wait("first") == "STOPPED"
@@ -81,12 +87,14 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_beside_another_users(
 
     nodes.submit("first-again", "python", "rayjobs/grow.py", "--resume", "--run-dir", str(run))
     other = ["plan={grow: {blocks: 1}, train: {steps: 5}}", "resources={num_workers: 1}"]
-    nodes.submit("other", "python", "rayjobs/grow.py", *TINY, corpus, *other, "--run-dir", f"{storage}/other")
+    nodes.submit("other", "python", "rayjobs/grow.py", *TINY, corpus, *other)  # names no run directory
     assert nodes.wait("other") == "SUCCEEDED", nodes.job("logs", "other").stdout
     assert nodes.wait("first-again") == "SUCCEEDED", nodes.job("logs", "first-again").stdout
-    states = {run.name: (run.state, run.num_finished_stages) for run in list_runs(str(storage))}
-    assert states["first"] == ("finished", 2)
-    assert states["other"] == ("finished", 1)
+    (first,) = [run for run in list_runs(str(storage)) if run.name == "first"]
+    assert (first.state, first.num_finished_stages, first.job_id) == ("finished", 2, "first-again")
+    (second,) = list_runs(f"{storage}/runs")
+    assert (second.state, second.num_finished_stages, second.job_id) == ("finished", 1, "other")
+    assert second.name.startswith("demo-2")
     steps = [row["step"] for row in rows(run) if row["stage"] == 2 and "train/loss" in row]
     assert steps == sorted(set(steps)), "a step was trained twice"
     assert steps[-1] == 2500

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import ray
 import yaml
@@ -111,12 +112,11 @@ def test_clusters_run_the_tested_version_of_ray_and_ask_for_a_token() -> None:
 
 
 def test_pods_and_storage_follow_the_kubernetes_schema() -> None:
-    kubernetes = pytest.importorskip("kubernetes_validate")
     for spec in pods():
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}
-        kubernetes.validate(pod, "1.31", strict=True)
+        kubernetes_validate.validate(pod, "1.31", strict=True)
     for document in documents("ConfigMap") + documents("PersistentVolumeClaim"):
-        kubernetes.validate(document, "1.31", strict=True)
+        kubernetes_validate.validate(document, "1.31", strict=True)
 
 
 def test_every_pod_gets_the_one_storage_setting_and_the_volumes_that_it_mounts() -> None:

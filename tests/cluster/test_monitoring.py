@@ -11,6 +11,7 @@ import pytest
 import ray
 import yaml
 
+from growtx.train import gauges
 from growtx.train.gauges import DESCRIPTIONS, TrainingGauges, gauge_name
 
 PROJECT = Path(__file__).parents[2]
@@ -87,5 +88,6 @@ def test_gauges_take_what_a_row_has_and_leave_the_rest(monkeypatch: pytest.Monke
             written[self.name] = (value, tags)
 
     monkeypatch.setattr("growtx.train.gauges.Gauge", Recorder)
+    monkeypatch.setattr("growtx.train.gauges._gauges", gauges._gauges.__wrapped__)
     TrainingGauges("first").update({"train/loss": 2.5, "stage": 1, "stage_name": "depth-1", "eval/loss": None})
     assert written == {"growtx_train_loss": (2.5, {"run": "first"}), "growtx_stage": (1.0, {"run": "first"})}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import uuid
 from pathlib import Path
@@ -9,10 +10,23 @@ from typing import Any
 
 import pytest
 
+from growtx.command import job_parser
 from growtx.exceptions import ConfigError, StoreError
-from growtx.pipeline.run_directory import claim, default_run_dir, recorded_config, resumed_config, write_status
+from growtx.pipeline.run_config import RunConfig, load_run_config
+from growtx.pipeline.run_directory import (
+    claim,
+    default_run_dir,
+    recorded_config,
+    requested_run,
+    resumed_config,
+    write_status,
+)
 from growtx.store.runs import list_runs
 from tests.pipeline.configs import config, tree
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    return job_parser("").parse_args(words)
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -57,11 +71,20 @@ def test_another_run_may_not_go_on_in_it(run_dir: str, changes: dict[str, Any], 
     assert recorded_config(claim(run_dir, config("a.txt"), resume=True)).seed == 0  # what was there is kept
 
 
-def test_there_must_be_a_run_to_resume(run_dir: str) -> None:
-    with pytest.raises(ConfigError, match=r"holds no run\. Check --run-dir, or start without --resume"):
-        claim(run_dir, config("a.txt"), resume=True)
-    with pytest.raises(ConfigError, match="holds no run"):
-        resumed_config(run_dir, [])
+def test_resuming_a_run_that_does_not_exist_begins_it_where_the_configuration_is_complete(run_dir: str) -> None:
+    with pytest.raises(ConfigError, match=r"holds no run\. Check it, or add --preset to begin one there"):
+        requested_run(arguments("--resume", "--run-dir", run_dir), RunConfig, load_run_config)
+    found, place = requested_run(
+        arguments("--resume", "--preset", "demo", "--run-dir", run_dir), RunConfig, load_run_config
+    )
+    claim(place, found, resume=True)
+    again, place = requested_run(arguments("--resume", "--run-dir", run_dir), RunConfig, load_run_config)
+    assert again.decisive() == found.decisive() and place == run_dir
+
+
+def test_resuming_needs_to_know_which_run() -> None:
+    with pytest.raises(ConfigError, match=r"--resume does not say which run\. Add its --run-dir"):
+        requested_run(arguments("--resume"), RunConfig, load_run_config)
 
 
 def test_the_recorded_configuration_is_resumed_with_overrides(run_dir: str) -> None:
@@ -89,7 +112,7 @@ def test_a_relative_directory_is_the_same_one_from_anywhere(tmp_path: Path, monk
 
 
 def test_the_status_is_what_the_list_of_runs_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_JOB_ID", "job-1")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "job-1"}}))
     storage = claim(str(tmp_path / "run"), config("a.txt"), resume=False)
     write_status(storage, "failed", 4)
     (run,) = list_runs(str(tmp_path))

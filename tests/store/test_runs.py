@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from growtx.exceptions import StoreError
-from growtx.store.runs import list_runs, locate
+from growtx.store.runs import list_runs
 from growtx.store.storage import Storage
 
 LATER = timedelta(hours=1)
@@ -79,25 +78,3 @@ def test_only_run_directories_are_listed_and_a_run_lists_itself(root: str) -> No
 def test_a_missing_directory_is_an_error_that_names_it(tmp_path) -> None:
     with pytest.raises(StoreError, match="there is no such directory"):
         list_runs(str(tmp_path / "nothing"))
-
-
-def test_relative_run_directories_lie_in_the_storage_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GROWTX_STORAGE", "s3://bucket/growtx/")
-    assert locate("runs/first") == "s3://bucket/growtx/runs/first"
-    assert locate("/mnt/runs/first") == "/mnt/runs/first"
-    assert locate("gs://other/first") == "gs://other/first"
-
-
-def test_without_a_cluster_they_lie_where_the_command_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("GROWTX_STORAGE", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert locate("runs/first") == f"{tmp_path}/runs/first"
-
-
-def test_a_job_does_not_keep_runs_in_the_copy_that_ray_deletes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    copy = tmp_path / "working_dir_files" / "_ray_pkg_1"
-    copy.mkdir(parents=True)
-    monkeypatch.delenv("GROWTX_STORAGE", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(copy)
-    assert locate("runs/first") == f"{tmp_path}/growtx/runs/first"

@@ -1,0 +1,71 @@
+"""One process at a time works on a run: a lock that the kernel releases when its holder dies, however it dies.
+
+It reaches as far as file locks do: this machine's disks and most network file systems. Object stores have none, so
+there nothing is held and nothing is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import time
+
+from growtx.exceptions import ConfigError
+from growtx.location import submission_id
+from growtx.store.storage import Storage
+
+LOCK_FILE = "lock"  # says who holds it, or held it last
+_held: dict[str, int] = {}  # run directory -> descriptor, kept open until this process ends
+
+
+def hold(storage: Storage) -> None:
+    """Hold a run's lock until this process ends; holding it again is allowed.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    if not storage.is_local or storage.root in _held:
+        return
+    storage.append_text(LOCK_FILE, "")  # makes the directory, and says so in a sentence if it cannot
+    descriptor = os.open(storage.path(LOCK_FILE), os.O_RDWR)
+    for _ in range(5):  # `growtx runs` takes it for a moment to look
+        if locked := _try_lock(descriptor, fcntl.LOCK_EX):
+            break
+        time.sleep(0.1)
+    if not locked:
+        holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise ConfigError(
+            f"--run-dir {storage.root} is in use by {holder or 'another process'}",
+            "Wait until it ends, stop it (`ray job stop ID` for a job), or name another directory",
+        )
+    job = submission_id()
+    holder = f"{f'job {job}, ' if job else ''}process {os.getpid()} on {socket.gethostname()}"
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, holder.encode(), 0)
+    _held[storage.root] = descriptor
+
+
+def is_held(storage: Storage) -> bool | None:
+    """Whether a process works on the run; None where only its own machine could tell."""
+    if not storage.is_local or not storage.exists(LOCK_FILE):
+        return None
+    if storage.root in _held:
+        return True
+    if not storage.read_text(LOCK_FILE).endswith(f" on {socket.gethostname()}"):
+        return None
+    descriptor = os.open(storage.path(LOCK_FILE), os.O_RDONLY)
+    try:
+        return not _try_lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)  # a file system without locks: nothing is refused
+    return True

@@ -1,0 +1,46 @@
+"""One process at a time works on a run; one that was killed does not keep it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from growtx.exceptions import ConfigError
+from growtx.store.run_lock import hold, is_held
+from growtx.store.runs import list_runs
+from growtx.store.storage import Storage
+
+OTHER = """
+import sys
+from growtx.store.run_lock import hold
+from growtx.store.storage import Storage
+hold(Storage(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_belongs_to_one_process_until_that_ends_or_is_killed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.yaml").write_text("name: run\n")
+    command = [sys.executable, "-c", OTHER, str(run)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=rf"is in use by process {other.pid} on .*Wait until it ends"):
+            hold(Storage(str(run)))
+        assert [run.state for run in list_runs(str(tmp_path))] == ["running"]
+        other.kill()
+    assert [run.state for run in list_runs(str(tmp_path))] == ["interrupted"]
+    hold(Storage(str(run)))
+    hold(Storage(str(run)))  # its own, again
+    assert is_held(Storage(str(run)))
+
+
+def test_what_another_machine_holds_cannot_be_told_from_here(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("process 1 on elsewhere")
+    assert is_held(Storage(str(tmp_path))) is None
+    assert is_held(Storage("memory://runs/one")) is None

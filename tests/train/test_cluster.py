@@ -1,0 +1,56 @@
+"""What a cluster lacks is one sentence, before anything waits for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from growtx.exceptions import ResourceError
+from growtx.train import cluster
+from growtx.train.settings import ResourcesConfig
+
+
+def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
+    return [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {"CPU": 64.0}}]
+
+
+@pytest.fixture(autouse=True)
+def two_nodes_of_three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.nodes", lambda: nodes({"CPU": 3.0}, {"CPU": 3.0, "GPU": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"num_workers": 7}, "7 workers of 1 CPUs need 7 CPUs, but the Ray cluster has 6"),
+        ({"num_workers": 2, "use_gpu": True}, "2 GPU workers asked for, but the Ray cluster has 1 GPUs"),
+        (
+            {"num_workers": 3, "cpus_per_worker": 2},
+            "3 workers of 2 CPUs asked for, .* have room for 2: no",
+        ),
+        ({"cpus_per_worker": 4, "use_gpu": True}, "1 workers of 4 CPUs and a GPU asked for, .* room for 0"),
+    ],
+)
+def test_what_the_nodes_lack_is_named(asked: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ResourceError, match=sentence):
+        cluster.check_cluster(ResourcesConfig(**asked))
+
+
+@pytest.mark.parametrize("asked", [{"num_workers": 6}, {"num_workers": 2, "cpus_per_worker": 3}, {"use_gpu": True}])
+def test_what_the_nodes_have_is_not_refused(asked: dict[str, Any]) -> None:
+    cluster.check_cluster(ResourcesConfig(**asked))
+
+
+def test_a_cluster_that_can_grow_is_shown_the_demand_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An autoscaler starts nodes only for what waits to be placed; what was asked for is then taken back."""
+    calls: list[Any] = []
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr("ray.util.placement_group", lambda bundles: calls.append(bundles) or "group")
+    monkeypatch.setattr("ray.util.remove_placement_group", calls.append)
+    monkeypatch.setattr(
+        cluster.time, "sleep", lambda seconds: monkeypatch.setattr("ray.nodes", lambda: nodes({"CPU": 8.0, "GPU": 8.0}))
+    )
+    cluster.check_cluster(ResourcesConfig(num_workers=8, use_gpu=True, wait_seconds=60))
+    assert calls == [[{"CPU": 1.0, "GPU": 1.0}] * 8, "group"]
