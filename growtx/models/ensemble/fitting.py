@@ -19,7 +19,7 @@ def fit_rule(
     labels_WT: torch.Tensor,
     *,
     num_steps: int = 100,
-    learning_rate: float = 0.05,
+    learning_rate: float | None = None,
     batch_size: int = 8,
 ) -> list[float]:
     """Minimise the rule's nats per token on held-out windows, in place, by Adam with a falling learning rate.
@@ -28,6 +28,7 @@ def fit_rule(
 
     Args:
         labels_WT: windows of tokens, -100 where nothing is to be predicted.
+        learning_rate: None: the rule's own.
 
     Returns:
         Loss of every step. Empty for a rule without parameters.
@@ -49,7 +50,7 @@ def fit_rule(
     batches = [
         (_read(ensemble, labels_BT), shift_labels(labels_BT)) for labels_BT in torch.split(labels_WT, batch_size)
     ]
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate or rule.fit_learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, total_iters=num_steps)
     losses = []
     for step in range(num_steps):

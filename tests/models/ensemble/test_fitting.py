@@ -38,6 +38,17 @@ def test_fitting_lowers_the_loss_and_touches_no_member(make_ensemble: Make, name
     assert all(parameter.grad is None for parameter in ensemble.parameters())
 
 
+def test_an_adapter_on_confident_members_does_not_diverge(make_ensemble: Make) -> None:
+    """Trained members have logits far from zero, all of which a step of the adapter moves at once."""
+    ensemble = make_ensemble("mean")
+    with torch.no_grad():
+        for head in ensemble.lm_heads:
+            head.weight.mul_(8.0)
+    labels_WT = text_of(ensemble, [1 / 3, 1 / 3, 1 / 3])  # nothing is to be gained on the mean's own text
+    losses = fit_rule(ensemble, ensemble.build_rule("adapter"), labels_WT, num_steps=30)
+    assert max(losses) < losses[0] + 0.1
+
+
 def test_weights_find_the_member_that_wrote_the_text(make_ensemble: Make) -> None:
     ensemble = make_ensemble("mean")
     rule = ensemble.build_rule("mixture")

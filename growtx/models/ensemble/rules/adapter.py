@@ -25,6 +25,7 @@ class AdapterRule(CombinationRule):
     """
 
     name = "adapter"
+    fit_learning_rate = 1e-3  # a step moves every logit by about rank * |logit| times this: scalars' 0.05 diverges
 
     def __init__(self, num_members: int, vocab_size: int, rank: int = 16) -> None:
         super().__init__(num_members)

@@ -49,6 +49,7 @@ class CombinationRule(nn.Module):
 
     name: ClassVar[str]
     pools_linearly: ClassVar[bool] = False  # fixed weights on logits: can be folded into one wide head
+    fit_learning_rate: ClassVar[float] = 0.05  # Adam's, for a handful of scalars
 
     def __init__(self, num_members: int) -> None:
         super().__init__()
