@@ -72,8 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
     substrate.add_argument("--out", help="folder for report.json and pictures (default: runs/substrate-KIND)")
 
-    plan = _add(commands, "plan", _plan, "forecast the stages of a plan: parameters, FLOPs and bytes, before it runs")
+    plan = _add(commands, "plan", _plan, "forecast the stages of a plan, or propose them for a budget or a memory")
     plan.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
+    plan.add_argument(
+        "--budget", type=int, metavar="ACTIVE_PARAMETERS", help="propose stages that train at most so many"
+    )
+    plan.add_argument("--memory-gib", type=float, metavar="N", help="propose stages that fit a worker's memory")
+    plan.add_argument("--blocks", type=int, metavar="L", help="target depth of the proposal (default: the preset's)")
+    plan.add_argument("--out", metavar="FILE", help="also write the proposal as a preset: grow.py --preset FILE")
     plan.add_argument("overrides", nargs="*", metavar="section.key=value")
 
     runs = _add(commands, "runs", _runs, "list runs with their state")
@@ -224,12 +230,23 @@ def _substrate_report(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
     from rich.console import Console
 
     from growtx.pipeline.forecasting import forecast_tables
+    from growtx.pipeline.planning import solved_preset
     from growtx.pipeline.run_config import load_run_config
 
-    Console().print(*forecast_tables(load_run_config(arguments.preset, arguments.overrides)), sep="\n")
+    limits = {"budget": arguments.budget, "memory_gib": arguments.memory_gib, "num_blocks": arguments.blocks}
+    if all(value is None for value in limits.values()):
+        Console().print(*forecast_tables(load_run_config(arguments.preset, arguments.overrides)), sep="\n")
+        return 0
+    config, text = solved_preset(arguments.preset, arguments.overrides, **limits)
+    Console().print(*forecast_tables(config), sep="\n")
+    print(text, end="")
+    if arguments.out:
+        Path(arguments.out).write_text(text, encoding="utf-8")
     return 0
 
 

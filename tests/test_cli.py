@@ -172,6 +172,28 @@ def test_presets_are_listed_with_a_description_and_printed_resolved(capsys: Capt
     assert "unknown preset" in error_of(capsys)
 
 
+def test_plan_proposes_stages_within_a_budget_as_a_preset_that_grow_takes(tmp_path: Path, capsys: Capture) -> None:
+    from growtx.growth.budget import active_parameters
+    from growtx.growth.plan import resolve
+    from growtx.pipeline.forecasting import planned_architecture
+    from growtx.pipeline.run_config import load_run_config
+
+    file = tmp_path / "proposal.yaml"
+    assert main(["plan", "--preset", "demo", "--budget", "950000", "--blocks", "5", "--out", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith(file.read_text()) and "activations" in printed and "plan:" in printed
+    config = load_run_config(str(file), [])
+    stages = resolve(config.plan)
+    assert stages[-1].num_blocks == 5 and stages[-1].lora is not None and config.plan.budget.active_parameters == 950000
+    assert max(active_parameters(planned_architecture(config), stage) for stage in stages) <= 950_000
+    assert main(["plan", "--memory-gib", "0.05", "--blocks", "12"]) == 0
+    assert "plan:" in capsys.readouterr().out
+    assert main(["plan", "--budget", "1000"]) == 2
+    assert "Give at least" in error_of(capsys)
+    assert main(["plan", "--budget", "-1"]) == 2
+    assert "must be positive" in error_of(capsys)
+
+
 def test_a_job_takes_overrides_before_between_and_after_its_options() -> None:
     arguments = job_parser("a job").parse_args(["a=1", "--preset", "demo", "b=2", "--run-dir", "x", "c=3", "--resume"])
     assert (arguments.preset, arguments.run_dir, arguments.resume) == ("demo", "x", True)
