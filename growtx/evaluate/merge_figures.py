@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KIND_STYLE = {"member": (0, "o"), "control": (6, "D"), "rule": (2, "s"), "fitted rule": (1, "^")}
+MOST_SHOWN = 1.6  # times the best member's value; what is worse is not drawn to scale
 SHORTEST_LABEL = 0.04  # share of the axis that a piece needs to be written into
 
 
@@ -49,9 +50,8 @@ def _panel(axes: Axes, scores: MergeScores, domain: str, names: Sequence[str], t
     axes.axvline(intervals[best].value, color=theme.muted, linestyle="--", linewidth=1.2, zorder=1)
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.locator_params(axis="x", nbins=4)
-    # A member that cannot read a script at all would squeeze everything else: it is cut off and said by an arrow.
-    rules = [intervals[name].high or 0.0 for name in names if scores.kinds[name] != "member"]
-    right = max(1.6 * intervals[best].value, *rules) if rules else max(i.high or 0.0 for i in intervals.values())
+    # Who cannot read a script at all, or was fitted badly, would squeeze everything else: cut off, said by an arrow.
+    right = MOST_SHOWN * intervals[best].value
     shown = [(i.low or i.value, i.high or i.value) for i in intervals.values() if i.value <= right]
     left, right = min(low for low, _ in shown), max(high for _, high in shown)
     margin = 0.08 * (right - left) or 0.01

@@ -11,7 +11,7 @@ from typing import Any
 from growtx.evaluate import formatting as fmt
 from growtx.evaluate.intervals import Interval
 from growtx.evaluate.merge_figures import scores_by_domain, weights_along_text
-from growtx.evaluate.merge_scores import FITTED, MergeScores
+from growtx.evaluate.merge_scores import FITTED, Measured, MergeScore, MergeScores
 from growtx.evaluate.page import Page, Section, Table, Tile, render
 from growtx.evaluate.plot_style import save
 from growtx.store.storage import Storage
@@ -97,6 +97,7 @@ def write_merge_report(
     verdict: Verdict,
     *,
     parts: Sequence[tuple[str, int]] = (),
+    before: Sequence[MergeScore] = (),
     title: str = "merge",
     facts: Mapping[str, Any] | None = None,
     command: str = "",
@@ -105,6 +106,7 @@ def write_merge_report(
 
     Args:
         parts: languages of the first mixed document, each with the position that it ends before.
+        before: scores of the same members before their heads were tuned.
         facts: what else `merge.json` records (windows, settings).
     """
     storage = Storage(out)
@@ -122,7 +124,7 @@ def write_merge_report(
         headline=verdict.sentence(),
         subtitle=storage.path(""),
         tiles=_tiles(scores, verdict),
-        sections=list(_sections(storage, scores, verdict, parts)),
+        sections=list(_sections(storage, scores, verdict, parts, before)),
         missing=scores.notes,
         command=command,
         config="\n".join(f"{key}: {value}" for key, value in (facts or {}).items()),
@@ -144,12 +146,16 @@ def _tiles(scores: MergeScores, verdict: Verdict) -> list[Tile]:
 
 
 def _sections(
-    storage: Storage, scores: MergeScores, verdict: Verdict, parts: Sequence[tuple[str, int]]
+    storage: Storage,
+    scores: MergeScores,
+    verdict: Verdict,
+    parts: Sequence[tuple[str, int]],
+    before: Sequence[MergeScore],
 ) -> Iterator[Section]:
     yield Section(
         title="Members and rules on every kind of text",
         lead=f"{UNIT.capitalize()}, lower is better; bars are 95 % intervals over windows. The dashed line is the best "
-        "member on that text: points left of it gained.",
+        "member on that text: points left of it gained. An arrow stands for what lies far to the right.",
         picture=save(partial(scores_by_domain, scores, verdict.rule), storage, "merge_scores"),
         table=_table(scores),
         note="All names read the same windows. Rules were fitted on other held-out documents than these. "
@@ -157,9 +163,18 @@ def _sections(
     )
     yield Section(
         title="What every rule gains over the best member",
-        lead="Paired over windows, so these intervals are narrower than those above: an interval above zero is a gain.",
+        lead="Paired over windows, so these intervals are narrower than those above: an interval above zero is a gain. "
+        "Percent are of the best member's value on that text.",
         table=_gains(scores),
+        note="A control is one dense model on the data of all members." if scores.names("control") else "",
     )
+    if before:
+        yield Section(
+            title="What tuning the heads changed",
+            lead=f"{UNIT.capitalize()} before and after the members' heads were tuned on the data of all; the windows "
+            "are the same ones.",
+            table=_changes(scores, before),
+        )
     if scores.weights and parts:
         yield Section(
             title="Who speaks when",
@@ -188,12 +203,45 @@ def _table(scores: MergeScores) -> Table:
 
 
 def _gains(scores: MergeScores) -> Table:
-    members = scores.names("member")
-    rows = []
-    for name in scores.names("rule", "fitted rule", "control"):
-        gains = [measured.gain(name, measured.best(members)) for measured in scores.domains.values()]
-        rows.append([name, *(f"{fmt.signed(gain.value)} [{_signed(gain)}]" for gain in gains)])
+    best = {domain: measured.best(scores.names("member")) for domain, measured in scores.domains.items()}
+    rows = [
+        [name, *(_gain_cell(measured, name, best[domain]) for domain, measured in scores.domains.items())]
+        for name in scores.names("rule", "fitted rule", "control")
+    ]
     return Table(["rule", *scores.domains], rows)
+
+
+def _gain_cell(measured: Measured, name: str, best: str) -> str:
+    """Absolute, in percent of the best member's value, and the interval."""
+    gain = measured.gain(name, best)
+    share = gain.value / measured.interval(best).value
+    return f"{fmt.signed(gain.value)} ({fmt.signed(100 * share, 1)}{fmt.NBSP}%) [{_signed(gain)}]"
+
+
+def _changes(scores: MergeScores, before: Sequence[MergeScore]) -> Table:
+    """Values before and after, of the names and domains that both merges have."""
+    old = {(score.domain, score.name): score.value for score in before}
+    domains = [domain for domain in scores.domains if any(known == domain for known, _ in old)]
+    rows = []
+    for name in scores.names("member", "rule", "fitted rule"):
+        pairs = [(old.get((domain, name)), scores.domains[domain].interval(name).value) for domain in domains]
+        if any(first is not None for first, _ in pairs):
+            rows.append([name, *(_change_cell(first, second) for first, second in pairs)])
+    return Table(["name", *domains], rows)
+
+
+def _change_cell(before: float | None, after: float) -> str:
+    if before is None:
+        return fmt.MISSING
+    return f"{fmt.decimal(before)} → {fmt.decimal(after)} ({fmt.signed(100 * (after / before - 1), 1)}{fmt.NBSP}%)"
+
+
+def read_scores(out: str) -> tuple[MergeScore, ...]:
+    """The scores that an earlier merge left in its directory; none if there was none."""
+    storage = Storage(out)
+    if not storage.exists(SCORES_FILE):
+        return ()
+    return tuple(MergeScore.model_validate(score) for score in json.loads(storage.read_text(SCORES_FILE))["scores"])
 
 
 def _cell(interval: Interval) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from growtx.config import ConfigModel
 from growtx.data.tokenizer import token_num_bytes
-from growtx.evaluate.merge_report import Verdict, judge, write_merge_report
+from growtx.evaluate.merge_report import Verdict, judge, read_scores, write_merge_report
 from growtx.evaluate.merge_scores import FITTED, MergeScores, fitting, ready_rules, score_merge
 from growtx.evaluate.merge_text import OwnText, merge_text, own_text
 from growtx.evaluate.training_text import read_groups, recorded_data
@@ -73,6 +73,7 @@ def merge(
     *,
     texts: Sequence[str] = (),
     controls: Mapping[str, torch.nn.Module] | None = None,
+    before: str | None = None,
     title: str = "merge",
 ) -> MergeResult:
     """Write an ensemble and its merge report into `out`.
@@ -81,6 +82,7 @@ def merge(
         manifest: members, not yet written; see `named_members`.
         texts: files to measure on, a group each; default: what the members' runs held out.
         controls: other models to measure beside the members.
+        before: directory of the merge of these members before their heads were tuned, to compare with.
 
     Raises:
         GrowtxError: a member cannot be used, there is no text, or the merge loses and `require_gain` is set: then
@@ -115,7 +117,16 @@ def merge(
         "settings": config.model_dump(mode="json"),
     }
     command = " ".join(["python", *sys.argv])
-    report = write_merge_report(out, scores, verdict, parts=text.parts, title=title, facts=facts, command=command)
+    report = write_merge_report(
+        out,
+        scores,
+        verdict,
+        parts=text.parts,
+        before=read_scores(before) if before else (),
+        title=title,
+        facts=facts,
+        command=command,
+    )
     if config.require_gain and not verdict.has_gained:
         raise GrowtxError(
             f"{verdict.sentence().rstrip('.')}; the ensemble was not written",

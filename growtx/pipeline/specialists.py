@@ -131,19 +131,25 @@ def merge_all(config: SpecialistsConfig, run: Storage, tasks: list[TrainTask]) -
     tuned = {task.name: _manifest_path(task.jobs[-1]) for task in members}
     made = [_merge(config.merge, run.path(ENSEMBLE_DIR), grown, _controls(config, run), config.name)]
     if config.tune_heads is not None:
-        title = f"{config.name}, heads tuned"
-        made.append(_merge(config.merge, run.path(TUNED_DIR), tuned, _controls(config, run), title))
+        title, before = f"{config.name}, heads tuned", run.path(ENSEMBLE_DIR)
+        made.append(_merge(config.merge, run.path(TUNED_DIR), tuned, _controls(config, run), title, before=before))
     return tuple(result for result in made if result is not None)
 
 
 def _merge(
-    config: MergeConfig, out: str, members: Mapping[str, str], controls: Mapping[str, nn.Module], title: str
+    config: MergeConfig,
+    out: str,
+    members: Mapping[str, str],
+    controls: Mapping[str, nn.Module],
+    title: str,
+    *,
+    before: str | None = None,
 ) -> MergeResult | None:
     """Merge, unless the same members were merged before."""
     manifest = new_ensemble(out, members, rule=config.rule)
     if Storage(out).exists(ENSEMBLE_FILE) and read_ensemble(out).members == manifest.members:
         return None
-    return merge(manifest, out, config, controls=controls, title=title)
+    return merge(manifest, out, config, controls=controls, before=before, title=title)
 
 
 def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepared:

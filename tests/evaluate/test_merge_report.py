@@ -18,7 +18,7 @@ from growtx.data.sources import DataConfig
 from growtx.data.tokenizer import token_num_bytes
 from growtx.evaluate.bits_per_byte import of_windows
 from growtx.evaluate.intervals import Interval
-from growtx.evaluate.merge_report import judge, write_merge_report
+from growtx.evaluate.merge_report import judge, read_scores, write_merge_report
 from growtx.evaluate.merge_scores import Measured, MergeScores, fitting, ready_rules, score_merge
 from growtx.evaluate.merge_text import MIXED, MergeText, OwnText, merge_text, own_text
 from growtx.exceptions import ConfigError, DataError, GrowtxError
@@ -213,6 +213,25 @@ def test_the_report_needs_no_network_and_has_every_number(scores: MergeScores, t
     record = json.loads((page.parent / "merge.json").read_text())
     assert len(record["scores"]) == len(scores.rows()) and record["windows"] == {"a": 6}
     assert record["sentence"] == verdict.sentence()
+
+
+def test_values_before_tuning_stand_beside_those_after(scores: MergeScores, tmp_path: Path) -> None:
+    out = str(tmp_path / "before")
+    verdict = judge(scores, "mean")
+    write_merge_report(out, scores, verdict)
+    before = read_scores(out)
+    assert before == tuple(scores.rows()) and read_scores(str(tmp_path / "none")) == ()
+    doubled = [score.model_copy(update={"value": 2 * score.value}) for score in before if score.name != "mean"]
+    html = Path(write_merge_report(str(tmp_path / "after"), scores, verdict, before=doubled)).read_text()
+    table = html.split("What tuning the heads changed")[1].split("</table>")[0]
+    assert f">{scores.names('member')[0]}<" in table and ">mean<" not in table
+    assert table.count("(−50.0\u00a0%)") == len(scores.domains) * (len(scores.kinds) - len(scores.names("control")) - 1)
+
+
+def test_gains_are_also_said_in_percent_of_the_best_member(tmp_path: Path) -> None:
+    scores = made(mixed=measured(ru=2.0, zh=3.0, mean=2.4, posterior=1.9))
+    html = Path(write_merge_report(str(tmp_path), scores, judge(scores, "posterior"))).read_text()
+    assert "+0.100 (+5.0\u00a0%)" in html and "−0.400 (−20.0\u00a0%)" in html
 
 
 QUICK = ["--set", "num_windows=4", "--set", "fit_windows=4", "--set", "fit_steps=2"]

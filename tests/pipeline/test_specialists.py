@@ -138,6 +138,8 @@ def test_a_run_leaves_merges_and_resuming_repeats_nothing(tmp_path: Path, withou
     assert [member.manifest for member in tuned.members] == ["03-tune-2.json"] * 2
     assert [member.run for member in tuned.members] == ["../specialists/one", "../specialists/two"]
     assert "control" in result.merges[0].scores.kinds
+    untuned, after = (Path(merged.report).read_text() for merged in result.merges)
+    assert "What tuning the heads changed" in after and "What tuning the heads changed" not in untuned
     again = grow_specialists(given, run_dir, resume=True, console=quiet())
     assert without_cluster == ["one", "two", "control"] and again.merges == ()
 
