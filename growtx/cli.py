@@ -72,15 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
     substrate.add_argument("--out", help="folder for report.json and pictures (default: runs/substrate-KIND)")
 
-    plan = _add(commands, "plan", _plan, "forecast the stages of a plan, or propose them for a budget or a memory")
-    plan.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
-    plan.add_argument(
-        "--budget", type=int, metavar="ACTIVE_PARAMETERS", help="propose stages that train at most so many"
-    )
-    plan.add_argument("--memory-gib", type=float, metavar="N", help="propose stages that fit a worker's memory")
-    plan.add_argument("--blocks", type=int, metavar="L", help="target depth of the proposal (default: the preset's)")
-    plan.add_argument("--out", metavar="FILE", help="also write the proposal as a preset: grow.py --preset FILE")
-    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
+    _add_plan(commands)
 
     runs = _add(commands, "runs", _runs, "list runs with their state")
     runs.add_argument("path", nargs="?", default="runs", help="directory that holds runs (default: runs)")
@@ -88,6 +80,20 @@ def _parser() -> argparse.ArgumentParser:
     presets = _add(commands, "presets", _presets, "list the shipped presets, or print one resolved")
     presets.add_argument("name", nargs="?")
     return parser
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    plan = _add(commands, "plan", _plan, "forecast the stages of a plan, or propose them for a budget or a memory")
+    plan.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
+    plan.add_argument(
+        "--budget", type=int, metavar="ACTIVE_PARAMETERS", help="propose stages that train at most so many"
+    )
+    plan.add_argument("--memory-gib", type=float, metavar="N", help="propose stages that fit a worker's memory")
+    plan.add_argument("--blocks", type=int, metavar="L", help="target depth of the proposal (default: the preset's)")
+    plan.add_argument("--data-tokens", type=int, metavar="N", help="tokens of the training data, for the prefix cache")
+    plan.add_argument("--trials", type=int, default=1, metavar="N", help="runs that will share the prefix cache")
+    plan.add_argument("--out", metavar="FILE", help="also write the proposal as a preset: grow.py --preset FILE")
+    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
 
 
 def _add(
@@ -239,11 +245,13 @@ def _plan(arguments: argparse.Namespace) -> int:
     from growtx.pipeline.run_config import load_run_config
 
     limits = {"budget": arguments.budget, "memory_gib": arguments.memory_gib, "num_blocks": arguments.blocks}
+    sharing = {"data_tokens": arguments.data_tokens, "num_trials": arguments.trials}
     if all(value is None for value in limits.values()):
-        Console().print(*forecast_tables(load_run_config(arguments.preset, arguments.overrides)), sep="\n")
+        config = load_run_config(arguments.preset, arguments.overrides)
+        Console().print(*forecast_tables(config, **sharing), sep="\n")
         return 0
     config, text = solved_preset(arguments.preset, arguments.overrides, **limits)
-    Console().print(*forecast_tables(config), sep="\n")
+    Console().print(*forecast_tables(config, **sharing), sep="\n")
     print(text, end="")
     if arguments.out:
         Path(arguments.out).write_text(text, encoding="utf-8")

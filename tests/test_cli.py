@@ -172,6 +172,22 @@ def test_presets_are_listed_with_a_description_and_printed_resolved(capsys: Capt
     assert "unknown preset" in error_of(capsys)
 
 
+def test_plan_says_whether_the_prefix_cache_pays_and_what_it_takes(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+
+    # 200 steps of 32 windows, 128 tokens of 128 numbers in fp32: 400 MiB if no window returns, a tenth of it if ten do
+    def last_table(*options: str) -> str:
+        assert main(["plan", "--preset", "demo", *options]) == 0
+        return capsys.readouterr().out.split("Frozen prefix")[1]
+
+    assert "400.0" in last_table() and "5,120" in last_table() and "seen too rarely" in last_table()
+    returning = last_table("--data-tokens", str(640 * 128))
+    assert "40.0" in returning and "saves 90%" in returning
+    assert "saves 50%" in last_table("--trials", "2")
+
+
 def test_plan_proposes_stages_within_a_budget_as_a_preset_that_grow_takes(tmp_path: Path, capsys: Capture) -> None:
     from growtx.growth.budget import active_parameters
     from growtx.growth.plan import resolve

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from growtx.data.tokenizer import COMPACT_SIZE, PUBLISHED_SIZES, TokenizerConfig, load_tokenizer
@@ -9,7 +11,8 @@ from growtx.exceptions import BudgetError
 from growtx.growth.budget import check_budget
 from growtx.growth.forecast import Placement, StageForecast, forecast
 from growtx.growth.matching import resolve_matched
-from growtx.growth.plan import resolve
+from growtx.growth.plan import Stage, resolve
+from growtx.growth.prefix_plan import WORTHWHILE, plan_prefix
 from growtx.models.configuration import GrowtxConfig
 from growtx.pipeline.run_config import RunConfig
 from growtx.substrate.codes import binary_codes
@@ -51,8 +54,14 @@ def _vocab_size(tokenizer: TokenizerConfig) -> int:
     return tokenizer.vocab_size or PUBLISHED_SIZES.get(tokenizer.family, COMPACT_SIZE)
 
 
-def forecast_tables(config: RunConfig) -> tuple[Table, Table]:
-    """The work of every stage, and the bytes on each worker; refuses a plan over its budget.
+def forecast_tables(
+    config: RunConfig, *, data_tokens: int | None = None, num_trials: int = 1
+) -> tuple[Table, Table, Table]:
+    """The work of every stage, the bytes on each worker, what becomes of the prefix; refuses a plan over its budget.
+
+    Args:
+        data_tokens: tokens of the training data, which tell how often a window returns; None: none does.
+        num_trials: runs that will share a prefix cache.
 
     Raises:
         BudgetError: a stage would train more than the budget.
@@ -61,7 +70,8 @@ def forecast_tables(config: RunConfig) -> tuple[Table, Table]:
     stages = resolve_matched(config.plan, architecture, tokens_per_step=config.tokens_per_step)
     check_budget(architecture, stages, config.plan.budget)
     rows = forecast(architecture, stages, placement_of(config), tokens_per_step=config.tokens_per_step)
-    return _work_table(config, rows), _memory_table(config, rows)
+    prefix = _prefix_table(config, architecture, stages, data_tokens, num_trials)
+    return _work_table(config, rows), _memory_table(config, rows), prefix
 
 
 def _work_table(config: RunConfig, rows: list[StageForecast]) -> Table:
@@ -113,4 +123,35 @@ def _memory_table(config: RunConfig, rows: list[StageForecast]) -> Table:
             )
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.total)
         table.add_row(f"{row.stage.index} {row.stage.name}", *(f"{part / MIB:,.1f}" for part in parts))
+    return table
+
+
+def _prefix_table(
+    config: RunConfig, architecture: GrowtxConfig, stages: Sequence[Stage], data_tokens: int | None, num_trials: int
+) -> Table:
+    """Recompute or cache: the choice of `training.prefix=auto`, the cache's bytes, and from where on it pays."""
+    seen = "each window seen once" if data_tokens is None else f"{data_tokens:,} tokens of data"
+    table = Table(title=f"Frozen prefix, training.prefix={config.training.prefix}: {seen}", title_justify="left")
+    for column in ("stage", "auto", "MiB of cache", "pays up to windows", "why"):
+        table.add_column(column, justify="left" if column in ("auto", "why") else "right", no_wrap=column != "why")
+    precision = 2 if placement_of(config).bf16 else 4
+    for stage in stages:
+        name = f"{stage.index} {stage.name}"
+        if stage.lora is not None or stage.train_substrate:
+            table.add_row(name, "recompute", "-", "-", "the prefix changes in this stage")
+            continue
+        samples = stage.train.num_steps(config.tokens_per_step) * config.training.global_batch_size
+        windows = min(samples, max(1, data_tokens // config.model.context_length)) if data_tokens else samples
+        plan = plan_prefix(
+            architecture,
+            num_frozen=stage.num_frozen,
+            num_samples=samples,
+            num_windows_to_cache=windows,
+            num_windows_missing=windows,
+            bytes_per_number=precision,
+            bytes_available=int(config.training.prefix_cache_gib * GIB),
+            num_trials=num_trials,
+        )
+        limit = f"{int(WORTHWHILE * samples * num_trials):,}" if stage.num_frozen else "-"
+        table.add_row(name, plan.choice, f"{plan.cache_bytes / MIB:,.1f}", limit, plan.reason)
     return table

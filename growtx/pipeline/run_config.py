@@ -21,7 +21,7 @@ DEFAULT_PRESET = "demo"
 _FREE_ON_RESUME = ("name", "description", "resources", "cache_dir", "provenance")
 _FREE_TRAINING = (
     "zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile",
-    "activation_checkpointing", "prefix", "prefix_cache_gib",
+    "activation_checkpointing", "loss_kernel", "prefix", "prefix_cache_gib",
 )  # fmt: skip
 
 

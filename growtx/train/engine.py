@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -41,6 +42,13 @@ def quiet_deepspeed() -> Any:
 def use_bf16(settings: TrainingConfig) -> bool:
     """Whether to compute in bf16: CPUs without native bf16 are some 50 times slower in it than in fp32."""
     return settings.precision == "bf16" or (settings.precision == "auto" and torch.cuda.is_available())
+
+
+def loss_kernel(settings: TrainingConfig) -> str:
+    """The cross-entropy to train with, as `GrowtxConfig` names it."""
+    if settings.loss_kernel != "auto":
+        return settings.loss_kernel
+    return "liger" if torch.cuda.is_available() and find_spec("liger_kernel") else "chunked"
 
 
 def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: int) -> dict[str, Any]:

@@ -48,6 +48,9 @@ class TrainingConfig(ConfigModel):
     )
     prefix_cache_gib: float = Field(8.0, gt=0, description="disk that one prefix's activations may take, for auto")
     activation_checkpointing: bool = False
+    loss_kernel: Literal["auto", "chunked", "plain", "liger"] = Field(
+        "auto", description="cross-entropy without whole logits; auto: liger's on GPUs if it is installed, else ours"
+    )
     compile: bool = Field(False, description="torch.compile the blocks")
     log_every_steps: int = Field(10, ge=1)
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -25,7 +25,7 @@ from growtx.store.metrics_log import MetricsLog
 from growtx.train.batches import Batches
 from growtx.train.checkpoints import CheckpointInfo, find_checkpoint, read_checkpoint, write_checkpoint
 from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, worker_device, world_size
-from growtx.train.engine import Engine
+from growtx.train.engine import Engine, loss_kernel
 from growtx.train.memory import peak_memory_bytes, reset_peak_memory
 from growtx.train.prefix_stage import use_prefix_cache
 from growtx.train.progress import StageProgress
@@ -74,6 +74,7 @@ class StageRun:
         model = grow(self.config, self.stage, state, substrate, seed=self.job.seed)
         wrapped = prepare_for_stage(model, self.stage, seed=self.job.seed)
         assert count_trainable(wrapped) == active_parameters(self.config, self.stage)
+        model.config.loss_kernel = loss_kernel(self.settings)
         if self.settings.activation_checkpointing:
             checkpoint_activations(model)
         if self.settings.compile:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from growtx.growth.lora import base_model
-from growtx.train.engine import MOMENTS, Engine, deepspeed_config, parameter_groups
+from growtx.train.engine import MOMENTS, Engine, deepspeed_config, loss_kernel, parameter_groups
 from growtx.train.settings import TrainingConfig
 from tests import tiny
 from tests.train.engines import Checkpoint, checkpoint, make_engine, run, stage, two_ranks
@@ -237,3 +237,13 @@ def test_deepspeed_accumulates_what_a_worker_cannot_hold_at_once(
 def test_buckets_are_no_larger_than_what_trains(zero_stage: int) -> None:
     config = deepspeed_config(TrainingConfig(zero_stage=zero_stage), num_workers=1, num_active=1000)  # type: ignore[arg-type]
     assert max(value for key, value in config["zero_optimization"].items() if key.endswith("bucket_size")) == 1000
+
+
+def test_the_loss_kernel_is_the_fused_one_on_gpus_that_have_it_and_ours_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert loss_kernel(TrainingConfig()) == "chunked"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("growtx.train.engine.find_spec", lambda name: name)
+    assert loss_kernel(TrainingConfig()) == "liger"
+    assert loss_kernel(TrainingConfig(loss_kernel="plain")) == "plain"
