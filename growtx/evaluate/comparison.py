@@ -22,17 +22,24 @@ Found = dict[str, dict[tuple[str, str], Score]]  # model -> (task, protocol) -> 
 
 def write_comparison(evaluations: dict[str, Evaluation], storage: Storage, *, command: str = "") -> str:
     """Write `comparison.html` on the deepest evaluated state of each model; returns its address."""
-    found = {name: _deepest(evaluation) for name, evaluation in evaluations.items()}
-    section = Section(
+    section = comparison_section(evaluations, storage)
+    page = Page(
+        title="growtx · comparison", headline=headline(_found(evaluations)), sections=[section], command=command
+    )
+    storage.write_text(COMPARISON_FILE, render(page))
+    return storage.path(COMPARISON_FILE)
+
+
+def comparison_section(evaluations: dict[str, Evaluation], storage: Storage) -> Section:
+    """The models' scores as a figure and a table."""
+    found = _found(evaluations)
+    return Section(
         "Models side by side",
         "The deepest evaluated state of each model. Whiskers are 95 % intervals, dotted lines are chance.",
         save(partial(models_compared, found), storage, "models_compared"),
         _table(found),
         PROTOCOL_NOTE,
     )
-    page = Page(title="growtx · comparison", headline=headline(found), sections=[section], command=command)
-    storage.write_text(COMPARISON_FILE, render(page))
-    return storage.path(COMPARISON_FILE)
 
 
 def headline(found: Found) -> str:
@@ -71,6 +78,10 @@ def models_compared(found: Found, theme: Theme) -> Figure:
     label_axes(axes, x="score, %", y="")
     figure.legend(loc="outside upper center", ncols=4)
     return figure
+
+
+def _found(evaluations: dict[str, Evaluation]) -> Found:
+    return {name: _deepest(evaluation) for name, evaluation in evaluations.items()}
 
 
 def _deepest(evaluation: Evaluation) -> dict[tuple[str, str], Score]:

@@ -44,6 +44,20 @@ class RunResult(_Record):
     stages: tuple[StageResult, ...] = ()
 
     @property
+    def seconds(self) -> float:
+        """Of all stages, without start-up."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def active_parameters(self) -> int:
+        """Of the stage that trains most."""
+        return max(stage.active_parameters for stage in self.stages)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return max(stage.peak_memory_bytes for stage in self.stages)
+
+    @property
     def bits_per_byte(self) -> float:
         return self.stages[-1].bits_per_byte
 
@@ -62,6 +76,7 @@ class StudyResults(_Record):
 
     name: str
     control: str
+    equal: tuple[str, ...] = Field(description="comparisons; a variant without runs of its own in one stands there too")
     first_seed: int
     command: str = ""
     runs: tuple[RunResult, ...]

@@ -58,7 +58,7 @@ def scaled_to(
 
 def _as_written(stage: Stage) -> StageConfig:
     """The control's one stage, which `mode: monolithic` makes of all."""
-    return StageConfig(name=stage.name, add=stage.add, train_substrate=stage.train_substrate)
+    return StageConfig(name=stage.name, add=stage.add, train_substrate=stage.train_substrate, init=stage.init)
 
 
 def _with_steps(stage: StageConfig, steps: int) -> StageConfig:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from growtx.config import load_preset
 from growtx.pipeline.run_config import JobConfig, load_run_config
 from growtx.pipeline.specialists_config import load_specialists_config
+from growtx.pipeline.study_config import load_study_config
 
 
 def load_config(preset: str) -> JobConfig:
@@ -13,5 +16,6 @@ def load_config(preset: str) -> JobConfig:
     Raises:
         ConfigError: naming key, value and remedy.
     """
-    is_specialists = load_preset(preset).get("kind") == "specialists"
-    return load_specialists_config(preset, []) if is_specialists else load_run_config(preset, [])
+    loaders = {"specialists": load_specialists_config, "study": load_study_config}
+    load: Callable[[str, list[str]], JobConfig] = loaders.get(load_preset(preset).get("kind", ""), load_run_config)
+    return load(preset, [])

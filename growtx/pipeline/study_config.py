@@ -15,18 +15,15 @@ from growtx.pipeline.run_config import JobConfig, RunConfig
 
 DEFAULT_PRESET = "study-demo"
 # What a study may change between a start and its resumption: every run in it is identified by itself.
-_FREE = ("variants", "control", "seeds", "equal", "learning_rates", "tasks", "task_limit", "retries")
+_FREE = ("variants", "control", "seeds", "equal", "learning_rates", "tasks", "task_limit", "data_dir", "lanes")
 
 
 class VariantConfig(ConfigModel):
     """One way to train: what it changes in the base run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._+-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     change: dict[str, Any] = Field(default_factory=dict, description="merged into the base run, key by key")
     learning_rates: tuple[float, ...] | None = Field(None, description="to try; null: the study's")
-    curve: str | None = Field(
-        None, description="variants of one curve are its depths in the figure of capability; null: a curve of its own"
-    )
 
 
 class StudyConfig(JobConfig):
@@ -44,6 +41,8 @@ class StudyConfig(JobConfig):
     )
     tasks: tuple[str, ...] = Field((), description="tasks scored at all depths of the first seed's runs")
     task_limit: int | None = Field(None, ge=1, description="questions per task; null: all")
+    data_dir: str | None = Field(None, description="directory of the JSON lines that growtx's own tasks read")
+    lanes: int | None = Field(None, ge=1, description="runs side by side, at most; null: as many as fit")
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
@@ -74,18 +73,26 @@ class StudyConfig(JobConfig):
         own = self.learning_rates if variant.learning_rates is None else variant.learning_rates
         return own or (float(self.base_run(variant).plan.train.get("learning_rate", 1e-3)),)
 
-    def measures_of(self, variant: VariantConfig) -> tuple[Measure, ...]:
-        """The comparisons that a variant takes part in; the control is the same in all of them."""
-        return self.equal[:1] if variant.name == self.control else self.equal
-
 
 def load_study_config(preset: str | None, overrides: list[str]) -> StudyConfig:
     """A validated configuration from a preset (or file) and dotted overrides.
+
+    A preset of one run with the shorthand `grow` (`study-9`, say) becomes the base of the default study's variants:
+    grown and monolithic, on three substrates, without the budget that a control cannot keep.
 
     Raises:
         ConfigError: naming key, value and remedy.
     """
     tree = load_preset(preset or DEFAULT_PRESET)
-    if tree.get("kind") != "study":
-        raise ConfigError(f"--preset {preset}: not a preset of a study", "Use study-demo, study-growth or study-9-full")
+    kind = tree.get("kind")
+    if kind is None and "grow" in tree.get("plan", {}):
+        protocol = load_preset(DEFAULT_PRESET)
+        taken = {key: protocol[key] for key in ("kind", "control", "variants", "seeds", "equal")}
+        tree = merged(tree, {**taken, "training": {"prefix": "recompute"}})
+        tree["plan"].pop("budget", None)
+    elif kind != "study":
+        raise ConfigError(
+            f"--preset {preset}: not a preset of a study, nor of a run with plan.grow",
+            f"Use one with `kind: study`: {DEFAULT_PRESET}",
+        )
     return build(StudyConfig, apply_overrides(tree, overrides))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from growtx.evaluate.study_results import RunResult, StageResult
 from growtx.growth.lineage import TOKENIZER_DIR
-from growtx.growth.plan import resolve
+from growtx.growth.plan import PlanConfig, resolve
 from growtx.growth.scaling import Measure, plan_cost, scaled_to
 from growtx.models.configuration import GrowtxConfig
 from growtx.pipeline.preparation import Prepared, prepare
@@ -43,21 +43,27 @@ class StudyRun:
 def runs_of(config: StudyConfig, variant: VariantConfig, shape: GrowtxConfig, seed: int) -> Iterator[StudyRun]:
     """The variant's runs on one seed, one for each learning rate and comparison.
 
+    A comparison that asks for what an earlier one has (the control's plan, and any of the same shape) has no runs of
+    its own: the earlier ones stand in it too.
+
     Args:
         shape: the base model's; only the blocks and the head count.
     """
     control = next(one for one in config.variants if one.name == config.control)
     reference, base = config.base_run(control), config.base_run(variant)
     per_step = base.training.global_batch_size * base.model.context_length
-    for measure in config.measures_of(variant):
+    known: list[PlanConfig] = []
+    for measure in config.equal:
         wanted = plan_cost(shape, resolve(reference.plan), measure, tokens_per_step=per_step)
         plan = scaled_to(base.plan, shape, measure, wanted, tokens_per_step=per_step)
+        if plan in known:
+            continue
+        known.append(plan)
         for rate in config.rates_of(variant):
             tree = plan.model_dump(mode="json")
             tree["train"]["learning_rate"] = rate
-            name = "" if variant.name == config.control else f"-{measure}"
             changes = {
-                "name": f"{variant.name}{name}-lr{rate:g}-seed{seed}",
+                "name": f"{variant.name}-{measure}-lr{rate:g}-seed{seed}",
                 "seed": seed,
                 "plan": tree,
             }

@@ -83,7 +83,7 @@ def train_together(tasks: Sequence[TrainTask], *, retries: int, console: Console
             board.request_stop.remote()
 
     with show_progress(boards, console), stopping(request_stop, console):
-        return pool.run(_free_resources())
+        return pool.run(free_resources())
 
 
 class Pool:
@@ -176,6 +176,6 @@ def _post(board: Any, task: TrainTask, words: str) -> None:
         board.post.remote(StageProgress(name=words))
 
 
-def _free_resources() -> tuple[float, float]:
+def free_resources() -> tuple[float, float]:
     total = ray.cluster_resources()
     return total.get("CPU", 0.0), total.get("GPU", 0.0)

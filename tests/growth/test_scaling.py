@@ -1,0 +1,60 @@
+"""Plans made longer or shorter keep their shares and cost what they are asked to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from growtx.config import build
+from growtx.exceptions import ConfigError
+from growtx.growth.plan import PlanConfig, resolve
+from growtx.growth.scaling import plan_cost, scaled_to
+from tests import tiny
+
+TOKENS = 64  # of one step
+
+
+def plan(**changes: Any) -> PlanConfig:
+    return build(PlanConfig, {"grow": {"blocks": 4}, "train": {"tokens": 100 * TOKENS}, **changes})
+
+
+@pytest.mark.parametrize("measure", ["tokens", "flops"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grow": {"blocks": 4}},
+        {"grow": {"blocks": 4, "active": 2}},
+        {"grow": {"blocks": 4, "per_stage": 2, "lora_from": 3, "lora": {"rank": 2, "alpha": 4}}},
+        {"mode": "monolithic"},
+        {"stages": [{"add": 2, "train": {"tokens": 30000}}, {"add": 2, "train": {"tokens": 10000}}], "grow": None},
+    ],
+)
+def test_every_plan_comes_to_the_same_cost(measure: Any, changes: dict[str, Any]) -> None:
+    config = tiny.config()
+    wanted = plan_cost(config, resolve(plan(mode="monolithic")), measure, tokens_per_step=TOKENS)
+    scaled = scaled_to(plan(**changes), config, measure, wanted, tokens_per_step=TOKENS)
+    found = plan_cost(config, resolve(scaled), measure, tokens_per_step=TOKENS)
+    assert found == pytest.approx(wanted, rel=0.01)
+
+
+def test_stages_keep_their_shares_and_everything_but_their_length() -> None:
+    stages = [
+        {"add": 2, "train": {"steps": 300, "learning_rate": 0.5}},
+        {"add": 1, "active": 2, "train": {"steps": 100}},
+    ]
+    before = plan(grow=None, stages=stages, train={}, init="identity")
+    after = resolve(scaled_to(before, tiny.config(), "tokens", 200 * TOKENS, tokens_per_step=TOKENS))
+    assert [stage.train.steps for stage in after] == [150, 50]
+    assert [stage.num_active for stage in after] == [2, 2]
+    assert after[0].train.learning_rate == 0.5 and after[1].init == "identity"
+
+
+def test_a_stage_is_never_shorter_than_a_step() -> None:
+    after = resolve(scaled_to(plan(), tiny.config(), "tokens", TOKENS, tokens_per_step=TOKENS))
+    assert all(stage.train.steps == 1 for stage in after)
+
+
+def test_what_ends_by_time_cannot_be_compared_at_equal_cost() -> None:
+    with pytest.raises(ConfigError, match="not known in advance"):
+        scaled_to(plan(train={"steps": 5, "seconds": 3}), tiny.config(), "flops", 1e9, tokens_per_step=TOKENS)
