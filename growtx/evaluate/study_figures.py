@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from growtx.evaluate import formatting as fmt
@@ -62,7 +63,7 @@ def stages(found: list[Row], theme: Theme) -> Figure:
 def costs(found: list[Row], theme: Theme) -> Figure:
     """Active parameters, peak memory and seconds of every variant."""
     figure, panels = new_figure(theme, width=11.0, height=1.4 + 0.36 * len(found), columns=3)
-    measured = (
+    measured: tuple[tuple[str, Callable[[float], str], list[float]], ...] = (
         ("active parameters", fmt.count, [row.runs[0].active_parameters for row in found]),
         ("peak memory of a worker", fmt.size, [row.runs[0].peak_memory_bytes for row in found]),
         ("seconds in stages", fmt.duration, [row.runs[0].seconds for row in found]),
