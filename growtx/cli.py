@@ -262,12 +262,13 @@ def _runs(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from growtx.location import locate
     from growtx.store.runs import list_runs
 
     table = Table()
     for column in ("run", "state", "stages", "tokens", "bits/byte", "updated (UTC)", "job"):
         table.add_column(column)
-    for run in list_runs(arguments.path):
+    for run in list_runs(locate(arguments.path)):
         table.add_row(
             run.name,
             run.state,
