@@ -84,6 +84,7 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_beside_another_users(
     assert not nodes.processes(f"--run-dir {run}")
     wait_until(lambda: not nodes.processes("ray::TrainController"), "Ray's controller outlives the job", 30)
     assert {run.name: run.state for run in list_runs(str(storage))}["first"] == "interrupted"
+    assert any((run / "checkpoints" / "stage-02").iterdir()), "it left without a checkpoint"
 
     nodes.submit("first-again", "python", "rayjobs/grow.py", "--resume", "--run-dir", str(run))
     other = ["plan={grow: {blocks: 1}, train: {steps: 5}}", "resources={num_workers: 1}"]

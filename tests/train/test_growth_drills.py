@@ -166,11 +166,12 @@ def test_a_killed_driver_is_resumed_on_another_number_of_workers(home: Path, und
     assert open_lineage(str(run.dir)).manifests[0] == first
 
 
-def test_sigterm_saves_and_leaves_and_resume_goes_on(home: Path, undisturbed: Run) -> None:
+def test_ctrl_c_saves_and_leaves_and_resume_goes_on(home: Path, undisturbed: Run) -> None:
+    """The signal that Ray Train would handle by itself; SIGTERM is what `ray job stop` sends (tests/cluster)."""
     run = Run(home, "terminated", "training.checkpoint.every_steps=1000")
     run.wait_for(lambda: run.reached(stage=1, step=9))
     start = time.monotonic()
-    run.process.send_signal(signal.SIGTERM)
+    run.process.send_signal(signal.SIGINT)
     run.finish()
     assert time.monotonic() - start < 30
     assert json.loads((run.dir / "status.json").read_text())["state"] == "stopped"
