@@ -2,6 +2,7 @@
 
 python rayjobs/benchmark.py growth                 a stage's step against the monolithic one, over the depth
 python rayjobs/benchmark.py growth --depths 2,12 --rounds 15
+python rayjobs/benchmark.py sweep                  eight trials of a stage at depth 8, with and without the shared cache
 python rayjobs/benchmark.py substrate              building 65,536 x 1024, against the plain procedure
 python rayjobs/benchmark.py tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
 python rayjobs/benchmark.py serving                an ensemble at 1, 8 and 32 clients against the naive loop
@@ -26,6 +27,11 @@ def main() -> int:
     growth.add_argument("--depths", default="2,4,8,12", help="comma-separated")
     growth.add_argument("--rounds", type=int, default=7)
     growth.set_defaults(run=_growth)
+    sweep = benchmarks.add_parser("sweep", help="the trials of a stage with and without their shared prefix cache")
+    sweep.add_argument("--trials", type=int, default=8)
+    sweep.add_argument("--depth", type=int, default=8)
+    sweep.add_argument("--rounds", type=int, default=3)
+    sweep.set_defaults(run=_sweep)
     substrate = benchmarks.add_parser("substrate", help="time and memory of building a substrate")
     substrate.add_argument("--vocabulary", default="unicode-2-3", choices=["unicode-2-3", "unicode-max"])
     substrate.add_argument("--hidden-size", type=int, default=1024)
@@ -85,6 +91,20 @@ def _growth(arguments: argparse.Namespace) -> int:
         "Peak memory above an empty worker's, MiB",
         ("way", "depth", "peak", "frozen weights"),
         ((row.way, str(row.depth), row.peak_bytes / 2**20, row.frozen_bytes / 2**20) for row in memory),
+    )
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from growtx.train.sweep_benchmark import SWEEP_SHAPE, sweep_timing
+
+    timing = sweep_timing(
+        SWEEP_SHAPE, depth=arguments.depth, num_trials=arguments.trials, num_steps=6, rounds=arguments.rounds
+    )
+    _print_table(
+        f"{timing.num_trials} trials of a stage at depth {timing.depth}, one thread, {SWEEP_SHAPE}",
+        ("recomputing, s", "shared cache, s", "of which filling, s", "x faster", "FLOP bound"),
+        [(f"{timing.recompute_seconds:.3g}", timing.shared_seconds, timing.fill_seconds, timing.speedup, timing.bound)],
     )
     return 0
 

@@ -66,6 +66,8 @@ def test_a_preset_of_one_kind_is_refused_by_jobs_of_another() -> None:
         load_run_config("specialists-demo", [])
     with pytest.raises(ConfigError, match="not a preset of specialists"):
         load_specialists_config("demo", [])
+    with pytest.raises(ConfigError, match=r"Use rayjobs/sweep\.py with it"):
+        load_run_config("sweep-demo", [])
 
 
 def test_the_default_preset_is_shipped() -> None:

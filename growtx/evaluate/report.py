@@ -18,7 +18,9 @@ from growtx.evaluate.page import Page, Samples, Section, Tile, render
 from growtx.evaluate.plot_style import save
 from growtx.evaluate.results import read_evaluation
 from growtx.evaluate.run_record import RunRecord, StageRecord, read_run
+from growtx.evaluate.sweep_report import sweep_sections
 from growtx.store.runs import RUN_FILE
+from growtx.store.trials import read_trials
 
 REPORT_FILE = "report.html"
 
@@ -122,6 +124,8 @@ def _figure_sections(run: RunRecord) -> Iterator[Section]:
             tables.loss(run),
             _above_axis_words(run),
         )
+    if trials := read_trials(run.storage):
+        yield from sweep_sections(trials, run.storage)
     if evaluation := read_evaluation(run.storage):
         yield from evaluation_sections(evaluation, run.storage)
     if not run.finished_stages:

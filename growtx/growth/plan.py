@@ -55,6 +55,9 @@ class StageTraining(ConfigModel):
     steps: int | None = Field(None, gt=0, description="optimizer steps")
     seconds: float | None = Field(None, gt=0, description="wall-clock seconds of training")
     convergence: ConvergenceConfig | None = None
+    global_batch_size: int | None = Field(
+        None, ge=1, description="windows in an optimizer step of this stage; null: training.global_batch_size"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the active blocks")
     head_learning_rate: float | None = Field(None, gt=0, description="of final norm and LM head; null: the same")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

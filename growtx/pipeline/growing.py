@@ -35,7 +35,6 @@ from growtx.train.claims import Claims
 from growtx.train.cluster import connected
 from growtx.train.job import TrainJob
 from growtx.train.progress import ProgressBoard, show_progress
-from growtx.train.settings import ResourcesConfig
 from growtx.train.stage_trainer import train_group
 
 MODEL_DIR = "model"
@@ -141,15 +140,8 @@ def train_unfinished(jobs: Sequence[TrainJob], board: Any = None, claims: Claims
 
 def _parts(job: TrainJob) -> Iterator[TrainJob]:
     """The unfinished stages of a job, as a job for each change of resources."""
-    for resources, stages in itertools.groupby(unfinished_stages(job), key=lambda stage: _resources(job, stage)):
+    for resources, stages in itertools.groupby(unfinished_stages(job), key=job.resources_of):
         yield job.model_copy(update={"stages": tuple(stages), "resources": resources})
-
-
-def _resources(job: TrainJob, stage: Stage) -> ResourcesConfig:
-    """What a stage runs on; consecutive stages with the same share one worker group."""
-    if stage.num_workers is None:
-        return job.resources
-    return job.resources.model_copy(update={"num_workers": stage.num_workers})
 
 
 @contextmanager
@@ -197,7 +189,6 @@ def _plan_table(job: TrainJob) -> Table:
         )
     for stage in job.stages:
         config: GrowtxConfig = job.model_at(stage.num_blocks)
-        tokens = stage.train.num_steps(job.tokens_per_step) * job.tokens_per_step
         table.add_row(
             str(stage.index),
             stage.name,
@@ -206,7 +197,7 @@ def _plan_table(job: TrainJob) -> Table:
             str(stage.lora.rank) if stage.lora else "-",
             f"{active_parameters(config, stage):,}",
             f"{num_params(config).total:,}",
-            f"{tokens:,}",
+            f"{job.num_tokens(stage):,}",
         )
     return table
 

@@ -61,9 +61,9 @@ class RunConfig(JobConfig):
     @model_validator(mode="after")
     def _batch_splits(self) -> RunConfig:
         self.training.check_workers(self.resources.num_workers)
-        for stage in self.plan.stages or ():
-            if stage.num_workers is not None:
-                self.training.check_workers(stage.num_workers)
+        for stage in self.plan.written_stages():
+            batch = stage.train.get("global_batch_size", self.plan.train.get("global_batch_size"))
+            self.training.with_batch(batch).check_workers(stage.num_workers or self.resources.num_workers)
         return self
 
     def largest_group(self) -> ResourcesConfig:

@@ -208,7 +208,7 @@ def _task_table(tasks: list[TrainTask]) -> Table:
     for task in tasks:
         stages = [stage for job in task.jobs for stage in job.stages]
         job = task.jobs[-1]
-        tokens = sum(stage.train.num_steps(job.tokens_per_step) * job.tokens_per_step for stage in stages)
+        tokens = sum(job.num_tokens(stage) for stage in stages)
         cells = (len(stages), stages[-1].num_blocks, f"{tokens:,}", f"{sum(job.stage_weights):.2e}")
         table.add_row(task.name, *map(str, cells), str(job.resources.num_workers), f"{task.needs[0]:g}")
     return table

@@ -17,7 +17,6 @@ from growtx.pipeline.growing import stopping, train_unfinished, unfinished_stage
 from growtx.train.claims import Claims
 from growtx.train.job import TrainJob
 from growtx.train.progress import ProgressBoard, StageProgress, show_progress
-from growtx.train.settings import ResourcesConfig
 
 POLL_SECONDS = 1.0
 
@@ -43,13 +42,9 @@ class TrainTask:
     @property
     def needs(self) -> tuple[float, float]:
         """CPUs and GPUs that its largest worker group takes."""
-        groups = [_group(job, stage.num_workers) for job in self.jobs for stage in job.stages]
+        groups = [job.resources_of(stage) for job in self.jobs for stage in job.stages]
         cpus = max(group.num_workers * group.cpus_per_worker for group in groups)
         return cpus, max(group.num_workers if group.use_gpu else 0 for group in groups)
-
-
-def _group(job: TrainJob, num_workers: int | None) -> ResourcesConfig:
-    return job.resources.model_copy(update={"num_workers": num_workers or job.resources.num_workers})
 
 
 @dataclass

@@ -15,6 +15,7 @@ class TrainJob(ConfigModel):
     """A run of stages on one worker group."""
 
     run_dir: str
+    shared_dir: str | None = None  # run with the tokenizer, blobs and parents that this one uses; null: its own
     packed_path: str
     prefix_cache_dir: str
     num_trials: int = 1  # runs that will share a prefix cache
@@ -34,8 +35,30 @@ class TrainJob(ConfigModel):
         return GrowtxConfig(**{**self.architecture, "num_hidden_layers": num_blocks})
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.training.global_batch_size * int(self.architecture["max_position_embeddings"])
+    def context_length(self) -> int:
+        return int(self.architecture["max_position_embeddings"])
+
+    @property
+    def store_dir(self) -> str:
+        """The run directory that holds tokenizer, blobs and earlier manifests."""
+        return self.shared_dir or self.run_dir
+
+    def training_of(self, stage: Stage) -> TrainingConfig:
+        """How a stage trains: its own batch, where it has one."""
+        return self.training.with_batch(stage.train.global_batch_size)
+
+    def tokens_per_step(self, stage: Stage) -> int:
+        return self.training_of(stage).global_batch_size * self.context_length
+
+    def num_tokens(self, stage: Stage) -> int:
+        """Tokens that a stage trains on, unless time or convergence end it sooner."""
+        return stage.train.num_steps(self.tokens_per_step(stage)) * self.tokens_per_step(stage)
+
+    def resources_of(self, stage: Stage) -> ResourcesConfig:
+        """What a stage runs on; consecutive stages with the same share one worker group."""
+        if stage.num_workers is None:
+            return self.resources
+        return self.resources.model_copy(update={"num_workers": stage.num_workers})
 
     def stage_fingerprint(self, stage: Stage, parent_digest: str | None) -> str:
         """Identity of a stage's training: a checkpoint serves only the stage it was made in."""
@@ -46,6 +69,6 @@ class TrainJob(ConfigModel):
                 "architecture": self.architecture,
                 "data": self.data_fingerprint,
                 "seed": self.seed,
-                "global_batch_size": self.training.global_batch_size,
+                "global_batch_size": self.training_of(stage).global_batch_size,
             }
         )

@@ -31,7 +31,7 @@ def use_prefix_cache(
         ConfigError: a cache is asked for where the prefix does not stay the same.
         StoreError: a cache is asked for and the disk is full; `auto` then recomputes, with a warning.
     """
-    settings = job.training
+    settings = job.training_of(stage)
     if stage.lora is not None or stage.train_substrate:
         if settings.prefix == "cache":
             raise ConfigError(
@@ -81,7 +81,7 @@ def _fill(cache: PrefixCache, shards: list[int], job: TrainJob, parent: Manifest
     missing = cache.missing(shards)
     if not any_rank([bool(missing)])[0]:  # also: nobody writes before everybody has looked
         return None
-    model = assemble(BlobStore(job.run_dir), parent).to(worker_device(), cache.dtype).eval()
+    model = assemble(BlobStore(job.store_dir), parent).to(worker_device(), cache.dtype).eval()
     problem: StoreError | None = None
     mine = missing[rank() :: world_size()]
     for others_too in (False, True):

@@ -44,6 +44,7 @@ class StageProgress:
     tokens_per_second: float | None = None
     weights: tuple[float, ...] = field(default_factory=tuple)  # expected share of each stage in the whole work
     place: Place = Place()
+    evaluated: bool = False  # bits_per_byte was measured just now: whoever watches may decide whether to go on
 
     @property
     def total_fraction(self) -> float:
@@ -93,7 +94,7 @@ class ProgressBoard:
 
 
 class Poster:
-    """Rank 0's end of the board: posts without ever waiting for it."""
+    """Rank 0's end of the board: posts without waiting for it, except for the answer to an evaluation."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
@@ -102,12 +103,14 @@ class Poster:
 
     def post(self, progress: StageProgress) -> None:
         if self._pending is not None:
-            ready, _ = ray.wait([self._pending], timeout=0)
+            ready, _ = ray.wait([self._pending], timeout=None if progress.evaluated else 0)
             if not ready:
                 return
             self._collect()
         if self._board is not None:
             self._pending = self._board.post.remote(progress)
+            if progress.evaluated:
+                self._collect()
 
     def _collect(self) -> None:
         pending, self._pending = self._pending, None

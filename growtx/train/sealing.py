@@ -73,7 +73,7 @@ def seal(run: StageRun, ended_by: str) -> Manifest:
         "eval/num_bytes": total.num_bytes,
         "seconds": seconds,
         "steps": run.position.step,
-        "tokens_per_second": run.position.step * run.job.tokens_per_step / max(seconds, 1e-9),
+        "tokens_per_second": run.position.step * run.tokens_per_step / max(seconds, 1e-9),
         "peak_memory_bytes": peak_memory_bytes(),
         "num_workers": world_size(),
     }
@@ -87,7 +87,7 @@ def seal(run: StageRun, ended_by: str) -> Manifest:
             manifest.metrics["seal_max_logit_difference"] = difference
             _check_difference(run, difference)
         manifest = manifest.model_copy(update={"samples": tuple(_samples(run, model))})
-        write_manifest(run.store.storage, manifest)
+        write_manifest(run.storage, manifest)
         return manifest
 
     return on_rank_zero(store)

@@ -56,6 +56,10 @@ class TrainingConfig(ConfigModel):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    def with_batch(self, global_batch_size: int | None) -> TrainingConfig:
+        """These settings with a stage's own batch, where it has one."""
+        return self if global_batch_size is None else self.model_copy(update={"global_batch_size": global_batch_size})
+
     def micro_batch(self, num_workers: int) -> int:
         """Windows in one forward pass of a worker."""
         share = self.global_batch_size // num_workers

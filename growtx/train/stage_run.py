@@ -22,6 +22,7 @@ from growtx.models.scoring import TextScore
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
 from growtx.store.metrics_log import MetricsLog
+from growtx.store.storage import Storage
 from growtx.train.batches import Batches
 from growtx.train.checkpoints import CheckpointInfo, find_checkpoint, read_checkpoint, write_checkpoint
 from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, worker_device, world_size
@@ -54,11 +55,13 @@ class StageRun:
 
     def __init__(self, context: WorkerContext, stage: Stage, parent: Manifest | None) -> None:
         self.context, self.job, self.stage, self.parent = context, context.job, stage, parent
-        self.settings = self.job.training
-        self.store = BlobStore(self.job.run_dir)
-        self.metrics = MetricsLog(self.store.storage)
+        self.settings = self.job.training_of(stage)
+        self.tokens_per_step = self.job.tokens_per_step(stage)
+        self.storage = Storage(self.job.run_dir)
+        self.store = BlobStore(self.job.store_dir)
+        self.metrics = MetricsLog(self.storage)
         self.config = self.job.model_at(stage.num_blocks)
-        self.num_steps = stage.train.num_steps(self.job.tokens_per_step)
+        self.num_steps = stage.train.num_steps(self.tokens_per_step)
         self.position = Position()
         self.fingerprint = self.job.stage_fingerprint(stage, parent.digest() if parent else None)
         self.tokens_before = parent.num_tokens if parent else 0
@@ -84,13 +87,12 @@ class StageRun:
         return Engine(wrapped, self.stage, self.settings)
 
     def _build_batches(self) -> Batches:
-        context_length = int(self.job.architecture["max_position_embeddings"])
         return Batches(
             self.context.data,
             seed=self.job.seed,
             global_batch_size=self.settings.global_batch_size,
             micro_batch_size=self.settings.micro_batch(world_size()),
-            num_samples_before=self.tokens_before // context_length,
+            num_samples_before=self.tokens_before // self.job.context_length,
             rank=rank(),
             world_size=world_size(),
             device=worker_device(),
@@ -107,7 +109,7 @@ class StageRun:
 
     @property
     def num_tokens(self) -> int:
-        return self.tokens_before + self.position.step * self.job.tokens_per_step
+        return self.tokens_before + self.position.step * self.tokens_per_step
 
     def train(self) -> str:
         """Run to the end of the stage; returns what ended it.
@@ -181,7 +183,7 @@ class StageRun:
                 f"the loss of stage {self.stage.index} is not finite at step {self.position.step}",
                 "Lower train.learning_rate or training.gradient_clipping; finished stages are kept",
             )
-        tokens_per_second = self.job.tokens_per_step / seconds_per_step
+        tokens_per_second = self.tokens_per_step / seconds_per_step
         factor = learning_rate_factor(self.stage.train, self.position.step - 1, self.num_steps)
         self._write_row(
             {
@@ -219,11 +221,13 @@ class StageRun:
                 name=self.stage.name,
                 num_stages=self.job.num_stages,
                 fraction=fraction,
+                seconds=self.position.seconds,
                 weights=self.job.stage_weights,
                 bits_per_byte=values.get("bits_per_byte", self.context.progress.bits_per_byte),
                 loss=values.get("loss", self.context.progress.loss),
                 tokens_per_second=values.get("tokens_per_second", self.context.progress.tokens_per_second),
                 place=self.context.progress.place,
+                evaluated=values.get("evaluated", False),
             )
             self.context.poster.post(self.context.progress)
 
@@ -233,7 +237,7 @@ class StageRun:
         scores = self.context.held_out.evaluate(self.engine.evaluation_model(), micro_batch, self.engine.device)
         total = scores[""]
         self._write_row({"eval/loss": total.loss, "eval/bits_per_byte": total.bits_per_byte, "eval/when": when})
-        self._post(bits_per_byte=total.bits_per_byte)
+        self._post(bits_per_byte=total.bits_per_byte, evaluated=when == "during")
         if when == "start":
             self.position.first_score = total.bits_per_byte
         return scores
@@ -263,16 +267,16 @@ class StageRun:
             first_bits_per_byte=self.position.first_score,
         )
         keep = self.settings.checkpoint.keep
-        on_rank_zero(lambda: write_checkpoint(self.store.storage, info, weights, moments, keep=keep))
+        on_rank_zero(lambda: write_checkpoint(self.storage, info, weights, moments, keep=keep))
 
     def _resume(self) -> bool:
         """Load the newest checkpoint of this stage, if there is one."""
-        found = on_rank_zero(lambda: find_checkpoint(self.store.storage, self.stage.index, self.fingerprint))
+        found = on_rank_zero(lambda: find_checkpoint(self.storage, self.stage.index, self.fingerprint))
         if found is None:
             on_rank_zero(lambda: self.metrics.rewind(stage=self.stage.index, step=-1))
             return False
         directory, info = found
-        weights, moments = read_checkpoint(self.store.storage, directory)
+        weights, moments = read_checkpoint(self.storage, directory)
         self.engine.load(weights, moments, info.step)
         if info.frozen_before != self.frozen_before:
             raise TrainingError(

@@ -51,7 +51,7 @@ def _train(job: TrainJob, board: Any, place: Place) -> bool:
     """Train a job to its end; returns whether a stop was asked for."""
     context: WorkerContext | None = None
     for stage in job.stages:
-        finished, parent = on_rank_zero(partial(_manifests_at, job.run_dir, stage.index))
+        finished, parent = on_rank_zero(partial(_manifests_at, job, stage.index))
         if finished:  # by an earlier attempt of this worker group
             continue
         context = context or WorkerContext(job, board, place)
@@ -66,9 +66,9 @@ def _train(job: TrainJob, board: Any, place: Place) -> bool:
     return False
 
 
-def _manifests_at(run_dir: str, index: int) -> tuple[bool, Manifest | None]:
+def _manifests_at(job: TrainJob, index: int) -> tuple[bool, Manifest | None]:
     """Whether stage `index` is finished, and the manifest of the stage before it."""
-    storage = Storage(run_dir)
-    by_index = {stage_index(name): name for name in list_manifests(storage)}
-    parent = read_manifest(storage, by_index[index - 1]) if index - 1 in by_index else None
-    return index in by_index, parent
+    own, parents = Storage(job.run_dir), Storage(job.store_dir)
+    is_finished = any(stage_index(name) == index for name in list_manifests(own))
+    before = next((name for name in list_manifests(parents) if stage_index(name) == index - 1), None)
+    return is_finished, read_manifest(parents, before) if before else None

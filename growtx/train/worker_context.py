@@ -42,9 +42,9 @@ class WorkerContext:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         on_all_ranks(partial(_check_visible, job))
         self.data: PackedData = open_packed(job.packed_path)
-        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(Storage(job.run_dir).download(TOKENIZER_DIR))
+        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(Storage(job.store_dir).download(TOKENIZER_DIR))
         found = tokenizer_fingerprint(self.tokenizer)
-        check_same("tokenizer", job.architecture["tokenizer_fingerprint"], found, f"{job.run_dir}/{TOKENIZER_DIR}")
+        check_same("tokenizer", job.architecture["tokenizer_fingerprint"], found, f"{job.store_dir}/{TOKENIZER_DIR}")
         self.held_out = HeldOut(
             self.data,
             num_windows=job.training.evaluation.num_windows,

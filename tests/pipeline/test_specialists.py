@@ -97,7 +97,7 @@ def test_the_control_spends_the_flops_of_all_plans(tmp_path: Path) -> None:
     (control,) = (task.jobs[0] for task in tasks if task.name == "control")
     (stage,) = control.stages
     assert (stage.num_blocks, stage.num_active) == (2, 2)
-    spent = stage.train.num_steps(control.tokens_per_step) * control.tokens_per_step
+    spent = control.num_tokens(stage)
     spent_flops = spent * monolithic_flops(control.model_at(2), 32).total
     assert spent_flops == pytest.approx(sum(sum(task.jobs[0].stage_weights) for task in tasks[:2]), rel=0.01)
 

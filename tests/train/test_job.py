@@ -48,7 +48,11 @@ def test_the_architecture_is_that_of_any_depth() -> None:
 
 
 def test_tokens_of_a_step_are_those_of_all_workers() -> None:
-    assert job().tokens_per_step == 8 * tiny.CONTEXT_LENGTH
+    the_job = job(stages=tiny.stages(stages=[{}, {"train": {"global_batch_size": 2}}]))
+    assert [the_job.tokens_per_step(stage) for stage in the_job.stages] == [
+        8 * tiny.CONTEXT_LENGTH,
+        2 * tiny.CONTEXT_LENGTH,
+    ]
 
 
 def identity(stage: int = 1, parent: str | None = "p", **changes: Any) -> str:
@@ -66,6 +70,7 @@ def identity(stage: int = 1, parent: str | None = "p", **changes: Any) -> str:
         {"data_fingerprint": "e"},
         {"architecture": describe_model(tiny.config(3, rope_theta=1.0))},
         {"training": TrainingConfig(global_batch_size=16)},
+        {"stages": tiny.stages(grow=PLAN, train={"steps": 4, "global_batch_size": 16})},
         {"stages": tiny.stages(grow=PLAN, train={"steps": 4, "learning_rate": 9.0})},
     ],
 )
