@@ -80,12 +80,14 @@ class _PastTrial:
 
 
 def _replay(scheduler: Any, record: TrialRecord) -> None:
+    """Let a scheduler know what an ended trial reported, without a decision about it: the median rule decides once."""
     if record.state not in ("finished", "stopped"):
         return
     trial = _PastTrial(f"past-{record.number}")
     scheduler.on_trial_add(None, trial)
+    tell = scheduler.on_trial_complete if isinstance(scheduler, MedianStoppingRule) else scheduler.on_trial_result
     for evaluation in record.evaluations:
-        scheduler.on_trial_result(None, trial, {FRACTION: evaluation.fraction, METRIC: evaluation.bits_per_byte})
+        tell(None, trial, {FRACTION: evaluation.fraction, METRIC: evaluation.bits_per_byte})
     if record.state == "finished":
         scheduler.on_trial_complete(None, trial, {FRACTION: 1.0, METRIC: record.bits_per_byte})
 

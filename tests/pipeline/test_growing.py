@@ -17,7 +17,7 @@ from rich.console import Console
 from growtx.exceptions import RunsFailedError, TrainingError
 from growtx.growth.loading import load_model
 from growtx.growth.plan import Stage
-from growtx.pipeline.growing import _plan_table, _resources, finish_run, stopping, train_unfinished
+from growtx.pipeline.growing import _plan_table, finish_run, stopping, train_unfinished
 from growtx.pipeline.preparation import prepare
 from growtx.store.storage import Storage
 from growtx.train.job import TrainJob
@@ -65,7 +65,7 @@ def test_the_plan_is_printed_before_it_runs(tmp_path: Path) -> None:
     rows = [line for line in console.export_text().splitlines() if "depth-" in line]
     assert "block 1 + head" in rows[0] and "block 2 + head" in rows[1] and "blocks 2-3 + head" in rows[2]
     assert all(f"{3 * 4 * 32}" in row for row in rows)  # tokens: steps, windows, tokens of a window
-    assert [_resources(job, stage).num_workers for stage in job.stages] == [1, 2, 1]
+    assert [job.resources_of(stage).num_workers for stage in job.stages] == [1, 2, 1]
 
 
 def signalled(number: int) -> list[str]:
