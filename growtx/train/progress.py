@@ -44,6 +44,7 @@ class StageProgress:
     tokens_per_second: float | None = None
     weights: tuple[float, ...] = field(default_factory=tuple)  # expected share of each stage in the whole work
     place: Place = Place()
+    prefix_cached: bool = False  # whether the frozen prefix's activations are read from the cache
     evaluated: bool = False  # bits_per_byte was measured just now: whoever watches may decide whether to go on
 
     @property

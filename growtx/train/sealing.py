@@ -76,6 +76,7 @@ def seal(run: StageRun, ended_by: str) -> Manifest:
         "tokens_per_second": run.position.step * run.tokens_per_step / max(seconds, 1e-9),
         "peak_memory_bytes": peak_memory_bytes(),
         "num_workers": world_size(),
+        "prefix_cached": run.prefix_cached,
     }
 
     def store() -> Manifest:

@@ -108,6 +108,10 @@ class StageRun:
         )
 
     @property
+    def prefix_cached(self) -> bool:
+        return self.prefix_plan is not None and self.prefix_plan.choice == "cache"
+
+    @property
     def num_tokens(self) -> int:
         return self.tokens_before + self.position.step * self.tokens_per_step
 
@@ -227,6 +231,7 @@ class StageRun:
                 loss=values.get("loss", self.context.progress.loss),
                 tokens_per_second=values.get("tokens_per_second", self.context.progress.tokens_per_second),
                 place=self.context.progress.place,
+                prefix_cached=self.prefix_cached,
                 evaluated=values.get("evaluated", False),
             )
             self.context.poster.post(self.context.progress)

@@ -123,6 +123,7 @@ class Trial(tune.Trainable):
                     FRACTION: evaluation.fraction,
                     "num_tokens": round(evaluation.fraction * self._job.num_tokens(stage)),
                     "seconds": evaluation.seconds,
+                    "prefix_cached": evaluation.prefix_cached,
                     **self._common(),
                 }
         try:
@@ -144,6 +145,7 @@ class Trial(tune.Trainable):
             FRACTION: 1.0,
             "num_tokens": manifest.metrics["steps"] * self._job.tokens_per_step(stage),
             "seconds": manifest.metrics["seconds"],
+            "prefix_cached": manifest.metrics["prefix_cached"],
             "ended": "finished",
             "done": True,
             **self._common(),

@@ -118,19 +118,19 @@ class Recorder(tune.Callback):
         record.bits_per_byte = result[METRIC]
         record.num_tokens = result["num_tokens"]
         record.seconds, record.total_seconds = result["seconds"], round(result["total_seconds"], 3)
-        record.flops, record.monolithic_flops = self._flops(record)
+        record.flops, record.monolithic_flops = self._flops(record, prefix_cached=result["prefix_cached"])
         if result.get("ended") == "finished":
             record.state = "finished"
         else:
             record.evaluations.append(Evaluation(fraction=result[FRACTION], bits_per_byte=result[METRIC]))
         write_trial(self._run, record)
 
-    def _flops(self, record: TrialRecord) -> tuple[float, float]:
+    def _flops(self, record: TrialRecord, *, prefix_cached: bool) -> tuple[float, float]:
         """Of a trial's own steps (a cached prefix is counted once for all, not here), and of monolithic ones."""
         stage, job = self._search.stage(record.values), self._search.job
         config = job.model_at(stage.num_blocks)
         own = stage_flops(config, stage).total
-        if prefix_is_shared(self._search, stage):
+        if prefix_cached:
             own -= block_forward_flops(config, job.context_length).total * stage.num_frozen
         return own * record.num_tokens, monolithic_flops(config, job.context_length).total * record.num_tokens
 
@@ -148,12 +148,6 @@ class Recorder(tune.Callback):
         record.state = "failed"
         record.error = ray.get(self._board.failure.remote(record.number)) or "its process ended; see Ray's logs"
         write_trial(self._run, record)
-
-
-def prefix_is_shared(search: StageSearch, stage: Any) -> bool:
-    """Whether the trials of a stage read their prefix from the common cache."""
-    fixed = stage.lora is None and not stage.train_substrate and stage.num_frozen > 0
-    return fixed and search.job.training.prefix != "recompute"
 
 
 @dataclass
