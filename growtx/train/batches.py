@@ -50,6 +50,10 @@ class Batches:
         """From now on give cached states that enter block `first_block`, instead of tokens."""
         self._prefix, self._first_block = cache, first_block
 
+    @property
+    def reads_prefix(self) -> bool:
+        return self._prefix is not None
+
     def windows(self, step: int) -> np.ndarray:
         """Numbers [B] of all workers' windows of step `step`."""
         return window_indices(

@@ -109,7 +109,8 @@ class StageRun:
 
     @property
     def prefix_cached(self) -> bool:
-        return self.prefix_plan is not None and self.prefix_plan.choice == "cache"
+        """Whether the frozen prefix's activations are read instead of computed."""
+        return self.batches.reads_prefix
 
     @property
     def num_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Sweeps as a user starts them: some trials are stopped or fail, the driver is killed, and the plan found is repeated."""
+"""Sweeps as a user starts them: trials are stopped or fail, the driver is killed, the plan found is repeated."""
 
 from __future__ import annotations
 
