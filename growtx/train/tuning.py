@@ -21,9 +21,9 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from rich.console import Console
 
 from growtx.config import ConfigModel
-from growtx.growth.forecast import stage_flops
+from growtx.growth.flops import stage_flops
 from growtx.growth.search_space import Dimension, Values, planned_values
-from growtx.models.counting import block_forward_flops, monolithic_flops
+from growtx.models.counting import monolithic_flops
 from growtx.store.storage import Storage
 from growtx.store.trials import Evaluation, TrialRecord, read_trials, write_trial
 from growtx.train.settings import ResourcesConfig
@@ -129,9 +129,7 @@ class Recorder(tune.Callback):
         """Of a trial's own steps (a cached prefix is counted once for all, not here), and of monolithic ones."""
         stage, job = self._search.stage(record.values), self._search.job
         config = job.model_at(stage.num_blocks)
-        own = stage_flops(config, stage).total
-        if prefix_cached:
-            own -= block_forward_flops(config, job.context_length).total * stage.num_frozen
+        own = stage_flops(config, stage, prefix_cached=prefix_cached).total
         return own * record.num_tokens, monolithic_flops(config, job.context_length).total * record.num_tokens
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
