@@ -6,6 +6,7 @@ python rayjobs/benchmark.py sweep                  eight trials of a stage at de
 python rayjobs/benchmark.py substrate              building 65,536 x 1024, against the plain procedure
 python rayjobs/benchmark.py tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
 python rayjobs/benchmark.py serving                an ensemble at 1, 8 and 32 clients against the naive loop
+python rayjobs/benchmark.py serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ def main() -> int:
     tokenizers.add_argument("--max-bytes", type=int, default=2_000_000, help="text of each language, at most")
     tokenizers.set_defaults(run=_tokenizers)
     serving = benchmarks.add_parser("serving", help="tokens per second and latencies of an ensemble")
+    serving.add_argument(
+        "--soak", type=float, metavar="SECONDS", help="instead: mixed traffic for so long, on a local Ray"
+    )
+    serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
     serving.set_defaults(run=_serving)
     arguments = parser.parse_args()
     return int(arguments.run(arguments))
@@ -175,12 +180,14 @@ def _texts_by_language(glob: str, max_bytes: int) -> dict[str, list[str]]:
     return texts
 
 
-def _serving(_: argparse.Namespace) -> int:
+def _serving(arguments: argparse.Namespace) -> int:
     from growtx.config import build
     from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
     from serve.benchmark import measure_serving, random_ensemble
 
-    tokenizer = build_tokenizer(build(TokenizerConfig, {"family": "compact", "vocab_size": 400}), ["hello world " * 99])
+    tokenizer = build_tokenizer(build(TokenizerConfig, {"family": "compact", "vocab_size": 270}), ["hello world " * 99])
+    if arguments.soak is not None:
+        return _soak(tokenizer, arguments.soak, arguments.rate)
     _print_table(
         "Two members of random weights",
         ("system", "clients", "tokens/s", "x naive", "TTFT p50 ms", "ITL p50 ms", "ITL p99 ms", "bound tokens/s"),
@@ -198,6 +205,22 @@ def _serving(_: argparse.Namespace) -> int:
             for row in measure_serving(random_ensemble(tokenizer), tokenizer)
         ),
     )
+    return 0
+
+
+def _soak(tokenizer: Any, seconds: float, rate: float) -> int:
+    from serve.soak import run_soak
+
+    soak = run_soak(tokenizer, seconds, rate)
+    answers = ((kind, str(status), str(count)) for (kind, status), count in sorted(soak.answers.items()))
+    _print_table(f"Answers in {seconds:g} s", ("kind of request", "status", "count"), answers)
+    costs = (("memory_bytes", "memory MiB", 2**20), ("num_threads", "threads", 1), ("num_files", "open files", 1))
+    rows = (
+        (process, title, *(value / unit for value in soak.change(process, name)))
+        for process in soak.costs
+        for name, title, unit in costs
+    )
+    _print_table("After the warm-up", ("process", "what", "first quarter", "last quarter"), rows)
     return 0
 
 

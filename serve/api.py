@@ -90,6 +90,8 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
             service.metrics.count_answer(response.status_code)
         return response
 
+    body_schema = CompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    _add_schemas(app, body_schema.pop("$defs"))
     error_responses = {status: {**about, "model": ErrorResponse} for status, about in errors.RESPONSES.items()}
 
     @app.post(
@@ -100,7 +102,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
         openapi_extra={
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": CompletionRequest.model_json_schema()}},
+                "content": {"application/json": {"schema": body_schema}},
             }
         },
     )
@@ -147,6 +149,18 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
 
     app.mount("/static", StaticFiles(directory=str(PAGE_FILES)))
     return app
+
+
+def _add_schemas(app: FastAPI, schemas: dict[str, Any]) -> None:
+    """Put what a body that the routes read themselves is made of into the OpenAPI document."""
+    plain = app.openapi
+
+    def document() -> dict[str, Any]:
+        described = plain()
+        described["components"]["schemas"].update(schemas)
+        return described
+
+    app.openapi = document  # type: ignore[method-assign]
 
 
 def _only(responses: dict[int | str, dict[str, Any]], *statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -53,7 +53,7 @@ class EngineReplica:
 
         metrics, replica = EngineMetrics(), serve.get_replica_context().replica_id.unique_id
         while True:
-            metrics.set(replica, self._engines.num_running, self._engines.batch_size)
+            metrics.set(replica, self._engines.batch_size)
             await asyncio.sleep(METRICS_PERIOD_SECONDS)
 
     def check_health(self) -> None:

@@ -172,15 +172,16 @@ class Completions:
             events.put_nowait((job, error))
 
     async def _go_on(self, job: Job, text: TextStream, events: Events) -> None:
-        clock = TextClock(self.metrics, self.card.members)
-        async with aclosing(self.backend.generate(job.request)) as stream:
-            async for tokens in stream:
-                clock.tick(tokens)
-                job.num_generated += len(tokens)
-                piece = text.push(tokens)
-                events.put_nowait((job, piece))
-                if piece.finish_reason:
-                    return
+        stream = self.backend.generate(job.request)
+        with TextClock(self.metrics, self.card.members, len(job.request.token_ids)) as clock:
+            async with aclosing(stream):
+                async for tokens in stream:
+                    clock.tick(tokens)
+                    job.num_generated += len(tokens)
+                    piece = text.push(tokens)
+                    events.put_nowait((job, piece))
+                    if piece.finish_reason:
+                        return
 
     async def _echo(self, job: Job, *, with_logprobs: bool) -> Piece:
         request = job.request

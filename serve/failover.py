@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -60,12 +61,12 @@ class Replicas:
                     if tokens[-1].finish_reason is not None:
                         return
             except (BackPressureError, OverloadedError) as error:
-                if not generated and attempt == 0:
+                if not generated:
                     raise OverloadedError(str(error)) from error
             except REPLICA_LOST as error:
                 logger.warning("a replica was lost after %d tokens (%s)", len(generated), type(error).__name__)
             finally:
-                stream.cancel()  # a no-op for one that has ended; frees the place of one that nobody reads any more
+                _release(stream)
             await asyncio.sleep(_pause(attempt))
         raise EngineError(f"no replica could go on after {MAX_ATTEMPTS} attempts")
 
@@ -81,6 +82,15 @@ class Replicas:
             except REPLICA_LOST:
                 await asyncio.sleep(_pause(attempt))
         raise EngineError(f"no replica answered after {MAX_ATTEMPTS} attempts")
+
+
+def _release(stream: Any) -> None:
+    """Free the place of a stream that nobody reads any more; nothing happens to one that has ended.
+
+    A call that no replica took raises its reason once more when it is cancelled.
+    """
+    with suppress(BackPressureError, *REPLICA_LOST):
+        stream.cancel()
 
 
 def _pause(attempt: int) -> float:

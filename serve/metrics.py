@@ -24,7 +24,11 @@ class IngressMetrics:
             return metric
 
         self.requests = tagged(Counter("growtx_requests_total", "answers by HTTP status", ("model", "status")))
-        self.prompt_tokens = tagged(Counter("growtx_prompt_tokens_total", "tokens of prompts", ("model",)))
+        self.prompt_tokens = tagged(
+            Counter("growtx_prompt_tokens_total", "tokens of prompts that were read", ("model",))
+        )
+        self.queue = Gauge("growtx_queue", "texts that have no token yet", ("model",)).set_default_tags(tags)
+        self._num_waiting = 0
         self.tokens = tagged(Counter("growtx_tokens_total", "generated tokens", ("model",)))
         self.first_token = tagged(
             Histogram(
@@ -45,20 +49,37 @@ class IngressMetrics:
     def count_answer(self, status: int) -> None:
         self.requests.inc(1, {"status": str(status)})
 
+    def wait(self, change: int) -> None:
+        """One text more or less that has no token yet."""
+        self._num_waiting += change
+        self.queue.set(self._num_waiting)
+
 
 class TextClock:
-    """Times the tokens of one text."""
+    """Times the tokens of one text, from entering the block on."""
 
-    def __init__(self, metrics: IngressMetrics, members: tuple[str, ...]) -> None:
+    def __init__(self, metrics: IngressMetrics, members: tuple[str, ...], num_prompt_tokens: int) -> None:
         self._metrics = metrics
         self._members = members
+        self._num_prompt_tokens = num_prompt_tokens
         self._before = time.perf_counter()
         self._has_begun = False
+
+    def __enter__(self) -> TextClock:
+        self._metrics.wait(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._has_begun:
+            self._metrics.wait(-1)
 
     def tick(self, tokens: Iterable[Token]) -> None:
         """Called with the tokens that arrived together."""
         now = time.perf_counter()
         arrived = list(tokens)
+        if not self._has_begun:
+            self._metrics.wait(-1)
+            self._metrics.prompt_tokens.inc(self._num_prompt_tokens)
         latency = self._metrics.inter_token if self._has_begun else self._metrics.first_token
         latency.observe(now - self._before)
         self._before, self._has_begun = now, True
@@ -74,8 +95,6 @@ class EngineMetrics:
 
     def __init__(self) -> None:
         self.batch_size = Gauge("growtx_batch_size", "texts in the last step", ("replica",))
-        self.waiting = Gauge("growtx_queue", "texts that wait for a place in the batch", ("replica",))
 
-    def set(self, replica: str, num_running: int, batch_size: int) -> None:
+    def set(self, replica: str, batch_size: int) -> None:
         self.batch_size.set(batch_size, {"replica": replica})
-        self.waiting.set(max(0, num_running - batch_size), {"replica": replica})

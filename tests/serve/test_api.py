@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -169,6 +170,16 @@ def test_unknown_paths_and_methods_are_answered_in_shape(client: TestClient) -> 
     assert client.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
     assert client.get("/v1/completions").status_code == 405
     assert client.get("/../../etc/passwd").status_code == 404
+
+
+def test_every_reference_in_the_openapi_document_leads_somewhere(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    references = re.findall(r'"\$ref": ?"#/([^"]+)"', json.dumps(document))
+    assert "components/schemas/GrowtxExtension" in references
+    for reference in set(references):
+        part = document
+        for key in reference.split("/"):
+            part = part[key]
 
 
 def test_keys_are_needed_where_there_are_keys(engines: Engines, tmp_path: Any) -> None:

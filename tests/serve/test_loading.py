@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
 from growtx.exceptions import ConfigError, GrowtxError, StoreError
@@ -11,6 +13,8 @@ from growtx.models.ensemble import GrowtxEnsembleForCausalLM, members_of
 from serve.loading import load_depths, member_names, share_equal_tensors
 from serve.settings import ServeSettings, parse_settings
 from tests.serve.conftest import TEXT, make_ensemble, make_model
+
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -82,6 +86,16 @@ def test_settings_are_read_from_the_strings_of_the_command_line() -> None:
 def test_wrong_settings_are_named(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         parse_settings(arguments)
+
+
+def test_the_shipped_configuration_is_valid_and_keeps_to_this_machine() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load((PROJECT / "serve" / "config.yaml").read_text()))
+    assert ipaddress.ip_address(config.http_options.host).is_loopback
+    (application,) = config.applications
+    assert application.import_path == "serve.app:build"
+    assert parse_settings(application.args).models
 
 
 def test_a_file_without_keys_lets_no_one_in_by_mistake(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+"""The endpoint on a Ray of its own on this machine, for tests and measurements."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+APP = "growtx"
+
+
+@contextmanager
+def local_endpoint(arguments: dict[str, Any], *, num_cpus: int = 4) -> Iterator[str]:
+    """The address of an endpoint that is ready, on a free port of the loopback interface; it ends with the block.
+
+    Args:
+        arguments: of `serve.app.build`.
+        num_cpus: what Ray may give away, whatever the machine has.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is slow to start processes
+    import ray
+    from ray import serve
+
+    from serve.app import build
+
+    ray.init(
+        address="local",  # other clusters on this machine are not seen
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": _environment()},
+    )
+    try:
+        port = _free_port()
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
+        serve.run(build(arguments), name=APP, route_prefix="/")
+        yield f"http://127.0.0.1:{port}"
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def _environment() -> dict[str, str]:
+    """Ray's workers start elsewhere: they find this checkout by its path."""
+    root = str(Path(__file__).parents[1])
+    return {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
