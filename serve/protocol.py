@@ -58,8 +58,8 @@ class CompletionRequest(Strict):
     growtx: GrowtxExtension = GrowtxExtension()
     # Parts of OpenAI's API that are accepted only where they change nothing.
     best_of: int | None = Field(None, ge=1, le=128, description="must equal n")
-    presence_penalty: Literal[0] | float | None = Field(0, ge=0, le=0, description="not supported: 0")
-    frequency_penalty: Literal[0] | float | None = Field(0, ge=0, le=0, description="not supported: 0")
+    presence_penalty: float | None = Field(0, ge=0, le=0, description="not supported: 0")
+    frequency_penalty: float | None = Field(0, ge=0, le=0, description="not supported: 0")
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = Field(None, description="not supported: empty")
     suffix: None = Field(None, description="not supported: null")
 

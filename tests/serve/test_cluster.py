@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ray
 
 NUM_STREAMS = 16
 LONGEST_GAP_SECONDS = 2.0
-SECONDS_TO_RESTART = 90
+SECONDS_TO_RESTART = 120  # on a machine that does other things too
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,8 @@ def test_a_client_that_leaves_frees_its_place(url: str) -> None:
 
 def test_clients_that_retry_lose_nothing_when_a_front_end_dies(url: str) -> None:
     async def retried(session: aiohttp.ClientSession, index: int) -> str:
-        for _ in range(100):
+        deadline = time.monotonic() + SECONDS_TO_RESTART
+        while time.monotonic() < deadline:
             with suppress(aiohttp.ClientError, AssertionError):
                 reading = await read_stream(session, index, 20)
                 if reading.is_complete:
