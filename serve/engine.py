@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from serve.requests import EngineError, Generation, OverloadedError, Sampling, T
 
 PAGE_SIZE = 32  # positions per page of the cache, and the granularity in which prompts share their beginnings
 BYTES_PER_GIB = 2**30
+START_POLL_SECONDS = 0.002
 ABANDONED = Sampling(temperature=0.0)  # for a request whose consumer left a moment ago
 
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
@@ -90,8 +92,17 @@ class Engine:
         self.batch_size = 0
 
     def start(self) -> None:
-        """Start the generation thread."""
+        """Start the generation thread, and wait until it is ready.
+
+        On its way it seeds torch's global generator, which would spoil what others draw from it at the same time.
+
+        Raises:
+            EngineError: it could not begin.
+        """
         self._manager.start()
+        while self._manager.batch_processor is None and self._manager.is_running():
+            time.sleep(START_POLL_SECONDS)
+        self.check_health()
 
     def stop(self) -> None:
         """End the generation thread; running requests fail with `EngineError`."""

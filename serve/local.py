@@ -11,6 +11,13 @@ from pathlib import Path
 from typing import Any
 
 APP = "growtx"
+MAX_STARTS = 4
+TOO_SLOW = "timed out during startup"  # Ray gives its node 30 seconds, and a busy machine needs more
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 lets every other program of the machine go first
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",  # a busy machine is slow to start processes
+}
 
 
 @contextmanager
@@ -21,21 +28,14 @@ def local_endpoint(arguments: dict[str, Any], *, num_cpus: int = 4) -> Iterator[
         arguments: of `serve.app.build`.
         num_cpus: what Ray may give away, whatever the machine has.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # a busy machine is slow to start processes
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     import ray
     from ray import serve
 
     from serve.app import build
 
-    ray.init(
-        address="local",  # other clusters on this machine are not seen
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": _environment()},
-    )
+    _start_ray(num_cpus)
     try:
         port = _free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
@@ -44,6 +44,26 @@ def local_endpoint(arguments: dict[str, Any], *, num_cpus: int = 4) -> Iterator[
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+def _start_ray(num_cpus: int) -> None:
+    import ray
+
+    for attempt in range(MAX_STARTS):
+        try:
+            ray.init(
+                address="local",  # other clusters on this machine are not seen
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": _environment()},
+            )
+            return
+        except Exception as error:  # Ray has no class for it
+            ray.shutdown()
+            if TOO_SLOW not in str(error) or attempt == MAX_STARTS - 1:
+                raise
 
 
 def _environment() -> dict[str, str]:

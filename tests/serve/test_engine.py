@@ -80,6 +80,14 @@ def test_long_prompts_are_read_in_pieces_with_the_same_result(tokenizer: Any, st
     assert asyncio.run(complete(whole, prompt, seed=1)) == asyncio.run(complete(pieces, prompt, seed=1))
 
 
+def test_a_started_engine_draws_nothing_from_the_global_generator(tokenizer: Any, start_engine: StartEngine) -> None:
+    engine = start_engine(make_model(tokenizer))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    asyncio.run(complete(engine, PROMPTS[0], 4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_consumer_that_leaves_frees_its_place(tokenizer: Any, start_engine: StartEngine) -> None:
     async def scenario() -> None:
         engine = start_engine(make_model(tokenizer), max_batch_size=1, max_queue=0)
