@@ -118,8 +118,9 @@ def test_streams_survive_the_death_of_their_replica(url: str) -> None:
 def test_a_client_that_leaves_frees_its_place(url: str) -> None:
     async def scenario() -> None:
         async with connect(url) as session:
-            body = {"model": "tiny", "prompt": "The", "max_tokens": 240, "seed": 1, "stream": True}
-            streams = await asyncio.gather(*(session.post("/v1/completions", json=body) for _ in range(NUM_STREAMS)))
+            body = {"model": "tiny", "prompt": "The", "max_tokens": 240, "stream": True}
+            bodies = [{**body, "seed": index} for index in range(NUM_STREAMS)]
+            streams = await asyncio.gather(*(session.post("/v1/completions", json=body) for body in bodies))
             await asyncio.gather(*(stream.content.readline() for stream in streams))
             assert sum((await replicas()).values())
             for stream in streams:
