@@ -3,7 +3,7 @@
 python rayjobs/study.py                                         {grown, monolithic} x {glyph, binary, learned}
 python rayjobs/study.py --preset study-growth data.sources='[{files: "texts/*_en.parquet"}]'
 python rayjobs/study.py --run-dir runs/study --resume           repeats nothing that is finished
-ray job submit --working-dir . -- python rayjobs/study.py --preset study-paper --run-dir /shared/runs/study
+ray job submit --working-dir . -- python rayjobs/study.py --preset study-9 --run-dir /shared/runs/study
 """
 
 from __future__ import annotations
@@ -18,16 +18,12 @@ def main() -> int:
     from rich.console import Console
 
     from growtx.evaluate.study_report import sentences
-    from growtx.pipeline.run_directory import default_run_dir, resumed_config
+    from growtx.pipeline.run_directory import requested_run
     from growtx.pipeline.study import run_study
     from growtx.pipeline.study_config import StudyConfig, load_study_config
 
-    if arguments.resume and arguments.preset is None and arguments.run_dir is not None:
-        config = resumed_config(arguments.run_dir, arguments.overrides, StudyConfig)
-    else:
-        config = load_study_config(arguments.preset, arguments.overrides)
+    config, run_dir = requested_run(arguments, StudyConfig, load_study_config)
     console = Console()
-    run_dir = arguments.run_dir or default_run_dir(config.name)
     outcome = run_study(config, run_dir, resume=arguments.resume, console=console)
     for sentence in sentences(outcome.results):
         console.print(sentence, highlight=False, soft_wrap=True)

@@ -22,19 +22,15 @@ def main() -> int:
     parser.add_argument("--greedy", action="store_true", help="search all stages, one after the other")
     parser.add_argument("--trials", type=int, help="trials of a stage (sweep.num_trials)")
     arguments = parser.parse_args()
-    overrides = _overrides(arguments)
     from rich.console import Console
 
-    from growtx.pipeline.run_directory import default_run_dir, resumed_config
+    from growtx.pipeline.run_directory import requested_run
     from growtx.pipeline.sweep_config import SweepConfig, load_sweep_config
     from growtx.pipeline.sweeping import sweep
 
-    if arguments.resume and arguments.preset is None and arguments.run_dir is not None:
-        config = resumed_config(arguments.run_dir, overrides, SweepConfig)
-    else:
-        config = load_sweep_config(arguments.preset, overrides)
+    arguments.overrides = _overrides(arguments)
+    config, run_dir = requested_run(arguments, SweepConfig, load_sweep_config)
     console = Console()
-    run_dir = arguments.run_dir or default_run_dir(config.name)
     result = sweep(config, run_dir, resume=arguments.resume, console=console)
     if result.stopped:
         command = f"python rayjobs/sweep.py --resume --run-dir {result.run_dir}"
