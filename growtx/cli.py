@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     substrate.add_argument(
         "--vocabulary", default="unicode-2-3", help="unicode-2-3, unicode-max, or a tokenizer's directory"
     )
-    substrate.add_argument("--kind", default="glyph", choices=["glyph", "glyph+code", "binary", "learned"])
+    substrate.add_argument("--kind", default="glyph+code", choices=["glyph", "glyph+code", "binary", "learned"])
     substrate.add_argument("--font", help="font file (default: GNU Unifont, else the packaged font)")
     substrate.add_argument("--hidden-size", type=int, default=1024)
     substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
