@@ -62,7 +62,7 @@ def _train(job: TrainJob, board: Any, place: Place) -> bool:
         except StopRequested:
             return True
         finally:
-            run.engine.close()
+            run.close()
     return False
 
 
