@@ -1,7 +1,8 @@
 """How fast the engine serves: beside the naive loop, beside one member alone, beside what the hardware allows.
 
-All three run on the same weights, prompts and threads, in turns, in one process; the engine is driven as the HTTP
-layer drives it, from the request to text. The naive loop is what one would write first: one text after the other,
+All three run on the same weights, prompts and threads, in turns, in one process; the engine is driven as the front
+end drives it, from the request to its tokens (front ends, which make text of them, are processes of their own). The
+naive loop is what one would write first: one text after the other,
 two cached forward passes a token, logits averaged.
 """
 
