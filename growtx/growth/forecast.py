@@ -85,17 +85,21 @@ def _memory(config: GrowtxConfig, stage: Stage, placement: Placement, total: int
 
 
 def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, element: int) -> int:
-    """What autograd keeps of the blocks that gradients pass through, the head's chunk, and one block's transients.
+    """What autograd keeps of the blocks that gradients pass through, and the larger of the head's and a block's work.
 
-    A block keeps its input, both normed inputs, q and k before and v, q, k after rotation, the attention's output,
-    the stream after attention (10 D), and the MLP's two wide states (2 F); with checkpointing only its input.
+    A block keeps its input, both normed inputs, q, k and v after rotation, the attention's output, the stream after
+    attention (8 D), and the MLP's two wide states (2 F); with checkpointing only its input until its turn comes.
     """
     assert config.intermediate_size is not None
     width, mlp_width = config.hidden_size, config.intermediate_size
     tokens = placement.micro_batch * config.max_position_embeddings
-    kept = 10 * width + 2 * mlp_width
+    kept = 8 * width + 2 * mlp_width
     through = num_blocks_with_gradients(stage)
-    blocks = through * width + kept if placement.activation_checkpointing and through else through * kept
-    transient = 2 * width + 2 * mlp_width  # of the block that is running, in either direction
-    chunk = min(CHUNK_ROWS, tokens) * config.vocab_size * 4 * 2 if stage.head else 0  # logits and their gradient, fp32
-    return tokens * (blocks + transient + 3 * width) * element + chunk
+    ends = tokens * 3 * width * element  # final norm's input and output, the gradient of the latter
+    chunk = min(CHUNK_ROWS, tokens) * config.vocab_size * 4 * 2  # logits and their softmax, fp32
+    running = tokens * 2 * mlp_width * element  # gradients of the two wide states
+    if placement.activation_checkpointing:
+        at_head = tokens * through * width * element + chunk
+        in_block = tokens * (through * width + kept) * element + running if through else 0
+        return max(at_head, in_block) + ends
+    return tokens * through * kept * element + max(chunk, running if through else 0) + ends

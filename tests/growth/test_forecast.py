@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from growtx.growth.assembly import grow
 from growtx.growth.budget import count_trainable
 from growtx.growth.flops import stage_flops
 from growtx.growth.forecast import Placement, StageForecast, forecast
-from growtx.growth.freezing import prepare_for_stage
+from growtx.growth.freezing import checkpoint_activations, prepare_for_stage
+from growtx.models.counting import num_params
 from tests import tiny
 
 ONE = Placement(num_workers=1, zero_stage=1, micro_batch=2, bf16=False)
@@ -44,3 +52,55 @@ def test_zero_stages_shard_what_their_names_say() -> None:
 def test_offloading_and_checkpointing_save_what_they_promise() -> None:
     assert rows(replace(ONE, offload_optimizer=True))[0].memory.optimizer == 0
     assert rows(replace(ONE, activation_checkpointing=True))[0].memory.activations < rows()[0].memory.activations
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of all tensors that were made inside and live, at their peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._outside:
+                storage = tensor.untyped_storage()
+                self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._live = {key: entry for key, entry in self._live.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return result
+
+    def watch(self, model: torch.nn.Module) -> LiveBytes:
+        self._outside = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        return self
+
+
+STAGES: dict[str, list[dict[str, Any]]] = {
+    "all blocks": [{"add": 4}],
+    "one on three": [{"add": 3}, {"add": 1}],
+    "a window": [{"add": 3}, {"add": 1, "active": 2}],
+    "adapters": [{"add": 3}, {"add": 1, "lora": {"rank": 2}}],
+}
+BATCH, WIDE = 8, {"hidden_size": 32, "vocab_size": 500, "max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("name", STAGES)
+def test_activations_are_forecast_to_a_tenth_of_what_a_step_makes(name: str, bf16: bool, checkpointing: bool) -> None:
+    stage = tiny.stages(stages=STAGES[name])[-1]
+    config = tiny.config(4, **WIDE)
+    (below,) = tiny.stages(stages=[{"add": 4}])
+    model = prepare_for_stage(grow(config, below, None, torch.randn(500, 32), seed=0), stage, seed=0).train()
+    model = model.bfloat16() if bf16 else model
+    if checkpointing:
+        checkpoint_activations(model)
+    tokens_BT = torch.randint(0, 500, (BATCH, 64))
+    with LiveBytes().watch(model) as live:
+        model(input_ids=tokens_BT, labels=tokens_BT).loss.backward()
+    placement = replace(ONE, micro_batch=BATCH, bf16=bf16, activation_checkpointing=checkpointing)
+    (row,) = forecast(config, [stage], placement, tokens_per_step=512)
+    head_gradient = num_params(config).head * 4  # exists while the activations do
+    assert row.memory.activations + head_gradient == pytest.approx(live.peak, rel=0.1)
