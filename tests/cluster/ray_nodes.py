@@ -13,6 +13,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -63,15 +64,16 @@ class RayNodes:
         common += [f"--dashboard-agent-listen-port={next(ports)}", f"--metrics-export-port={self._metrics_ports[-1]}"]
         common += [f"--temp-dir={self.directory}/{name}"]  # in a common one, a node deletes what the other still uses
         path = self.directory / f"{name}.log"
-        with path.open("w") as log:
-            node = psutil.Popen([RAY, "start", *arguments, *common], env=self._environment, stdout=log, stderr=log)
-        self._nodes[name] = node
-        wait_until(
-            lambda: "Ray runtime started" in path.read_text() or node.poll() is not None,
-            f"the {name} node is not up",
-            300,
-        )
-        assert node.poll() is None, path.read_text()
+        known = self._own_processes()
+        for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may not have
+            with path.open("w") as log:
+                node = psutil.Popen([RAY, "start", *arguments, *common], env=self._environment, stdout=log, stderr=log)
+            self._nodes[name] = node
+            wait_until(partial(_has_started_or_failed, node, path), f"the {name} node is not up", 300)
+            if node.poll() is None:
+                return
+            _end([process for process in self._own_processes() if process not in known])
+        raise AssertionError(path.read_text())
 
     def job(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `ray job VERB` against this cluster, in the project's root."""
@@ -120,13 +122,12 @@ class RayNodes:
 
     def stop(self) -> None:
         """End exactly what was started: `ray stop` would end every cluster on the machine."""
-        processes = self._tree()
-        for process in processes:
-            _quietly(process.terminate)
-        _, alive = psutil.wait_procs(processes, timeout=10)
-        for process in alive:
-            _quietly(process.kill)
+        _end(self._own_processes())
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _own_processes(self) -> list[psutil.Process]:
+        """Every process of this cluster, those too whose parent has died: its home directory is theirs alone."""
+        return [process for process in psutil.process_iter() if _home(process) == str(self.directory)]
 
     def _tree(self) -> list[psutil.Process]:
         living = [node for node in self._nodes.values() if node.is_running()]
@@ -147,6 +148,25 @@ def _free_ports() -> Iterator[int]:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 yield port
+
+
+def _has_started_or_failed(node: psutil.Popen, log: Path) -> bool:
+    return "Ray runtime started" in log.read_text() or node.poll() is not None
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        _quietly(process.terminate)
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    for process in alive:
+        _quietly(process.kill)
+
+
+def _home(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get("HOME")
+    except psutil.Error:
+        return None
 
 
 def _describe(process: psutil.Process) -> str:
