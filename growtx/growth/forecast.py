@@ -96,10 +96,10 @@ def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, 
     kept = 8 * width + 2 * mlp_width
     through = num_blocks_with_gradients(stage)
     ends = tokens * 3 * width * element  # final norm's input and output, the gradient of the latter
-    chunk = min(CHUNK_ROWS, tokens) * config.vocab_size * 4 * 2  # logits and their softmax, fp32
-    running = tokens * 2 * mlp_width * element  # gradients of the two wide states
+    chunk = min(CHUNK_ROWS, tokens) * config.vocab_size * (12 if element == 2 else 8)  # logits, softmax, copies in bf16
+    wide = 2 * mlp_width + 3 * width if stage.lora else mlp_width  # gradients in the block that is running
+    running = tokens * wide * element if through else 0
     if placement.activation_checkpointing:
-        at_head = tokens * through * width * element + chunk
-        in_block = tokens * (through * width + kept) * element + running if through else 0
-        return max(at_head, in_block) + ends
-    return tokens * through * kept * element + max(chunk, running if through else 0) + ends
+        inputs = tokens * through * width * element
+        return inputs + max(chunk + ends, (tokens * kept * element if through else 0) + running)
+    return tokens * through * kept * element + max(chunk + ends, running)
