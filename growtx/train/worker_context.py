@@ -64,7 +64,7 @@ def _check_visible(job: TrainJob) -> None:
         ConfigError: naming the node and what it lacks.
     """
     deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
-    for path in (f"{job.run_dir}/{TOKENIZER_DIR}", job.packed_path):
+    for path in (f"{job.store_dir}/{TOKENIZER_DIR}", job.packed_path):
         while not Storage(path).exists():
             if time.monotonic() > deadline:
                 raise ConfigError(
