@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from growtx import exceptions
-from growtx.exceptions import ConfigError, GrowtxError, StoreError
+from growtx.exceptions import ConfigError, GrowtxError, RunsFailedError, StoreError, TrainingError
 
 CLASSES = [kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, GrowtxError)]
 
@@ -25,11 +25,18 @@ def test_an_error_reads_as_sentences(parts: tuple[str, ...], sentence: str) -> N
     assert str(GrowtxError(*parts)) == sentence
 
 
-@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("kind", [kind for kind in CLASSES if kind is not RunsFailedError])
 def test_an_error_survives_the_way_from_a_worker_to_the_driver(kind: type[GrowtxError]) -> None:
     error = pickle.loads(pickle.dumps(kind("problem", "remedy")))
     assert type(error) is kind
     assert (error.problem, error.remedy, str(error)) == ("problem", "remedy", "problem. remedy.")
+
+
+def test_the_failures_of_several_runs_survive_it_too() -> None:
+    error = RunsFailedError({"/runs/a": TrainingError("the loss is not finite", "Lower the learning rate")})
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is RunsFailedError and str(again) == str(error)
+    assert str(again.failures["/runs/a"]) == "the loss is not finite. Lower the learning rate."
 
 
 def test_wrong_requests_exit_with_2_and_failed_work_with_1() -> None:
