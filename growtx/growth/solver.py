@@ -1,8 +1,8 @@
 """The budget solver: stages for a target depth that keep to a number of active parameters, or to a memory.
 
-As many blocks as fit are added at a time, because a stage that trains more of them learns more (README). Where head
-and blocks do not fit together, blocks train under a resting head and the head in a stage of its own after them. Last
-of all comes a LoRA phase over all blocks, of the rank that spends the same budget.
+As many blocks as fit are added at a time: fewer stages, each with more that trains. Where head and blocks do not fit
+together, blocks train under a resting head and the head in a stage of its own after them. Last of all comes a LoRA
+phase over all blocks, of the rank that spends the same budget.
 """
 
 from __future__ import annotations
