@@ -191,6 +191,6 @@ def _figure(width: float, height: float, title: str, report: dict[str, Any], lay
     if layout is None:
         figure.text(0.5, 1 - 0.12 / height, title, ha="center", va="top", fontsize=13, color=INK)
     else:
-        figure.suptitle(f"{title}\n", fontsize=13, color=INK, y=1 - 0.12 / height, va="top")
+        figure.suptitle(f"{title}\n", fontsize=13, color=INK)  # with a y of ours the layout would leave it no room
     figure.text(0.5, 1 - 0.42 / height, source, ha="center", va="top", fontsize=9, color=GREY)
     return figure
