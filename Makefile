@@ -17,11 +17,12 @@ SOURCES := growtx serve rayjobs tests
 demo: $(STAMP)
 	$(BIN)/python rayjobs/grow.py
 
-test: $(STAMP)
-	$(BIN)/python -m pytest
+# First what needs no cluster, in two processes; then the rest one by one, because a cluster takes both cores.
+test: test-fast
+	$(BIN)/python -m pytest -m ray
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not ray"
+	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
