@@ -10,11 +10,11 @@ from typing import Any
 from growtx.data.sources import DataConfig
 from growtx.evaluate import formatting as fmt
 from growtx.evaluate import training_text
-from growtx.evaluate.evaluation import COMPRESSION_TASK, MICROWORLD_TASK, BenchmarkConfig, resolve_tasks, score_task
+from growtx.evaluate.evaluation import BenchmarkConfig, resolve_tasks, score_task
 from growtx.evaluate.evaluation_sections import write_evaluation_page
 from growtx.evaluate.maps import Maps, make_maps, save_maps
 from growtx.evaluate.report import write_report
-from growtx.evaluate.results import Evaluation, Overlap, Score, save_evaluation
+from growtx.evaluate.results import COMPRESSION_TASK, MICROWORLD_TASK, Evaluation, Overlap, Score, save_evaluation
 from growtx.evaluate.training_text import Groups
 from growtx.exceptions import ConfigError, DataError, GrowtxError, StoreError
 from growtx.growth.lineage import open_lineage

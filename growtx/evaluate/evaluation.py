@@ -10,17 +10,17 @@ from pydantic import Field
 from growtx.config import ConfigModel, apply_overrides, build
 from growtx.data.microworld import MicroworldConfig
 from growtx.evaluate import bits_per_byte
-from growtx.evaluate.results import Evaluation, Score
+from growtx.evaluate.outcomes import scores_of
+from growtx.evaluate.results import COMPRESSION_TASK, Evaluation, Score
 from growtx.evaluate.training_text import Groups
 from growtx.exceptions import ConfigError, DataError, GrowtxError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from growtx.evaluate.harness import HarnessModel, LoadedTask, TaskOutcome
+    from growtx.evaluate.harness import HarnessModel, LoadedTask
+    from growtx.evaluate.outcomes import TaskOutcome
 
-COMPRESSION_TASK = "bits_per_byte"
-MICROWORLD_TASK = "microworld"
 UNKNOWN_LANGUAGE = 1.1  # times the bits per byte of a uniform guess; an untrained model lies at 1.0
 PROBE_PROMPTS = 24
 
@@ -128,7 +128,7 @@ def score_task(
     scores: list[Score] = []
     for outcome in outcomes:
         if "log-likelihood" in config.protocols or not outcome.is_multiple_choice:
-            scores.extend(harness.scores_of(outcome, wrapped, depth))
+            scores.extend(scores_of(outcome, wrapped, depth))
         if "sampled letter" in config.protocols:
             scores.extend(_sampled(model, tokenizer, outcome, config, depth))
     return scores

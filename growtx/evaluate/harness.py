@@ -1,6 +1,5 @@
 """lm-eval on a model that is already loaded: its registered tasks by name, and the task files that ship with growtx.
 
-The numbers are lm-eval's own; what is added beside them are intervals, baselines and how many prompts were cut.
 The same task files work with its command line:
     lm_eval run --model hf --model_args pretrained=DIR --include_path growtx/evaluate/tasks \
         --tasks growtx_arc_easy --metadata '{"data_dir": "DIR"}'
@@ -13,9 +12,8 @@ import difflib
 import io
 import itertools
 import logging
-import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,9 +27,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from growtx.data.microworld import MicroworldConfig
-from growtx.evaluate import baselines, microworld_tasks, task_scoring
-from growtx.evaluate.intervals import Interval, bootstrap_mean
-from growtx.evaluate.results import Score
+from growtx.evaluate import microworld_tasks
+from growtx.evaluate.outcomes import TaskOutcome, pooled
 from growtx.exceptions import ConfigError, DataError
 
 TASKS_DIR = Path(__file__).parent / "tasks"
@@ -84,17 +81,6 @@ class LoadedTask:
         docs = ((task, doc) for task in self.tasks.values() for doc in itertools.islice(task.eval_docs, per_task))
         texts = [task.doc_to_text(doc) for task, doc in docs]
         return [text for text in texts if isinstance(text, str)]
-
-
-@dataclass(frozen=True)
-class TaskOutcome:
-    """lm-eval's result for one leaf task: metric values and a row per question."""
-
-    name: str
-    group: str  # the name it was asked for by, where that is a group of several tasks
-    values: dict[str, float]
-    rows: list[dict[str, Any]]
-    is_multiple_choice: bool
 
 
 @cache
@@ -170,68 +156,6 @@ def run_task(model: HarnessModel, loaded: LoadedTask) -> list[TaskOutcome]:
     return [pooled(group, outcomes), *outcomes] if group else outcomes
 
 
-def pooled(name: str, outcomes: Sequence[TaskOutcome]) -> TaskOutcome:
-    """A group as one task: every question of its tasks counts the same."""
-    rows = [row for outcome in outcomes for row in outcome.rows]
-    shared = set.intersection(*(set(outcome.values) for outcome in outcomes))
-    columns = {metric: [row[metric] for row in rows if metric in row] for metric in sorted(shared)}
-    means = {
-        metric: sum(column) / len(column)
-        for metric, column in columns.items()
-        if all(isinstance(item, (int, float)) for item in column)
-    }
-    return TaskOutcome(name, "", means, rows, all(outcome.is_multiple_choice for outcome in outcomes))
-
-
-def scores_of(outcome: TaskOutcome, model: HarnessModel, depth: int) -> Iterator[Score]:
-    """Every metric of a task as a score, and by subject where its questions have more than one."""
-    truncated = truncated_share(outcome.rows, model)
-    protocol: Any = "log-likelihood" if outcome.is_multiple_choice else "generated"
-    task, part = (outcome.group, outcome.name) if outcome.group else (outcome.name, "")
-    for metric, value in outcome.values.items():
-        rows = [row for row in outcome.rows if metric in row]
-        for subject, members in ((part, rows), *_by_subject(rows)):
-            interval = interval_of([row[metric] for row in members], metric, value if members is rows else None)
-            without_model = _baselines(members) if outcome.is_multiple_choice else {}
-            yield Score(
-                task=task,
-                metric=metric,
-                protocol=protocol,
-                depth=depth,
-                group=subject,
-                **interval._asdict(),
-                num_items=len(members),
-                truncated=truncated,
-                **without_model,
-            )
-
-
-def interval_of(values: Sequence[Any], metric: str, value: float | None) -> Interval:
-    """The interval around lm-eval's own value, which alone is known of a metric that is no mean of its rows."""
-    if isinstance(values[0], task_scoring.TranslationPair):
-        return task_scoring.corpus_interval(metric, values)
-    if all(isinstance(item, (int, float)) for item in values):
-        interval = bootstrap_mean(values)
-        if value is None or math.isclose(interval.value, value, rel_tol=1e-9, abs_tol=1e-12):
-            return interval
-    assert value is not None
-    return Interval(value, None, None)
-
-
-def truncated_share(rows: Sequence[dict[str, Any]], model: HarnessModel) -> float:
-    """Share of questions that do not fit into the context with their answer: lm-eval drops the prompt's beginning."""
-    longest = (max(_num_tokens(arguments, model) for arguments in row["arguments"]) for row in rows)
-    return sum(int(length > model.max_length) for length in longest) / len(rows)
-
-
-def _num_tokens(arguments: Sequence[Any], model: HarnessModel) -> int:
-    """Tokens of a request: the prompt, and the continuation to score or the room to generate in."""
-    prompt, *rest = arguments
-    answer = rest[0] if rest else ""
-    room = answer.get("max_gen_toks", model.max_gen_toks) if isinstance(answer, dict) else len(model.tok_encode(answer))
-    return len(model.tok_encode(prompt)) + int(room or 0)
-
-
 def _outcome(name: str, task: Any, group: str, results: Any) -> TaskOutcome:
     values = {
         key.partition(",")[0]: float(value)
@@ -240,24 +164,6 @@ def _outcome(name: str, task: Any, group: str, results: Any) -> TaskOutcome:
     }
     choice = task.OUTPUT_TYPE == "multiple_choice"
     return TaskOutcome(name, group, values, results["samples"][name], choice)
-
-
-def _by_subject(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
-    subjects: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        subjects.setdefault(str(row["doc"].get("subject") or ""), []).append(row)
-    return sorted(subjects.items()) if len(subjects) > 1 else []
-
-
-def _baselines(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What needs no model, where the right choice is known by its number."""
-    choices = [[str(continuation) for _, continuation in row["arguments"]] for row in rows]
-    known: dict[str, float] = {"chance": baselines.chance(choices)}
-    targets = [row["target"] for row in rows]
-    if all(isinstance(target, int) for target in targets):
-        known["majority"] = baselines.majority(choices, targets)
-        known["shortest"] = baselines.shortest(choices, targets)
-    return known
 
 
 @cache

@@ -14,7 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 from growtx.data import microworld
 from growtx.data.microworld import ExtractiveQA, Language, MicroworldConfig, MultipleChoice, Question, Translation
 from growtx.evaluate import task_scoring
-from growtx.evaluate.evaluation import MICROWORLD_TASK as ALL
+from growtx.evaluate.results import MICROWORLD_TASK
 from growtx.evaluate.task_data import LETTERS
 
 DEFAULT_QUESTIONS = 100  # of each task and language
@@ -23,8 +23,8 @@ Row = dict[str, Any]
 
 def task_names(name: str) -> tuple[str, ...]:
     """Full names of what `microworld` or `microworld_TASK` stands for; none for any other name."""
-    names = tuple(f"{ALL}_{task}" for task in microworld.TASKS)
-    return names if name == ALL else (name,) if name in names else ()
+    names = tuple(f"{MICROWORLD_TASK}_{task}" for task in microworld.TASKS)
+    return names if name == MICROWORLD_TASK else (name,) if name in names else ()
 
 
 def build_task(name: str, config: MicroworldConfig, num_questions: int | None) -> ConfigurableTask:
@@ -33,7 +33,7 @@ def build_task(name: str, config: MicroworldConfig, num_questions: int | None) -
     Raises:
         ConfigError: the world is too small for the questions, or has one language and is asked to translate.
     """
-    task = name.removeprefix(f"{ALL}_")
+    task = name.removeprefix(f"{MICROWORLD_TASK}_")
     rows = [
         _row(question, language)
         for language in config.languages

@@ -13,6 +13,8 @@ from growtx.exceptions import StoreError
 from growtx.store.storage import Storage
 
 EVALUATION_FILE = "evaluation.json"
+COMPRESSION_TASK = "bits_per_byte"  # what is measured without lm-eval
+MICROWORLD_TASK = "microworld"  # stands for all tasks microworld_NAME
 Protocol = Literal["log-likelihood", "generated", "sampled letter", "compression"]
 
 

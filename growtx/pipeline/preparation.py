@@ -50,6 +50,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
     Raises:
         ConfigError, BudgetError, DataError, SubstrateError: before anything has been trained.
     """
+    config.tracking.check_installed()
     parent = _import_parent(config, run)
     before = {
         "num_stages_before": parent.index if parent else 0,
@@ -87,6 +88,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         stage_weights=(0.0,) * (stages[0].index - 1) + weights,
         training=config.training,
         resources=config.resources,
+        tracking=config.tracking,
     )
     return Prepared(job, tokenizer, data)
 

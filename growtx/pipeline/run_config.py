@@ -14,11 +14,12 @@ from growtx.growth.plan import PlanConfig
 from growtx.growth.shape import ModelConfig
 from growtx.substrate.build import SubstrateConfig
 from growtx.train.settings import ResourcesConfig, TrainingConfig
+from growtx.train.tracking import TrackingConfig
 
 DEFAULT_PRESET = "demo"
 
 # What may differ between a run and its resumption: nothing that decides which numbers come out.
-_FREE_ON_RESUME = ("name", "description", "resources", "cache_dir", "provenance")
+_FREE_ON_RESUME = ("name", "description", "resources", "tracking", "cache_dir", "provenance")
 _FREE_TRAINING = (
     "zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile",
     "activation_checkpointing", "loss_kernel", "prefix", "prefix_cache_gib",
@@ -37,6 +38,7 @@ class JobConfig(ConfigModel):
     parent: str | None = Field(None, description="run directory or manifest whose model the plan continues")
     training: TrainingConfig = TrainingConfig()
     resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
     cache_dir: str | None = Field(None, description="packed data and substrates; null: `cache` beside the run")
     provenance: dict[str, Any] | None = Field(None, description="written into run.yaml, never read")
 

@@ -9,6 +9,7 @@ from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
 from growtx.substrate.record import SubstrateRecord
 from growtx.train.settings import ResourcesConfig, TrainingConfig
+from growtx.train.tracking import TrackingConfig
 
 
 class TrainJob(ConfigModel):
@@ -29,6 +30,7 @@ class TrainJob(ConfigModel):
     stage_weights: tuple[float, ...]  # expected share of each stage of the plan in the whole work
     training: TrainingConfig
     resources: ResourcesConfig
+    tracking: TrackingConfig = TrackingConfig()
 
     def model_at(self, num_blocks: int) -> GrowtxConfig:
         """The architecture at a depth."""

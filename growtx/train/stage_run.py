@@ -31,7 +31,6 @@ from growtx.train.memory import peak_memory_bytes, reset_peak_memory
 from growtx.train.prefix_stage import use_prefix_cache
 from growtx.train.progress import StageProgress
 from growtx.train.schedule import learning_rate_factor
-from growtx.train.tensorboard_log import TensorBoardLog
 from growtx.train.worker_context import WorkerContext
 
 
@@ -61,7 +60,6 @@ class StageRun:
         self.storage = Storage(self.job.run_dir)
         self.store = BlobStore(self.job.store_dir)
         self.metrics = MetricsLog(self.storage)
-        self.tensorboard = TensorBoardLog(self.storage)
         self.config = self.job.model_at(stage.num_blocks)
         self.num_steps = stage.train.num_steps(self.tokens_per_step)
         self.position = Position()
@@ -117,7 +115,6 @@ class StageRun:
     def close(self) -> None:
         """Free what the stage holds, so that the next one can start in this process."""
         self.engine.close()
-        self.tensorboard.close()
 
     @property
     def num_tokens(self) -> int:
@@ -220,10 +217,7 @@ class StageRun:
             "time_seconds": round(self.position.seconds, 3),
         }
         on_rank_zero(lambda: self.metrics.append(row))
-        if rank() == 0:
-            self.tensorboard.add(row)
-        if self.context.gauges is not None:
-            self.context.gauges.update(row)
+        self.context.show(row)
 
     def _post(self, **values: Any) -> None:
         if rank() == 0:

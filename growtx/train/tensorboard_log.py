@@ -12,6 +12,12 @@ TENSORBOARD_DIR = "tensorboard"
 _PLAIN = ("num_blocks", "active_parameters", "peak_memory_bytes")  # beside every key such as train/loss
 
 
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row that make a curve."""
+    shown = {key: value for key, value in row.items() if "/" in key or key in _PLAIN}
+    return {key: value for key, value in shown.items() if isinstance(value, (int, float))}
+
+
 class TensorBoardLog:
     """Writes one event file per stage and attempt; the x axis is tokens seen by the run.
 
@@ -30,9 +36,8 @@ class TensorBoardLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(self._directory, purge_step=tokens + 1, flush_secs=30)  # type: ignore[no-untyped-call]
-        for key, value in row.items():
-            if ("/" in key or key in _PLAIN) and isinstance(value, (int, float)):
-                self._writer.add_scalar(key, value, tokens)
+        for key, value in scalars(row).items():
+            self._writer.add_scalar(key, value, tokens)
 
     def close(self) -> None:
         if self._writer is None:

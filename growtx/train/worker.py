@@ -50,19 +50,26 @@ def _places(jobs: list[TrainJob]) -> list[Place]:
 def _train(job: TrainJob, board: Any, place: Place) -> bool:
     """Train a job to its end; returns whether a stop was asked for."""
     context: WorkerContext | None = None
-    for stage in job.stages:
-        finished, parent = on_rank_zero(partial(_manifests_at, job, stage.index))
-        if finished:  # by an earlier attempt of this worker group
-            continue
-        context = context or WorkerContext(job, board, place)
-        run = StageRun(context, stage, parent)
-        try:
-            ended_by = run.train()
-            seal(run, ended_by)
-        except StopRequested:
-            return True
-        finally:
-            run.close()
+    is_finished = False
+    try:
+        for stage in job.stages:
+            finished, parent = on_rank_zero(partial(_manifests_at, job, stage.index))
+            if finished:  # by an earlier attempt of this worker group
+                continue
+            context = context or WorkerContext(job, board, place)
+            run = StageRun(context, stage, parent)
+            try:
+                ended_by = run.train()
+                seal(run, ended_by)
+            except StopRequested:
+                return True
+            finally:
+                run.close()
+                context.end_stage()
+        is_finished = True
+    finally:
+        if context is not None:
+            context.close(finished=is_finished)
     return False
 
 

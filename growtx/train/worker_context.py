@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -19,11 +20,12 @@ from growtx.growth.assembly import check_same
 from growtx.growth.lineage import TOKENIZER_DIR
 from growtx.location import STORAGE_VARIABLE
 from growtx.store.storage import Storage
-from growtx.train.distributed import on_all_ranks, rank
+from growtx.train.distributed import on_all_ranks, on_rank_zero, rank
 from growtx.train.gauges import TrainingGauges
 from growtx.train.held_out import HeldOut
 from growtx.train.job import TrainJob
 from growtx.train.progress import BoardHandler, Place, Poster, StageProgress
+from growtx.train.tracking import Trackers
 
 VISIBLE_WITHIN_SECONDS = 15.0  # network file systems show new files late
 
@@ -54,7 +56,29 @@ class WorkerContext:
         if board is not None:
             logging.getLogger("growtx").handlers = [BoardHandler(board)]
         self.progress = StageProgress(place=place)
-        self.gauges = TrainingGauges(job.run_dir) if rank() == 0 else None
+        self._gauges = TrainingGauges(job.run_dir) if rank() == 0 else None
+        self._trackers: Trackers | None = None
+        on_rank_zero(self._open_trackers)
+
+    def _open_trackers(self) -> None:
+        self._trackers = Trackers(self.job.tracking, Storage(self.job.run_dir))
+
+    def show(self, row: Mapping[str, Any]) -> None:
+        """Pass a row of metrics to whoever looks on; only rank 0 has anybody."""
+        if self._gauges is not None:
+            self._gauges.update(row)
+        if self._trackers is not None:
+            self._trackers.add(row)
+
+    def end_stage(self) -> None:
+        """Let trackers store what they hold."""
+        if self._trackers is not None:
+            self._trackers.end_stage()
+
+    def close(self, *, finished: bool) -> None:
+        """Let trackers send what they hold."""
+        if self._trackers is not None:
+            self._trackers.close(finished=finished)
 
 
 def _check_visible(job: TrainJob) -> None:

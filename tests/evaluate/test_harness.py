@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from growtx.data.microworld import MicroworldConfig
+from growtx.evaluate import outcomes
 from growtx.exceptions import ConfigError, DataError
 
 harness = pytest.importorskip("growtx.evaluate.harness")
@@ -50,25 +51,13 @@ def test_a_token_across_the_seam_is_not_lost(wrapped: Any, tokenizer: Any) -> No
     assert tokenizer.decode(continuation) == "lin and"
 
 
-def test_intervals_and_baselines_stand_beside_lm_evals_own_number(wrapped: Any, questions_dir: Path) -> None:
-    loaded = harness.load_task("growtx_mmlu", data_dir=str(questions_dir))
-    (outcome,) = harness.run_task(wrapped, loaded)
-    scores = {score.group: score for score in harness.scores_of(outcome, wrapped, depth=2)}
-    whole = scores[""]
-    assert set(scores) == {"", "people", "places"}
-    assert whole.value == outcome.values["acc"]
-    assert (whole.chance, whole.num_items) == (0.25, 12)
-    assert whole.majority is not None and whole.shortest is not None
-    assert whole.low is not None and whole.high is not None and whole.low < whole.value < whole.high
-
-
 def test_generated_answers_and_translations_are_scored(wrapped: Any, questions_dir: Path) -> None:
     for name, metrics in (
         ("growtx_squad_v2", {"f1", "exact_match", "contains"}),
         ("growtx_flores200_ru-en", {"chrf", "bleu", "sentence_bleu"}),
     ):
         (outcome,) = harness.run_task(wrapped, harness.load_task(name, data_dir=str(questions_dir)))
-        scores = list(harness.scores_of(outcome, wrapped, depth=2))
+        scores = list(outcomes.scores_of(outcome, wrapped, depth=2))
         assert {score.metric for score in scores} == metrics
         assert all(score.protocol == "generated" and 0 <= score.value <= 1 for score in scores)
 
@@ -76,7 +65,7 @@ def test_generated_answers_and_translations_are_scored(wrapped: Any, questions_d
 def test_microworld_questions_are_scored_by_language(wrapped: Any) -> None:
     loaded = harness.load_task("microworld_recall", world=WORLD, limit=5)
     (outcome,) = harness.run_task(wrapped, loaded)
-    assert {score.group for score in harness.scores_of(outcome, wrapped, depth=2)} == {"", "en", "zh"}
+    assert {score.group for score in outcomes.scores_of(outcome, wrapped, depth=2)} == {"", "en", "zh"}
     assert len(outcome.rows) == 10
 
 
@@ -102,21 +91,6 @@ def test_missing_questions_are_one_sentence(tmp_path: Path) -> None:
         harness.load_task("growtx_mmlu", data_dir=str(tmp_path))
     with pytest.raises(DataError, match="not trained on one"):
         harness.load_task("microworld_recall")
-
-
-def test_prompts_longer_than_the_context_are_counted(wrapped: Any) -> None:
-    rows = [
-        {"arguments": [("Anna " * length, answer)]}
-        for length, answer in ((1, " x"), (500, " x"), (1, {"max_gen_toks": 200}))
-    ]
-    assert harness.truncated_share(rows, wrapped) == pytest.approx(2 / 3)
-
-
-def test_a_group_is_the_mean_of_its_questions_not_of_its_tasks() -> None:
-    few = harness.TaskOutcome("a", "both", {"acc": 1.0, "f1": 1.0}, [{"acc": 1.0}], True)
-    many = harness.TaskOutcome("b", "both", {"acc": 0.0}, [{"acc": 0.0}] * 3, True)
-    both = harness.pooled("both", [few, many])
-    assert (both.name, both.values, len(both.rows)) == ("both", {"acc": 0.25}, 4)
 
 
 def test_lm_eval_on_the_saved_directory_gives_exactly_our_numbers(

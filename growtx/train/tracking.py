@@ -1,0 +1,210 @@
+"""The rows of `metrics.jsonl` for who looks on: TensorBoard files always, Weights & Biases and MLflow where configured.
+
+A run directory is one run there too, however often it is resumed: its ids lie in `tracking.json`. A service that stops
+answering costs a warning, never the training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from growtx.config import ConfigModel, parse_yaml
+from growtx.exceptions import ConfigError, TrainingError
+from growtx.store.runs import RUN_FILE
+from growtx.store.storage import Storage
+from growtx.train.tensorboard_log import TensorBoardLog, scalars
+
+TRACKING_FILE = "tracking.json"
+_LONGEST_PARAMETER = 500  # characters that every version of MLflow takes
+logger = logging.getLogger(__name__)
+
+
+class WandbConfig(ConfigModel):
+    """The block `tracking.wandb`; the key comes from WANDB_API_KEY or `wandb login` on the workers."""
+
+    project: str = Field(min_length=1)
+    entity: str | None = Field(None, description="user or team; null: the key's own")
+    mode: Literal["online", "offline"] = Field("online", description="offline: files for `wandb sync`, in the run")
+
+
+class MlflowConfig(ConfigModel):
+    """The block `tracking.mlflow`."""
+
+    tracking_uri: str = Field(min_length=1, description="as the workers reach it: http://HOST:5000, databricks, ...")
+    experiment: str = Field("growtx", min_length=1)
+
+
+class TrackingConfig(ConfigModel):
+    """The block `tracking`: where metrics go besides `metrics.jsonl` and `tensorboard/`."""
+
+    wandb: WandbConfig | None = None
+    mlflow: MlflowConfig | None = None
+
+    def check_installed(self) -> None:
+        """Before anything is prepared.
+
+        Raises:
+            ConfigError: naming the extra that is missing.
+        """
+        for name in ("wandb", "mlflow"):
+            if getattr(self, name) is not None and find_spec(name) is None:
+                raise ConfigError(
+                    f"tracking.{name} needs the package {name}, which is not installed",
+                    f"Run pip install 'growtx[{name}]' on every node, or set tracking.{name}=null",
+                )
+
+
+class Service(Protocol):
+    """A client of a service that rows go to."""
+
+    def add(self, row: Mapping[str, Any]) -> None: ...
+
+    def close(self, *, finished: bool) -> None: ...
+
+
+class Trackers:
+    """All trackers of one run directory, on rank 0.
+
+    Raises:
+        TrainingError: a service refuses to begin; that is said before the first step, not in the middle of the night.
+    """
+
+    def __init__(self, config: TrackingConfig, storage: Storage) -> None:
+        config.check_installed()
+        self._files = TensorBoardLog(storage)
+        self._services: dict[str, Service] = {}
+        if config.wandb is not None:
+            self._services["wandb"] = _opened("wandb", partial(WandbRun, config.wandb, storage))
+        if config.mlflow is not None:
+            self._services["mlflow"] = _opened("mlflow", partial(MlflowRun, config.mlflow, storage))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Pass a row on; a service that fails gets no more of them."""
+        self._files.add(row)
+        for name, service in list(self._services.items()):
+            try:
+                service.add(row)
+            except Exception as error:  # whatever a client library raises when its server is gone
+                logger.warning("tracking.%s takes no more metrics: %s", name, _reason(error))
+                del self._services[name]
+
+    def end_stage(self) -> None:
+        """Put the files where they stay."""
+        self._files.close()
+
+    def close(self, *, finished: bool) -> None:
+        """Send what is still waiting, and say whether the run came to its end."""
+        self._files.close()
+        for name, service in self._services.items():
+            try:
+                service.close(finished=finished)
+            except Exception as error:
+                logger.warning("tracking.%s was not closed: %s", name, _reason(error))
+        self._services = {}
+
+
+class WandbRun:
+    """One run of Weights & Biases; the x axis is tokens seen."""
+
+    def __init__(self, config: WandbConfig, storage: Storage) -> None:
+        import wandb
+
+        known = _recorded_ids(storage)
+        self._run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=_run_name(storage),
+            id=known.get("wandb"),
+            resume="allow",
+            mode=config.mode,
+            dir=storage.root if storage.is_local else tempfile.mkdtemp(),
+            config=_recorded_config(storage),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+        self._run.define_metric("num_tokens")
+        self._run.define_metric("*", step_metric="num_tokens")
+        _record_ids(storage, {**known, "wandb": self._run.id})
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self._run.log({**scalars(row), "num_tokens": int(row["num_tokens"])})
+
+    def close(self, *, finished: bool) -> None:
+        self._run.finish(exit_code=0 if finished else 1)
+
+
+class MlflowRun:
+    """One run of an MLflow experiment; a metric's step is the number of tokens seen."""
+
+    def __init__(self, config: MlflowConfig, storage: Storage) -> None:
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=config.tracking_uri)
+        known = _recorded_ids(storage)
+        if "mlflow" in known:
+            self._id = known["mlflow"]
+            self._client.update_run(self._id, "RUNNING")
+            return
+        found = self._client.get_experiment_by_name(config.experiment)
+        experiment = found.experiment_id if found else self._client.create_experiment(config.experiment)
+        self._id = self._client.create_run(experiment, run_name=_run_name(storage)).info.run_id
+        for key, value in _flat(_recorded_config(storage)):
+            self._client.log_param(self._id, key, str(value)[:_LONGEST_PARAMETER])
+        _record_ids(storage, {**known, "mlflow": self._id})
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        now, tokens = int(time.time() * 1000), int(row["num_tokens"])
+        self._client.log_batch(self._id, [Metric(key, value, now, tokens) for key, value in scalars(row).items()])
+
+    def close(self, *, finished: bool) -> None:
+        self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
+
+
+def _opened(name: str, start: Callable[[], Service]) -> Service:
+    try:
+        return start()
+    except Exception as error:  # refused keys, unknown hosts, ...: every client has errors of its own
+        raise TrainingError(
+            f"tracking.{name} cannot begin ({_reason(error)})", f"Correct it, or set tracking.{name}=null"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
+
+
+def _run_name(storage: Storage) -> str:
+    return storage.root.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _recorded_config(storage: Storage) -> dict[str, Any]:
+    """What `run.yaml` says, without provenance; nothing where the run has none of its own."""
+    if not storage.exists(RUN_FILE):
+        return {}
+    tree = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
+    return {key: value for key, value in tree.items() if key not in ("provenance", "tracking")}
+
+
+def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys of the values that are set."""
+    if isinstance(tree, Mapping):
+        return [pair for key, value in tree.items() for pair in _flat(value, f"{prefix}{key}.")]
+    return [] if tree is None else [(prefix[:-1], tree)]
+
+
+def _recorded_ids(storage: Storage) -> dict[str, str]:
+    return json.loads(storage.read_text(TRACKING_FILE)) if storage.exists(TRACKING_FILE) else {}
+
+
+def _record_ids(storage: Storage, ids: Mapping[str, str]) -> None:
+    storage.write_text(TRACKING_FILE, json.dumps(ids) + "\n")
