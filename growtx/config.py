@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from growtx.exceptions import ConfigError
+from growtx.location import locate
 
 
 class ConfigModel(BaseModel):
@@ -96,9 +97,10 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_preset(name_or_file: str) -> dict[str, Any]:
-    path = Path(name_or_file)
-    if path.suffix in {".yaml", ".yml"}:
-        if not path.is_file():
+    if Path(name_or_file).suffix in {".yaml", ".yml"}:
+        candidates = [Path(name_or_file), Path(locate(name_or_file))]  # as it is named, and where runs lie
+        path = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if path is None:
             raise ConfigError(f"--preset {name_or_file}: there is no such file", "Check the path")
         try:
             text = path.read_text(encoding="utf-8")

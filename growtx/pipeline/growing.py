@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from growtx.config import to_yaml
 from growtx.evaluate.report import write_report
 from growtx.exceptions import GrowtxError, RunsFailedError
 from growtx.growth.budget import active_parameters
@@ -25,9 +24,9 @@ from growtx.growth.loading import load_model
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
-from growtx.pipeline.preparation import Prepared, prepare
+from growtx.pipeline.preparation import prepare
 from growtx.pipeline.run_config import RunConfig
-from growtx.pipeline.run_directory import claim, write_status
+from growtx.pipeline.run_directory import RunStatus, begin_run, working_on
 from growtx.store.manifest import Manifest, latest_manifest
 from growtx.store.storage import Storage
 from growtx.train.checkpoints import remove_checkpoints
@@ -63,27 +62,19 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
         GrowtxError: in one sentence; everything already finished is kept.
     """
     console = console or Console()
-    run = claim(run_dir, config, resume=resume)
-    console.print(f"run directory: {run.root}", highlight=False, markup=False, soft_wrap=True)
-    console.print(to_yaml(config), highlight=False, markup=False, end="")
+    run = begin_run(run_dir, config, resume=resume, console=console)
     clock = _Clock()
-    prepared: Prepared | None = None
-    try:
+    with working_on(run) as status:
         with connected(config.largest_group()):
             with clock("preparing"), console.status("Preparing tokenizer, substrate and data ..."):
                 prepared = prepare(config, run)
             console.print(_plan_table(prepared.job))
-            write_status(run, "running", prepared.job.num_stages)
+            status.begin(prepared.job.num_stages)
             with clock("training"):
-                stopped = _train(prepared.job, console)
+                status.is_stopped = _train(prepared.job, status, console)
         with clock("reporting"):
-            report = finish_run(run, finished=not stopped)
-    except BaseException as error:
-        asked = isinstance(error, (KeyboardInterrupt, SystemExit))  # by Ctrl-C, or by Ray's handler of SIGTERM
-        write_status(run, "stopped" if asked else "failed", prepared.job.num_stages if prepared else 0)
-        raise
-    write_status(run, "stopped" if stopped else "finished", prepared.job.num_stages)
-    return GrowthResult(run.root, latest_manifest(run), report, stopped, clock.seconds)
+            report = finish_run(run, finished=not status.is_stopped)
+    return GrowthResult(run.root, latest_manifest(run), report, status.is_stopped, clock.seconds)
 
 
 class _Clock:
@@ -99,12 +90,12 @@ class _Clock:
             self.seconds[phase] = round(time.monotonic() - start, 1)
 
 
-def _train(job: TrainJob, console: Console) -> bool:
+def _train(job: TrainJob, status: RunStatus, console: Console) -> bool:
     board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
 
     def request_stop() -> None:
         board.request_stop.remote()
-        write_status(Storage(job.run_dir), "stopped", job.num_stages)  # now: what stops jobs may not wait for the end
+        status.stop()
 
     with show_progress({"growing": board}, console), stopping(request_stop, console):
         return train_unfinished([job], board)

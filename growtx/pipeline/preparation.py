@@ -106,7 +106,7 @@ def _check_shape(parent: Manifest, architecture: GrowtxConfig, where: str) -> No
 
 def cache_dir(config: JobConfig, run: Storage) -> str:
     """Where packed data lies: shared by the runs beside this one, because it is keyed by its content."""
-    return config.cache_dir or run.root.rsplit("/", 1)[0] + "/cache"
+    return locate(config.cache_dir) if config.cache_dir else run.root.rsplit("/", 1)[0] + "/cache"
 
 
 def _import_parent(config: RunConfig, run: Storage) -> Manifest | None:

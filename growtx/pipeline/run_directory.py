@@ -9,11 +9,14 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
+
+from rich.console import Console
 
 from growtx import __version__
 from growtx.config import apply_overrides, build, parse_yaml, to_yaml
@@ -80,6 +83,14 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
     return storage
 
 
+def begin_run(run_dir: str, config: JobConfig, *, resume: bool, console: Console) -> Storage:
+    """Claim a run's directory and say which one it is, and what the configuration came to."""
+    run = claim(run_dir, config, resume=resume)
+    console.print(f"run directory: {run.root}", highlight=False, markup=False, soft_wrap=True)
+    console.print(to_yaml(config), highlight=False, markup=False, end="")
+    return run
+
+
 def _release_if_nothing_trained(storage: Storage) -> None:
     """A run that failed before its first stage (a mistyped path, say) has nothing to keep: it may start anew."""
     if not storage.exists(STATUS_FILE) or json.loads(storage.read_text(STATUS_FILE)).get("state") != "failed":
@@ -141,7 +152,7 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def write_status(storage: Storage, state: str, num_stages: int) -> None:
+def write_status(storage: Storage, state: str, num_stages: int | None) -> None:
     """Say how the run is doing; `growtx runs` reads it."""
     status = {
         "state": state,
@@ -151,3 +162,39 @@ def write_status(storage: Storage, state: str, num_stages: int) -> None:
         "num_finished_stages": len(list_manifests(storage)),
     }
     storage.write_text(STATUS_FILE, json.dumps(status) + "\n")
+
+
+class RunStatus:
+    """What a command that works on a run tells about it meanwhile; see `working_on`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.num_stages: int | None = None  # None: not known, or the run consists of runs
+        self.is_stopped = False
+
+    def begin(self, num_stages: int | None = None) -> None:
+        """The run is running."""
+        self.num_stages = num_stages
+        self.write("running")
+
+    def stop(self) -> None:
+        """A stop was asked for. It is written at once: what stops jobs may not wait for the end."""
+        self.is_stopped = True
+        self.write("stopped")
+
+    def write(self, state: str) -> None:
+        write_status(self._storage, state, self.num_stages)
+
+
+@contextmanager
+def working_on(run: Storage) -> Iterator[RunStatus]:
+    """Let the status file say how the block ends: finished, stopped or failed."""
+    status = RunStatus(run)
+    status.begin()
+    try:
+        yield status
+    except BaseException as error:
+        asked = isinstance(error, (KeyboardInterrupt, SystemExit))  # by Ctrl-C, or by Ray's handler of SIGTERM
+        status.write("stopped" if asked or status.is_stopped else "failed")
+        raise
+    status.write("stopped" if status.is_stopped else "finished")

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from growtx.config import to_yaml
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.growth.ensembles import ENSEMBLE_FILE, new_ensemble, read_ensemble
 from growtx.growth.lineage import TOKENIZER_DIR, open_lineage
@@ -28,7 +27,7 @@ from growtx.pipeline.growing import finish_run
 from growtx.pipeline.merging import MergeConfig, MergeResult, merge
 from growtx.pipeline.preparation import Prepared, cache_dir, prepare
 from growtx.pipeline.run_config import RunConfig
-from growtx.pipeline.run_directory import claim, write_status
+from growtx.pipeline.run_directory import begin_run, claim, working_on, write_status
 from growtx.pipeline.specialists_config import CONTROL, SpecialistsConfig, TuneHeadsConfig
 from growtx.pipeline.training_together import TrainTask, train_together
 from growtx.store.blobs import BlobStore
@@ -62,29 +61,22 @@ def grow_specialists(
         GrowtxError: in one sentence; whatever is finished is kept, and other specialists go on to their ends first.
     """
     console = console or Console()
-    run = claim(run_dir, config, resume=resume)
-    console.print(f"run directory: {run.root}", highlight=False, markup=False, soft_wrap=True)
-    console.print(to_yaml(config), highlight=False, markup=False, end="")
+    run = begin_run(run_dir, config, resume=resume, console=console)
     config = config.model_copy(update={"cache_dir": cache_dir(config, run)})
-    try:
-        write_status(run, "running", 0)
+    with working_on(run) as status:
         with connected(config.resources):
             for name in config.names:
                 check_cluster(config.resources_of(name))
             with console.status("Preparing tokenizer, substrate and data ..."):
                 tasks = prepare_tasks(config, run)
             console.print(_task_table(tasks))
-            result = train_together(tasks, retries=config.retries, console=console)
+            result = train_together(tasks, retries=config.retries, on_stop=status.stop, console=console)
+            status.is_stopped = result.stopped
         for task in tasks:
             _finish(task, has_failed=task.name in result.failed)
         if result.failed:
             raise _failure(result.failed)
         merges = () if result.stopped else merge_all(config, run, tasks)
-    except BaseException as error:
-        asked = isinstance(error, (KeyboardInterrupt, SystemExit))
-        write_status(run, "stopped" if asked else "failed", 0)
-        raise
-    write_status(run, "stopped" if result.stopped else "finished", 0)
     return SpecialistsResult(run.root, result.stopped, merges)
 
 

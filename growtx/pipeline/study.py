@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from growtx.config import to_yaml
 from growtx.evaluate.depths import evaluate_path
 from growtx.evaluate.evaluation import benchmark_config
 from growtx.evaluate.results import read_evaluation, save_evaluation
@@ -25,7 +24,7 @@ from growtx.evaluate.study_results import STUDY_FILE, RunResult, StudyResults, b
 from growtx.exceptions import ConfigError, GrowtxError, RunsFailedError, TrainingError
 from growtx.models.configuration import GrowtxConfig
 from growtx.pipeline.preparation import cache_dir, prepare
-from growtx.pipeline.run_directory import claim, write_status
+from growtx.pipeline.run_directory import RunStatus, begin_run, working_on, write_status
 from growtx.pipeline.study_config import StudyConfig, VariantConfig
 from growtx.pipeline.study_runs import StudyRun, prepare_run, read_result, runs_of
 from growtx.pipeline.training_together import TrainTask, free_resources, train_together
@@ -55,29 +54,23 @@ def run_study(
         GrowtxError: in one sentence; every finished stage is kept. A run that diverges is a result, not an error.
     """
     console = console or Console()
-    study = claim(run_dir, config, resume=resume)
-    console.print(to_yaml(config), highlight=False, markup=False, end="")
-    try:
-        write_status(study, "running", 0)
+    study = begin_run(run_dir, config, resume=resume, console=console)
+    with working_on(study) as status:
         with connected(config.resources):
-            work = _Work(config, study, console)
-            stopped = work.train()
-            if not stopped:
+            work = _Work(config, study, status, console)
+            status.is_stopped = work.train()
+            if not status.is_stopped:
                 _score_tasks(config, study, work.results())
         results = work.results()
         report = _report(study, results, console)
-    except BaseException:
-        write_status(study, "failed", 0)
-        raise
-    write_status(study, "stopped" if stopped else "finished", 0)
-    return StudyOutcome(study.root, results, report, stopped)
+    return StudyOutcome(study.root, results, report, status.is_stopped)
 
 
 class _Work:
     """The runs of a study so far: those of the first seed at all learning rates, then the best rates on all seeds."""
 
-    def __init__(self, config: StudyConfig, study: Storage, console: Console) -> None:
-        self._config, self._study, self._console = config, study, console
+    def __init__(self, config: StudyConfig, study: Storage, status: RunStatus, console: Console) -> None:
+        self._config, self._study, self._status, self._console = config, study, status, console
         self._cache = cache_dir(config, study)
         self._shared = study.child("shared")
         with console.status("Preparing tokenizer, substrate and data ..."):
@@ -116,7 +109,7 @@ class _Work:
         with self._console.status(f"Preparing {len(runs)} runs ..."):
             jobs = [prepare_run(run, self._config, self._study, self._shared, self._cache).job for run in runs]
         lanes = lanes_of(jobs, num_lanes=self._config.lanes)
-        result = train_together(lanes, retries=0, console=self._console)
+        result = train_together(lanes, retries=0, on_stop=self._status.stop, console=self._console)
         for error in result.failed.values():
             self._remember(error, jobs)
         for job in jobs:

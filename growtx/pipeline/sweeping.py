@@ -17,10 +17,11 @@ from growtx.exceptions import ConfigError, TrainingError
 from growtx.growth.lineage import open_lineage
 from growtx.growth.plan import PlanConfig, Stage
 from growtx.growth.search_space import changed_stage
+from growtx.location import locate
 from growtx.pipeline.growing import finish_run, stopping
 from growtx.pipeline.preparation import Prepared, prepare
 from growtx.pipeline.run_config import RunConfig
-from growtx.pipeline.run_directory import claim, write_status
+from growtx.pipeline.run_directory import begin_run, working_on
 from growtx.pipeline.sweep_config import SweepConfig
 from growtx.store.manifest import MANIFESTS_DIR, latest_manifest, write_manifest
 from growtx.store.metrics_log import MetricsLog, read_metrics
@@ -54,23 +55,23 @@ def sweep(config: SweepConfig, run_dir: str, *, resume: bool = False, console: C
     """
     console = console or Console()
     plan_config = _planned_run(config)
-    run = claim(run_dir, config, resume=resume)
-    console.print(to_yaml(config), highlight=False, markup=False, end="")
+    run = begin_run(run_dir, config, resume=resume, console=console)
     sweeping = Sweeping()
-    try:
+    with working_on(run) as status:
+
+        def request_stop() -> None:
+            status.stop()
+            sweeping.request_stop()
+
         with connected(config.resources):
             with console.status("Preparing tokenizer, substrate and data ..."):
                 prepared = prepare(plan_config, run)
-            write_status(run, "running", prepared.job.num_stages)
-            with stopping(sweeping.request_stop, console):
+            status.begin(prepared.job.num_stages)
+            with stopping(request_stop, console):
                 _Search(config, plan_config, prepared, run, sweeping, console).stages()
         best = _winners(run)
         best_plan = _write_best_plan(plan_config, run, best) if best else None
         report = finish_run(run, finished=not sweeping.stopped)
-    except BaseException:
-        write_status(run, "failed", 0)
-        raise
-    write_status(run, "stopped" if sweeping.stopped else "finished", prepared.job.num_stages)
     return SweepResult(run.root, sweeping.stopped, tuple(best), best_plan, report)
 
 
@@ -84,7 +85,7 @@ def _planned_run(config: SweepConfig) -> RunConfig:
     if chosen is None or chosen == 1:
         return config.run_config()
     assert config.parent is not None
-    lineage = open_lineage(config.parent)
+    lineage = open_lineage(locate(config.parent))
     stage = config.stages()[0]
     before = next((manifest for manifest in lineage.manifests if manifest.index == chosen - 1), None)
     if before is None or before.num_blocks != stage.num_blocks_before:

@@ -55,11 +55,14 @@ class TogetherResult:
     failed: dict[str, GrowtxError] = field(default_factory=dict)
 
 
-def train_together(tasks: Sequence[TrainTask], *, retries: int, console: Console) -> TogetherResult:
+def train_together(
+    tasks: Sequence[TrainTask], *, retries: int, on_stop: Callable[[], None], console: Console
+) -> TogetherResult:
     """Train all unfinished runs; Ray must be connected.
 
     Args:
         retries: times that a run that failed starts again, from its last manifest or checkpoint.
+        on_stop: called when a stop is asked for.
     """
     todo = [task for task in tasks if not task.is_finished]
     for task in tasks:
@@ -73,6 +76,7 @@ def train_together(tasks: Sequence[TrainTask], *, retries: int, console: Console
     pool.say = lambda words: console.print(words, highlight=False, markup=False, soft_wrap=True)
 
     def request_stop() -> None:
+        on_stop()
         pool.stop()
         for board in boards.values():
             board.request_stop.remote()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import uuid
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from growtx.command import job_parser
-from growtx.exceptions import ConfigError, StoreError
+from growtx.exceptions import ConfigError, StoreError, TrainingError
 from growtx.pipeline.run_config import RunConfig, load_run_config
 from growtx.pipeline.run_directory import (
     claim,
@@ -19,6 +20,7 @@ from growtx.pipeline.run_directory import (
     recorded_config,
     requested_run,
     resumed_config,
+    working_on,
     write_status,
 )
 from growtx.store.runs import list_runs
@@ -118,6 +120,36 @@ def test_the_status_is_what_the_list_of_runs_shows(tmp_path: Path, monkeypatch: 
     (run,) = list_runs(str(tmp_path))
     assert (run.state, run.num_stages, run.num_finished_stages, run.job_id) == ("failed", 4, 0, "job-1")
     assert json.loads(storage.read_text("status.json"))["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("how", "state"),
+    [
+        (None, "finished"),
+        (TrainingError("the loss is not finite"), "failed"),
+        (MemoryError(), "failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(143), "interrupted"),  # Ray's answer to SIGTERM
+    ],
+)
+def test_the_list_of_runs_says_how_a_command_ended(how: BaseException | None, state: str, run_dir: str) -> None:
+    storage = claim(run_dir, config("a.txt"), resume=False)
+    with contextlib.suppress(Exception, KeyboardInterrupt, SystemExit), working_on(storage) as status:
+        status.begin(3)
+        assert list_runs(run_dir)[0].state == "running"
+        if how is not None:
+            raise how
+    (run,) = list_runs(run_dir)
+    assert (run.state, run.num_stages) == (state, 3)
+
+
+def test_a_stop_is_in_the_list_of_runs_before_the_run_has_ended(run_dir: str) -> None:
+    storage = claim(run_dir, config("a.txt"), resume=False)
+    with pytest.raises(TrainingError), working_on(storage) as status:
+        status.stop()
+        assert list_runs(run_dir)[0].state == "interrupted"
+        raise TrainingError("workers were lost while they saved")
+    assert list_runs(run_dir)[0].state == "interrupted"
 
 
 def test_the_test_configuration_is_a_plain_tree() -> None:
