@@ -75,7 +75,9 @@ def forecast_tables(
 
 
 def _work_table(config: RunConfig, rows: list[StageForecast]) -> Table:
-    table = Table(title=f"Plan {config.name}", title_justify="left")
+    table = Table(
+        title=f"Plan {config.name}", title_justify="left", caption=_work_model(config), caption_justify="left"
+    )
     for column in ("stage", "blocks", "active", "total", "tokens", "FLOPs", "hours"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
@@ -105,11 +107,42 @@ def _hours(config: RunConfig, row: StageForecast) -> str:
     return f"{row.flops / speed / 3600:,.1f}"
 
 
+def _work_model(config: RunConfig) -> str:
+    """What the FLOPs and the hours stand for."""
+    counted = "FLOPs: matrix products of the forward and backward passes"
+    if config.training.activation_checkpointing:
+        counted += ", forward passes done twice where activations are recomputed"
+    accelerator = config.resources.accelerator
+    if accelerator is None:
+        return f"{counted}. Hours: where resources.accelerator is set."
+    speed = f"{accelerator.utilisation:.0%} of {accelerator.tflops:g} TFLOPs on each worker"
+    return f"{counted}. Hours: at {speed}, an assumption (resources.accelerator.utilisation)."
+
+
+def _memory_model(config: RunConfig) -> str:
+    """What each column of the memory table is made of; the terms are those of `growth.forecast`."""
+    placement, training = placement_of(config), config.training
+    element = f"{2 if placement.bf16 else 4} bytes"
+
+    def shared(from_zero_stage: int) -> str:
+        is_shared = placement.num_workers > 1 and training.zero_stage >= from_zero_stage
+        return f" / {placement.num_workers} workers" if is_shared else ""
+
+    optimizer = "in the host's memory" if training.offload_optimizer else f"12 bytes x active{shared(1)}"
+    how = "inputs of blocks kept, the rest recomputed" if training.activation_checkpointing else "all kept"
+    windows = f"{placement.micro_batch} x {config.model.context_length} tokens at a time"
+    return (
+        f"Weights: {element} x total{shared(3)}. Gradients: {element} x active{shared(2)}. Optimizer: {optimizer} "
+        f"(fp32 weights, two moments). Activations: {windows}, {how}, and the larger of a block's and the head's work. "
+        "Besides, every process takes what Python, its libraries and the GPU's driver need."
+    )
+
+
 def _memory_table(config: RunConfig, rows: list[StageForecast]) -> Table:
     accelerator = config.resources.accelerator
     where = f"{config.resources.num_workers} workers, ZeRO {config.training.zero_stage}"
     title = f"MiB on each of {where}" + (f", {accelerator.name}: {accelerator.memory_gib:g} GiB" if accelerator else "")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption=_memory_model(config), caption_justify="left")
     for column in ("stage", "weights", "gradients", "optimizer", "activations", "sum"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:

@@ -13,7 +13,7 @@ from growtx.pipeline.forecasting import forecast_tables, planned_architecture
 from growtx.pipeline.run_config import load_run_config
 
 HARDWARE = [f"{name}{size}" for name in ("study-9", "binary-16", "pgt") for size in ("", "-8x24")]
-HARDWARE += ["study-9-8x80", "binary-16-1x", "pgt-1x"]
+HARDWARE += ["study-9-8x80", "binary-16-1x", "pgt-1x", "pgt-1x24"]
 
 
 def num_parameters(config: GrowtxConfig) -> int:
