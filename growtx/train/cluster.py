@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -37,26 +38,34 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
         # Else a local Ray leaves its token in ~/.ray, and every `ray start` after it asks for that.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if started_here:
-        try:
-            ray.init(
-                address=address or "local",
-                include_dashboard=None if address else False,
-                log_to_driver=False,  # warnings and errors come through the progress board and exceptions
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                runtime_env=runtime_env(resources),
-            )
-        except ConnectionError as error:
-            raise ResourceError(
-                f"no Ray cluster answers at RAY_ADDRESS={address}",
-                "Start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone",
-            ) from error
+        _connect(address, resources)
     try:
         check_cluster(resources)
         yield
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _connect(address: str | None, resources: ResourcesConfig) -> None:
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,  # warnings and errors come through the progress board and exceptions
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            runtime_env=runtime_env(resources),
+        )
+    except ConnectionError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at RAY_ADDRESS={address}",
+            "Start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone",
+        ) from error
+    except Exception as error:  # Ray has no class for other versions, tokens that differ, nodes that do not start
+        what = f"the Ray cluster at RAY_ADDRESS={address} cannot be used" if address else "Ray does not start here"
+        reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+        raise ResourceError(f"{what}: {reason}", "See Ray's logs in /tmp/ray/session_latest/logs") from error
 
 
 def runtime_env(resources: ResourcesConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -54,3 +55,31 @@ def test_a_cluster_that_can_grow_is_shown_the_demand_and_waited_for(monkeypatch:
     )
     cluster.check_cluster(ResourcesConfig(num_workers=8, use_gpu=True, wait_seconds=60))
     assert calls == [[{"CPU": 1.0, "GPU": 1.0}] * 8, "group"]
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "sentence"),
+    [
+        ("head:6379", ConnectionError(), "no Ray cluster answers at RAY_ADDRESS=head:6379. Start one with"),
+        (
+            "head:6379",
+            RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\n"),
+            "the Ray cluster at RAY_ADDRESS=head:6379 cannot be used: Version mismatch: The cluster was started with: "
+            "Ray: 2.60.0 Python: 3.12.1. See Ray's logs",
+        ),
+        (None, Exception("The node timed out during startup."), "Ray does not start here: The node timed out during"),
+    ],
+)
+def test_a_ray_that_cannot_be_used_is_one_sentence(
+    address: str | None, error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "any")
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ResourceError, match=f"^{re.escape(sentence)}") as raised, cluster.connected(ResourcesConfig()):
+        pass
+    assert "\n" not in str(raised.value)
