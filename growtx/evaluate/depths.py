@@ -16,13 +16,14 @@ from growtx.evaluate.maps import Maps, make_maps, save_maps
 from growtx.evaluate.report import write_report
 from growtx.evaluate.results import COMPRESSION_TASK, MICROWORLD_TASK, Evaluation, Overlap, Score, save_evaluation
 from growtx.evaluate.training_text import Groups
-from growtx.exceptions import ConfigError, DataError, GrowtxError, StoreError
+from growtx.exceptions import ConfigError, DataError, GrowtxError, ResourceError, StoreError
 from growtx.growth.lineage import open_lineage
 from growtx.growth.loading import load_model
 from growtx.store.manifest import MANIFESTS_DIR
 from growtx.store.runs import RUN_FILE
 from growtx.store.storage import Storage
 
+LOOK_AROUND_SECONDS = 30.0  # how often, while nothing is done, to see whether there is a node left to do it
 Say = Callable[[str], None]
 Jobs = dict[tuple[str, int | None], tuple[Callable[..., Any], tuple[Any, ...]]]  # (task, depth) -> what to run
 
@@ -178,11 +179,29 @@ def _on_cluster(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:
         remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(function)
         pending[remote.remote(*arguments)] = key
     while pending:
-        (done,), _ = ray.wait(list(pending), num_returns=1)
+        finished, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_AROUND_SECONDS)
+        if not finished:
+            _check_nodes(num_gpus)
+            continue
+        (done,) = finished
         outcome = ray.get(done)
         if isinstance(outcome, StoreError):
             raise outcome
         yield pending.pop(done), outcome
+
+
+def _check_nodes(num_gpus: int) -> None:
+    """Refuse to wait for nodes that went away.
+
+    Raises:
+        ResourceError: no node is left that a part could run on.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= num_gpus for node in nodes):
+        needs = f"a CPU{' and a GPU' if num_gpus else ''}"
+        raise ResourceError(f"no node of the Ray cluster has {needs} any more", "Add nodes, and evaluate again")
 
 
 def _score_part(

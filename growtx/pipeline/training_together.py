@@ -15,6 +15,7 @@ from rich.console import Console
 from growtx.exceptions import ConfigError, GrowtxError, TrainingError
 from growtx.pipeline.growing import stopping, train_unfinished, unfinished_stages
 from growtx.train.claims import Claims
+from growtx.train.cluster import first_sentence
 from growtx.train.job import TrainJob
 from growtx.train.progress import ProgressBoard, StageProgress, show_progress
 
@@ -160,8 +161,7 @@ def _outcome(reference: Any) -> Outcome:
     try:
         return ray.get(reference)  # type: ignore[no-any-return]
     except ray.exceptions.RayError as error:  # the process of the task died, or a mistake of our own
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return TrainingError(f"its task ended: {lines[-1] if lines else type(error).__name__}", "See Ray's logs")
+        return TrainingError(f"its task ended: {type(error).__name__}: {first_sentence(error)}", "See Ray's logs")
 
 
 def _post(board: Any, task: TrainTask, words: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import ray
 import ray.util
 
-from growtx.exceptions import ResourceError
+from growtx.exceptions import ResourceError, TrainingError
 from growtx.train.quiet import quiet_worker
 from growtx.train.settings import ResourcesConfig
 
@@ -29,6 +29,7 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
 
     Raises:
         ResourceError: the cluster cannot be reached or lacks what is asked for.
+        TrainingError: it ended before the block did.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -42,6 +43,13 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
     try:
         check_cluster(resources)
         yield
+    except ray.exceptions.RayError as error:
+        if isinstance(error, ray.exceptions.RayTaskError):  # raised by our own code in another process
+            raise
+        raise TrainingError(
+            f"Ray was lost: {type(error).__name__}: {first_sentence(error)}",
+            "Finished stages and checkpoints are kept; run the same command with --resume",
+        ) from error
     finally:
         if started_here:
             ray.shutdown()
@@ -66,6 +74,14 @@ def _connect(address: str | None, resources: ResourcesConfig) -> None:
         what = f"the Ray cluster at RAY_ADDRESS={address} cannot be used" if address else "Ray does not start here"
         reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
         raise ResourceError(f"{what}: {reason}", "See Ray's logs in /tmp/ray/session_latest/logs") from error
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an error says last, where causes stand; of Ray's own paragraphs, which go on about actors, its beginning."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return "no reason given"
+    return lines[-1].partition(". ")[0] if isinstance(error, ray.exceptions.RayError) else lines[-1]
 
 
 def runtime_env(resources: ResourcesConfig) -> dict[str, Any]:

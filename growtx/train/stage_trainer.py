@@ -16,7 +16,7 @@ from growtx.exceptions import GrowtxError, TrainingError
 from growtx.store.storage import Storage
 from growtx.train.checkpoints import CHECKPOINTS_DIR
 from growtx.train.claims import Claims
-from growtx.train.cluster import check_cluster
+from growtx.train.cluster import check_cluster, first_sentence
 from growtx.train.job import TrainJob
 from growtx.train.worker import train_jobs
 
@@ -90,15 +90,13 @@ def _trainer(jobs: Sequence[TrainJob], board: Any, claims: Claims | None) -> Tor
 
 
 def _explain(error: Exception) -> TrainingError:
-    """The first line of what went wrong on the workers, without Ray's layers around it."""
+    """What went wrong on the workers, in a sentence without Ray's layers around it."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     cause: BaseException = next(iter(failures.values()), getattr(error, "controller_failure", error))
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    detail = lines[-1] if lines else type(cause).__name__
     where = f"on {len(failures)} of the workers" if failures else "in the process that directs the workers"
     return TrainingError(
-        f"training failed {where}: {type(cause).__name__}: {detail}",
+        f"training failed {where}: {type(cause).__name__}: {first_sentence(cause)}",
         "Finished stages are kept; run the same command with --resume, and see Ray's logs for the whole traceback",
     )

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from growtx.evaluate import depths
 from growtx.evaluate.evaluation import BenchmarkConfig
 from growtx.evaluate.results import Evaluation, Score
-from growtx.exceptions import ConfigError, DataError
+from growtx.exceptions import ConfigError, DataError, ResourceError
 
 
 @pytest.mark.parametrize(("wanted", "found"), [("last", [None]), ("all", [1, 2]), ("2", [2]), ("1,2", [1, 2])])
@@ -80,3 +81,24 @@ def test_every_depth_and_task_is_scored_on_the_cluster(grown_run: Path, question
     assert evaluation.overlaps[0].task == "growtx_arc_easy"
     assert len(said) == 6
     assert (grown_run / "maps.json").exists()
+
+
+def test_parts_whose_nodes_went_away_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only node left has no CPU for them, as the head of a cluster often has not."""
+    waits: list[float] = []
+
+    def wait(references: list[str], *, num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        waits.append(timeout)
+        return [], references
+
+    remote = SimpleNamespace(remote=lambda: "reference")
+    monkeypatch.setattr("ray.remote", lambda **_: lambda function: remote)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr("ray.wait", wait)
+    nodes = [{"Alive": True, "Resources": {"CPU": 1.0}}, {"Alive": True, "Resources": {}}]
+    monkeypatch.setattr(
+        "ray.nodes", lambda: [{**node, "Alive": len(waits) < 2 or not node["Resources"]} for node in nodes]
+    )
+    with pytest.raises(ResourceError, match=r"no node of the Ray cluster has a CPU any more\. Add nodes"):
+        list(depths._on_cluster({("task", 1): (print, ())}))
+    assert waits == [depths.LOOK_AROUND_SECONDS] * 2

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 import pytest
+import ray
 
-from growtx.exceptions import ResourceError
+from growtx.exceptions import ResourceError, TrainingError
 from growtx.train import cluster
 from growtx.train.settings import ResourcesConfig
 
@@ -83,3 +84,37 @@ def test_a_ray_that_cannot_be_used_is_one_sentence(
     with pytest.raises(ResourceError, match=f"^{re.escape(sentence)}") as raised, cluster.connected(ResourcesConfig()):
         pass
     assert "\n" not in str(raised.value)
+
+
+DIED = ray.exceptions.RayActorError(
+    error_msg="The actor died unexpectedly before finishing this task.\n\tclass_name: TrainController\n\tpid: 7\n"
+    "The actor is dead because its node has died. Node Id: 5f3b. Some common causes include: (1) the raylet ..."
+)
+
+
+def test_a_ray_that_is_lost_in_the_middle_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    expected = (
+        "Ray was lost: RayActorError: The actor is dead because its node has died. Finished stages and checkpoints"
+    )
+    with pytest.raises(TrainingError, match=f"^{re.escape(expected)}"), cluster.connected(ResourcesConfig()):
+        raise DIED
+
+
+def test_a_mistake_in_a_task_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    mistake = ray.exceptions.RayTaskError("_train", "Traceback ...\nKeyError: 'x'", KeyError("x"))
+    with pytest.raises(ray.exceptions.RayTaskError, match="KeyError"), cluster.connected(ResourcesConfig()):
+        raise mistake
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (DIED, "The actor is dead because its node has died"),
+        (ValueError("Traceback:\n  File ...\nno space left. 3 bytes.\n"), "no space left. 3 bytes."),
+        (MemoryError(), "no reason given"),
+    ],
+)
+def test_of_a_long_error_the_sentence_that_says_why_is_told(error: Exception, sentence: str) -> None:
+    assert cluster.first_sentence(error) == sentence
