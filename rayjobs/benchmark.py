@@ -53,6 +53,9 @@ def main() -> int:
     serving.add_argument(
         "--soak", type=float, metavar="SECONDS", help="instead: mixed traffic for so long, on a local Ray"
     )
+    serving.add_argument(
+        "--warm-up", type=float, default=180.0, metavar="SECONDS", help="of --soak, before it measures"
+    )
     serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
     serving.set_defaults(run=_serving)
     arguments = parser.parse_args()
@@ -187,10 +190,10 @@ def _serving(arguments: argparse.Namespace) -> int:
 
     tokenizer = build_tokenizer(build(TokenizerConfig, {"family": "compact", "vocab_size": 270}), ["hello world " * 99])
     if arguments.soak is not None:
-        return _soak(tokenizer, arguments.soak, arguments.rate)
+        return _soak(tokenizer, arguments)
     _print_table(
         "Two members of random weights",
-        ("system", "clients", "tokens/s", "x naive", "TTFT p50 ms", "ITL p50 ms", "ITL p99 ms", "bound tokens/s"),
+        ("system", "clients", "tokens/s", "x naive", "TTFT ms p50", "p99", "ITL ms p50", "p99", "bound tokens/s"),
         (
             (
                 row.system,
@@ -198,6 +201,7 @@ def _serving(arguments: argparse.Namespace) -> int:
                 row.tokens_per_second,
                 row.ratio_to_naive,
                 row.first_token_p50_seconds * 1e3,
+                row.first_token_p99_seconds * 1e3,
                 row.inter_token_p50_seconds * 1e3,
                 row.inter_token_p99_seconds * 1e3,
                 row.bound_tokens_per_second,
@@ -208,19 +212,27 @@ def _serving(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _soak(tokenizer: Any, seconds: float, rate: float) -> int:
+def _soak(tokenizer: Any, arguments: argparse.Namespace) -> int:
     from serve.soak import run_soak
 
-    soak = run_soak(tokenizer, seconds, rate)
+    soak = run_soak(tokenizer, arguments.soak, arguments.rate, warm_up_seconds=arguments.warm_up)
     answers = ((kind, str(status), str(count)) for (kind, status), count in sorted(soak.answers.items()))
-    _print_table(f"Answers in {seconds:g} s", ("kind of request", "status", "count"), answers)
-    costs = (("memory_bytes", "memory MiB", 2**20), ("num_threads", "threads", 1), ("num_files", "open files", 1))
+    _print_table(
+        f"Answers in {arguments.warm_up + arguments.soak:g} s", ("kind of request", "status", "count"), answers
+    )
+    costs = (
+        ("private_bytes", "private MiB", 2**20),
+        ("resident_bytes", "resident MiB", 2**20),
+        ("num_threads", "threads", 1),
+        ("num_files", "open files", 1),
+    )
     rows = (
         (process, title, *(value / unit for value in soak.change(process, name)))
         for process in soak.costs
         for name, title, unit in costs
     )
-    _print_table("After the warm-up", ("process", "what", "first quarter", "last quarter"), rows)
+    columns = ("process", "what", "first quarter", "last quarter", "slope / minute")
+    _print_table(f"{arguments.soak:g} s after a warm-up of {arguments.warm_up:g} s", columns, rows)
     return 0
 
 

@@ -9,9 +9,10 @@ two cached forward passes a token, logits averaged.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -49,12 +50,13 @@ class Workload:
 
 @dataclass
 class Row:
-    """A line of the table; times in seconds, medians over rounds."""
+    """A line of the table: the median of the rounds' tokens per second, and quantiles over the texts of all rounds."""
 
     system: str
     num_clients: int
     tokens_per_second: float
     first_token_p50_seconds: float
+    first_token_p99_seconds: float
     inter_token_p50_seconds: float
     inter_token_p99_seconds: float
     bound_tokens_per_second: float
@@ -68,17 +70,31 @@ class Timings:
     arrivals: list[list[float]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def row(self, system: str, num_clients: int, bound: float) -> Row:
-        gaps = sorted(after - before for times in self.arrivals for before, after in pairwise(times))
-        return Row(
-            system,
-            num_clients,
-            sum(map(len, self.arrivals)) / self.seconds,
-            median(times[0] for times in self.arrivals),
-            median(gaps),
-            gaps[int(0.99 * (len(gaps) - 1))],
-            bound,
-        )
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(map(len, self.arrivals)) / self.seconds
+
+
+def summarise(rounds: Sequence[Timings], system: str, num_clients: int, bound: float) -> Row:
+    """The row of a system at a number of clients."""
+    texts = [times for timings in rounds for times in timings.arrivals]
+    firsts = sorted(times[0] for times in texts)
+    gaps = sorted(after - before for times in texts for before, after in pairwise(times))
+    return Row(
+        system,
+        num_clients,
+        median(timings.tokens_per_second for timings in rounds),
+        median(firsts),
+        _p99(firsts),
+        median(gaps),
+        _p99(gaps),
+        bound,
+    )
+
+
+def _p99(values: Sequence[float]) -> float:
+    """Of sorted values: the smallest that 99 of 100 do not exceed."""
+    return values[math.ceil(0.99 * len(values)) - 1]
 
 
 def measure_serving(
@@ -93,19 +109,20 @@ def measure_serving(
     ensemble.generation_config.eos_token_id = ensemble.config.eos_token_id = None  # every text has its full length
     members = list(members_of(ensemble).values())
     hardware = Hardware.measure()
-    naive_runs, runs = [], dict[tuple[str, int], list[Row]]()
+    naive_rounds, rounds = list[Timings](), dict[tuple[str, int], list[Timings]]()
     models = {"ensemble": ensemble, "one member": members[0]}
     with _engines(models, tokenizer) as engines:
         for _ in range(workload.num_rounds):
-            naive_runs.append(_naive(members, workload))
+            naive_rounds.append(_naive(members, workload))
             for num_clients in CLIENTS:
                 requests = workload.requests(num_clients, ensemble.config.vocab_size)
                 for system, engine in engines.items():
-                    timings = asyncio.run(_serve(engine, requests))
-                    bound = hardware.bound(models[system], num_clients)
-                    runs.setdefault((system, num_clients), []).append(timings.row(system, num_clients, bound))
-    naive = _middle([run.row("naive loop", 1, hardware.bound(ensemble, 1)) for run in naive_runs])
-    served = [_middle(rows) for rows in runs.values()]
+                    rounds.setdefault((system, num_clients), []).append(asyncio.run(_serve(engine, requests)))
+    naive = summarise(naive_rounds, "naive loop", 1, hardware.bound(ensemble, 1))
+    served = [
+        summarise(found, system, num_clients, hardware.bound(models[system], num_clients))
+        for (system, num_clients), found in rounds.items()
+    ]
     return [naive, *(replace(row, ratio_to_naive=row.tokens_per_second / naive.tokens_per_second) for row in served)]
 
 
@@ -206,8 +223,3 @@ def _best_seconds(work: Callable[[], object]) -> float:
         work()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _middle(rows: list[Row]) -> Row:
-    """The row of median throughput."""
-    return sorted(rows, key=lambda row: row.tokens_per_second)[len(rows) // 2]

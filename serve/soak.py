@@ -1,7 +1,8 @@
 """A long run of mixed traffic against an endpoint on loopback, and what its processes cost meanwhile.
 
 Whole and streamed texts, clients that leave, requests that are wrong, bursts beyond the queue. What is not given back
-(memory, threads, open files) shows as a difference between the beginning and the end.
+(memory, threads, open files) shows as a difference between the beginning and the end, and as a slope over all samples.
+Sampling begins after a warm-up, in which allocators and caches come to their size.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import linear_regression, median
 from typing import Any
 
 import aiohttp
@@ -27,8 +28,7 @@ from growtx.models.ensemble import members_of
 from serve.benchmark import random_ensemble
 from serve.local import APP, local_endpoint
 
-SAMPLES = 120
-WARM_UP = 0.2  # of the time; allocators and caches have their size then
+SAMPLE_SECONDS = 10.0
 BURST_SIZE = 96  # more than places and queue together
 ENGINE = {"max_batch_size": 16, "max_queue": 16, "num_ingress_replicas": 1, "kv_cache_gib": 0.1}
 PROCESSES = (f"ray::ServeReplica:{APP}:Engine", f"ray::ServeReplica:{APP}:Ingress", "ray::ProxyActor")
@@ -39,7 +39,8 @@ class Cost:
     """What a process has at one moment."""
 
     seconds: float
-    memory_bytes: int
+    resident_bytes: int
+    private_bytes: int  # without what is shared with others: libraries, and Ray's object store as far as it was touched
     num_threads: int
     num_files: int
 
@@ -51,18 +52,20 @@ class Soak:
     answers: Counter[tuple[str, int]] = field(default_factory=Counter)
     costs: dict[str, list[Cost]] = field(default_factory=dict)
 
-    def change(self, process: str, name: str) -> tuple[float, float]:
-        """Median of a cost in the first and in the last quarter after the warm-up."""
-        samples = [getattr(cost, name) for cost in self.costs[process]]
-        samples = samples[int(WARM_UP * len(samples)) :]
+    def change(self, process: str, name: str) -> tuple[float, float, float]:
+        """Of a cost: medians of the first and of the last quarter of the samples, and its slope, per minute."""
+        times, samples = zip(*((cost.seconds, getattr(cost, name)) for cost in self.costs[process]), strict=True)
         quarter = max(1, len(samples) // 4)
-        return median(samples[:quarter]), median(samples[-quarter:])
+        slope = linear_regression(times, samples).slope if len(samples) > 1 else 0.0
+        return median(samples[:quarter]), median(samples[-quarter:]), 60 * slope
 
 
-def run_soak(tokenizer: PreTrainedTokenizerFast, seconds: float, requests_per_second: float) -> Soak:
-    """Serve a small ensemble of random weights and keep it busy."""
+def run_soak(
+    tokenizer: PreTrainedTokenizerFast, seconds: float, requests_per_second: float, *, warm_up_seconds: float
+) -> Soak:
+    """Serve a small ensemble of random weights and keep it busy, for `seconds` after the warm-up."""
     with _served(tokenizer) as url:
-        return asyncio.run(_soak(url, seconds, requests_per_second))
+        return asyncio.run(_soak(url, seconds, requests_per_second, warm_up_seconds))
 
 
 @contextmanager
@@ -77,10 +80,10 @@ def _served(tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
             yield url
 
 
-async def _soak(url: str, seconds: float, requests_per_second: float) -> Soak:
+async def _soak(url: str, seconds: float, requests_per_second: float, warm_up_seconds: float) -> Soak:
     soak, generator, running = Soak(), random.Random(0), set[asyncio.Task[None]]()
-    begin = time.monotonic()
-    sampling = asyncio.create_task(_sample(soak, begin, seconds / SAMPLES))
+    begin = time.monotonic() + warm_up_seconds
+    sampling = asyncio.create_task(_sample(soak, begin))
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=120)) as session:
         while time.monotonic() < begin + seconds:
@@ -94,17 +97,17 @@ async def _soak(url: str, seconds: float, requests_per_second: float) -> Soak:
     return soak
 
 
-async def _sample(soak: Soak, begin: float, period: float) -> None:
+async def _sample(soak: Soak, begin: float) -> None:
+    await asyncio.sleep(begin - time.monotonic())
     while True:
         for process in psutil.Process().children(recursive=True):
             with process.oneshot():
                 title = " ".join(process.cmdline())  # Ray appends what the process does at the moment
                 if name := next((name for name in PROCESSES if title.startswith(name)), ""):
-                    cost = Cost(
-                        time.monotonic() - begin, process.memory_info().rss, process.num_threads(), process.num_fds()
-                    )
+                    memory, now = process.memory_full_info(), time.monotonic() - begin
+                    cost = Cost(now, memory.rss, memory.uss, process.num_threads(), process.num_fds())
                     soak.costs.setdefault(name, []).append(cost)
-        await asyncio.sleep(period)
+        await asyncio.sleep(SAMPLE_SECONDS)
 
 
 async def _one(session: aiohttp.ClientSession, kind: str, seed: int, soak: Soak) -> None:
