@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from growtx.growth.plan import StageTraining
+from growtx.growth.stage_training import StageTraining
 
 
 def learning_rate_factor(train: StageTraining, step: int, num_steps: int) -> float:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from growtx.config import build
 from growtx.exceptions import ConfigError
-from growtx.growth.plan import LINEAR_TARGETS, LoraConfig, PlanConfig, Stage, StageTraining, resolve
+from growtx.growth.plan import LINEAR_TARGETS, LoraConfig, PlanConfig, Stage, resolve
+from growtx.growth.stage_training import StageTraining
 
 TRAIN = {"steps": 10}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growtx.growth.plan import StageTraining
+from growtx.growth.stage_training import StageTraining
 from growtx.train.schedule import learning_rate_factor
 
 
