@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -21,29 +19,16 @@ from growtx.growth.prefix_plan import PrefixPlan
 from growtx.models.scoring import TextScore
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
-from growtx.store.metrics_log import MetricsLog
 from growtx.store.storage import Storage
 from growtx.train.batches import Batches
 from growtx.train.checkpoints import CheckpointInfo, find_checkpoint, read_checkpoint, write_checkpoint
 from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, worker_device, world_size
 from growtx.train.engine import Engine, loss_kernel
-from growtx.train.memory import peak_memory_bytes, reset_peak_memory
+from growtx.train.memory import reset_peak_memory
 from growtx.train.prefix_stage import use_prefix_cache
-from growtx.train.progress import StageProgress
 from growtx.train.schedule import learning_rate_factor
+from growtx.train.stage_record import Position, StageRecord
 from growtx.train.worker_context import WorkerContext
-
-
-@dataclass
-class Position:
-    """How far the stage is; what a checkpoint remembers besides tensors."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best_bits_per_byte: float = math.inf
-    evaluations_without_gain: int = 0
-    first_score: float | None = None
-    peak_score: float = field(default=-math.inf)
 
 
 class StageRun:
@@ -59,15 +44,16 @@ class StageRun:
         self.tokens_per_step = self.job.tokens_per_step(stage)
         self.storage = Storage(self.job.run_dir)
         self.store = BlobStore(self.job.store_dir)
-        self.metrics = MetricsLog(self.storage)
         self.config = self.job.model_at(stage.num_blocks)
         self.num_steps = stage.train.num_steps(self.tokens_per_step)
         self.position = Position()
         self.fingerprint = self.job.stage_fingerprint(stage, parent.digest() if parent else None)
         self.tokens_before = parent.num_tokens if parent else 0
+        self.record = StageRecord(context, stage, num_steps=self.num_steps, tokens_before=self.tokens_before)
         reset_peak_memory()
         self.batches = self._build_batches()
         self.prefix_plan = self._use_prefix_cache()
+        self.record.prefix_cached = self.prefix_cached
         self.engine = self._build_engine()
         self.frozen_before, self.num_frozen_tensors = self.engine.frozen_hash()
 
@@ -118,7 +104,7 @@ class StageRun:
 
     @property
     def num_tokens(self) -> int:
-        return self.tokens_before + self.position.step * self.tokens_per_step
+        return self.record.num_tokens(self.position)
 
     def train(self) -> str:
         """Run to the end of the stage; returns what ended it.
@@ -137,7 +123,7 @@ class StageRun:
             window += self._step().cpu()
             steps_in_window += 1
             self.position.seconds += time.monotonic() - started
-            self._post()  # in every step, because the answer may be a request to stop
+            self.record.show(self.position)  # in every step, because the answer may be a request to stop
             if self._is_due(self.settings.log_every_steps) or self.position.step >= self.num_steps:
                 self._log(window, (time.monotonic() - last_log) / steps_in_window)
                 window, steps_in_window = torch.zeros(2, dtype=torch.float64), 0
@@ -194,59 +180,23 @@ class StageRun:
             )
         tokens_per_second = self.tokens_per_step / seconds_per_step
         factor = learning_rate_factor(self.stage.train, self.position.step - 1, self.num_steps)
-        self._write_row(
-            {
-                "train/loss": loss,
-                "train/learning_rate": self.stage.train.learning_rate * factor,
-                "train/tokens_per_second": tokens_per_second,
-                "train/grad_norm": self.engine.gradient_norm(),
-            }
-        )
-        self._post(loss=loss, tokens_per_second=tokens_per_second)
-
-    def _write_row(self, values: dict[str, Any]) -> None:
         row = {
-            "step": self.position.step,
-            "stage": self.stage.index,
-            "stage_name": self.stage.name,
-            "num_blocks": self.stage.num_blocks,
-            "num_tokens": self.num_tokens,
-            **values,
-            "active_parameters": active_parameters(self.config, self.stage),
-            "peak_memory_bytes": peak_memory_bytes(),
-            "time_seconds": round(self.position.seconds, 3),
+            "train/loss": loss,
+            "train/learning_rate": self.stage.train.learning_rate * factor,
+            "train/tokens_per_second": tokens_per_second,
+            "train/grad_norm": self.engine.gradient_norm(),
         }
-        on_rank_zero(lambda: self.metrics.append(row))
-        self.context.show(row)
-
-    def _post(self, **values: Any) -> None:
-        if rank() == 0:
-            fraction = self.position.step / self.num_steps
-            if self.stage.train.seconds is not None:
-                fraction = max(fraction, self.position.seconds / self.stage.train.seconds)
-            self.context.progress = StageProgress(
-                stage=self.stage.index,
-                name=self.stage.name,
-                num_stages=self.job.num_stages,
-                fraction=fraction,
-                seconds=self.position.seconds,
-                weights=self.job.stage_weights,
-                bits_per_byte=values.get("bits_per_byte", self.context.progress.bits_per_byte),
-                loss=values.get("loss", self.context.progress.loss),
-                tokens_per_second=values.get("tokens_per_second", self.context.progress.tokens_per_second),
-                place=self.context.progress.place,
-                prefix_cached=self.prefix_cached,
-                evaluated=values.get("evaluated", False),
-            )
-            self.context.poster.post(self.context.progress)
+        self.record.write(self.position, row)
+        self.record.show(self.position, loss=loss, tokens_per_second=tokens_per_second)
 
     def evaluate(self, when: str) -> dict[str, TextScore]:
         """Bits per byte on held-out windows, written to the metrics."""
         micro_batch = self.settings.micro_batch(world_size())
         scores = self.context.held_out.evaluate(self.engine.evaluation_model(), micro_batch, self.engine.device)
         total = scores[""]
-        self._write_row({"eval/loss": total.loss, "eval/bits_per_byte": total.bits_per_byte, "eval/when": when})
-        self._post(bits_per_byte=total.bits_per_byte, evaluated=when == "during")
+        row = {"eval/loss": total.loss, "eval/bits_per_byte": total.bits_per_byte, "eval/when": when}
+        self.record.write(self.position, row)
+        self.record.show(self.position, bits_per_byte=total.bits_per_byte, evaluated=when == "during")
         if when == "start":
             self.position.first_score = total.bits_per_byte
         return scores
@@ -282,7 +232,7 @@ class StageRun:
         """Load the newest checkpoint of this stage, if there is one."""
         found = on_rank_zero(lambda: find_checkpoint(self.storage, self.stage.index, self.fingerprint))
         if found is None:
-            on_rank_zero(lambda: self.metrics.rewind(stage=self.stage.index, step=-1))
+            self.record.rewind(-1)
             return False
         directory, info = found
         weights, moments = read_checkpoint(self.storage, directory)
@@ -299,7 +249,7 @@ class StageRun:
             evaluations_without_gain=info.evaluations_without_gain,
             first_score=info.first_bits_per_byte,
         )
-        on_rank_zero(lambda: self.metrics.rewind(stage=self.stage.index, step=info.step))
+        self.record.rewind(info.step)
         return True
 
 
