@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from growtx.growth.budget import active_parameters
 from growtx.growth.flops import num_blocks_with_gradients, stage_flops
+from growtx.growth.lora import num_adapter_parameters
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
@@ -77,11 +78,35 @@ def _stage(config: GrowtxConfig, stage: Stage, placement: Placement, tokens_per_
 def _memory(config: GrowtxConfig, stage: Stage, placement: Placement, total: int, active: int) -> MemoryForecast:
     element = 2 if placement.bf16 else 4
     shards = placement.num_workers
-    weights = total * element // (shards if placement.zero_stage == 3 else 1)
-    gradients = active * element // (shards if placement.zero_stage >= 2 else 1)
+    weights = (total + _num_adapter_parameters(config, stage)) * element // (shards if placement.zero_stage == 3 else 1)
+    gradients = _gradient_elements(placement, active) * element
     # fp32 master weights and two moments, sharded by every ZeRO stage
     optimizer = 0 if placement.offload_optimizer else 12 * active // shards
     return MemoryForecast(weights, gradients, optimizer, _activation_bytes(config, stage, placement, element))
+
+
+def bucket_elements(active: int) -> int:
+    """Gradients that are reduced together: all of them, up to half a billion. ZeRO 1 and 2 refuse odd buckets."""
+    return min(500_000_000, active + active % 2)
+
+
+def _gradient_elements(placement: Placement, active: int) -> int:
+    """At their peak, in the backward pass: before a bucket is full, nothing of it can be sharded.
+
+    ZeRO 3 keeps its bucket beside the shard for as long as the stage lasts.
+    """
+    bucket = bucket_elements(active)
+    if placement.zero_stage == 3:
+        return active // placement.num_workers + bucket
+    whole = active if placement.zero_stage == 1 else min(active, bucket)
+    return whole + (active - whole) // placement.num_workers
+
+
+def _num_adapter_parameters(config: GrowtxConfig, stage: Stage) -> int:
+    """They stand beside the blocks until the stage is sealed."""
+    if stage.lora is None:
+        return 0
+    return stage.num_frozen * num_adapter_parameters(stage.lora, config.hidden_size, config.mlp_width)
 
 
 def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, element: int) -> int:

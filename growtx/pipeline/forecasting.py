@@ -16,6 +16,7 @@ from growtx.growth.prefix_plan import WORTHWHILE, plan_prefix
 from growtx.models.configuration import GrowtxConfig
 from growtx.pipeline.run_config import RunConfig
 from growtx.substrate.codes import binary_codes
+from growtx.train.held_bytes import placement
 
 MIB, GIB = 2**20, 2**30
 
@@ -23,14 +24,7 @@ MIB, GIB = 2**20, 2**30
 def placement_of(config: RunConfig) -> Placement:
     """How the configuration spreads a stage."""
     training, resources = config.training, config.resources
-    return Placement(
-        num_workers=resources.num_workers,
-        zero_stage=training.zero_stage,
-        micro_batch=training.micro_batch(resources.num_workers),
-        bf16=training.precision == "bf16" or (training.precision == "auto" and resources.use_gpu),
-        offload_optimizer=training.offload_optimizer,
-        activation_checkpointing=training.activation_checkpointing,
-    )
+    return placement(training, num_workers=resources.num_workers, bf16=training.uses_bf16(has_gpu=resources.use_gpu))
 
 
 def planned_architecture(config: RunConfig) -> GrowtxConfig:

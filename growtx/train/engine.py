@@ -6,18 +6,22 @@ so that it can be loaded into any number of workers and any ZeRO stage.
 
 from __future__ import annotations
 
+import gc
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from growtx.growth.forecast import bucket_elements
 from growtx.growth.freezing import frozen_parameters, hash_frozen
 from growtx.growth.plan import Stage
 from growtx.train.distributed import rank, world_size
+from growtx.train.held_bytes import GradientPeak, HeldBytes, storage_bytes
+from growtx.train.kernels import use_bf16
 from growtx.train.settings import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -39,24 +43,11 @@ def quiet_deepspeed() -> Any:
     return deepspeed
 
 
-def use_bf16(settings: TrainingConfig) -> bool:
-    """Whether to compute in bf16: CPUs without native bf16 are some 50 times slower in it than in fp32."""
-    return settings.precision == "bf16" or (settings.precision == "auto" and torch.cuda.is_available())
-
-
-def loss_kernel(settings: TrainingConfig) -> str:
-    """The cross-entropy to train with, as `GrowtxConfig` names it."""
-    if settings.loss_kernel != "auto":
-        return settings.loss_kernel
-    return "liger" if torch.cuda.is_available() and find_spec("liger_kernel") else "chunked"
-
-
 def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: int) -> dict[str, Any]:
     """The configuration that DeepSpeed gets; `num_active` parameters train."""
     share = settings.global_batch_size // num_workers
     micro_batch = settings.micro_batch(num_workers)
-    # Buckets are allocated whole: never larger than what trains. ZeRO 1 and 2 refuse odd ones.
-    bucket = min(500_000_000, num_active + num_active % 2)
+    bucket = bucket_elements(num_active)  # allocated whole
     zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -120,11 +111,20 @@ class Engine:
         )
         self.model = model
         self.device = self.engine.device
+        self.held: HeldBytes | None = None  # measured in the first step
+        self._gradients = GradientPeak(parameter for _, parameter in self.trainable())
         self._create_moments()
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
         return self.engine.optimizer.optimizer  # type: ignore[no-any-return]
+
+    @property
+    def _masters(self) -> list[torch.Tensor]:
+        """This rank's fp32 weights, one tensor for each group, which is what the optimizer steps."""
+        optimizer = self.engine.optimizer
+        name = "fp32_partitioned_groups_flat" if self._zero_stage == 3 else "single_partition_of_fp32_groups"
+        return getattr(optimizer, name)  # type: ignore[no-any-return]
 
     def step(self, micro_batches: list[dict[str, Any]], num_targets: int, factor: float) -> torch.Tensor:
         """One optimizer step.
@@ -144,10 +144,27 @@ class Engine:
         for batch in micro_batches:
             output = self.engine(**batch, num_items_in_batch=num_targets)
             self.engine.backward(output.loss)
+            if self.held is None and self.engine.is_gradient_accumulation_boundary():
+                self.held = self._measure()
+                self._gradients.stop()
             self.engine.step()
             totals[0] += output.loss.detach() * num_targets
             totals[1] += (batch["labels"][:, 1:] >= 0).sum()
         return totals
+
+    def _measure(self) -> HeldBytes:
+        """What this rank holds on its device in a step."""
+        parameters = list(self.model.parameters())
+        moments = [state[key] for state in self._optimizer.state.values() for key in MOMENTS]
+        weights = [getattr(parameter, "ds_tensor", parameter) for parameter in parameters]
+        optimizer = [part for part in (*self._masters, *moments) if part.device == self.device]
+        return HeldBytes(storage_bytes(weights), self._gradient_bytes(), storage_bytes(optimizer))
+
+    def _gradient_bytes(self) -> int:
+        if self._zero_stage == 3:
+            buckets = [bucket.buffer for bucket in self.engine.optimizer.ipg_buckets.values()]
+            return storage_bytes([self.engine.optimizer.grad_partitions_flat_buffer, *buckets])
+        return self._gradients.peak
 
     def gradient_norm(self) -> float:
         """Norm of the last step's gradient before clipping."""
@@ -218,21 +235,15 @@ class Engine:
         And saving too: ZeRO 1 and 2 step one group of parameters after the other, but link parameters to their
         moments once, after the first of them.
         """
-        optimizer = self.engine.optimizer
-        shards = (
-            optimizer.fp32_partitioned_groups_flat
-            if self._zero_stage == 3
-            else optimizer.single_partition_of_fp32_groups
-        )
         fused = self._optimizer.defaults["fused"]  # its kernel reads the step where the moments are
-        for shard in shards:
+        for shard in self._masters:
             self._optimizer.state[shard] = {
                 "step": torch.tensor(0.0, device=shard.device if fused else "cpu"),
                 "exp_avg": torch.zeros_like(shard),
                 "exp_avg_sq": torch.zeros_like(shard),
             }
         if self._zero_stage != 3:
-            optimizer._lazy_init_hp_params_optimizer_state()
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     @contextmanager
     def gathered(self, parameters: list[nn.Parameter], *, modify: bool = False) -> Iterator[None]:
@@ -258,5 +269,21 @@ class Engine:
         return self.engine.module  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """Free hooks and buffers, so that the next stage can start in this process."""
+        """Free the model, its gradients and the optimizer, so that the next stage can start in this process."""
         self.engine.destroy()
+        if self._zero_stage == 3:
+            _forget_partitioned(self.model)
+        del self.engine, self.model
+        gc.collect()  # model and engine refer to each other
+
+
+def _forget_partitioned(model: nn.Module) -> None:
+    """Take a model out of what DeepSpeed's ZeRO-3 keeps for the life of the process."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not model]
+    method = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    for cached in inspect.getclosurevars(method).nonlocals.values():  # an lru_cache below a decorator
+        if hasattr(cached, "cache_clear"):
+            cached.cache_clear()

@@ -26,7 +26,8 @@ from growtx.models.causal_lm import GrowtxForCausalLM
 from growtx.models.counting import num_params
 from growtx.store.manifest import BlockRef, FrozenCheck, Manifest, write_manifest
 from growtx.train.distributed import on_rank_zero, world_size
-from growtx.train.engine import State, use_bf16
+from growtx.train.engine import State
+from growtx.train.kernels import use_bf16
 from growtx.train.memory import peak_memory_bytes
 from growtx.train.stage_run import StageRun
 
@@ -76,7 +77,9 @@ def seal(run: StageRun, ended_by: str) -> Manifest:
         "tokens_per_second": run.position.step * run.tokens_per_step / max(seconds, 1e-9),
         "peak_memory_bytes": peak_memory_bytes(),
         "num_workers": world_size(),
+        "pause_seconds": run.pause_seconds,
         "prefix_cached": run.prefix_cached,
+        **run.memory_metrics(),
     }
 
     def store() -> Manifest:

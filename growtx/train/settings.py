@@ -60,6 +60,10 @@ class TrainingConfig(ConfigModel):
         """These settings with a stage's own batch, where it has one."""
         return self if global_batch_size is None else self.model_copy(update={"global_batch_size": global_batch_size})
 
+    def uses_bf16(self, *, has_gpu: bool) -> bool:
+        """Whether to compute in bf16: CPUs without native bf16 are some 50 times slower in it than in fp32."""
+        return self.precision == "bf16" or (self.precision == "auto" and has_gpu)
+
     def micro_batch(self, num_workers: int) -> int:
         """Windows in one forward pass of a worker."""
         share = self.global_batch_size // num_workers
@@ -93,6 +97,14 @@ class AcceleratorConfig(ConfigModel):
     utilisation: float = Field(0.35, gt=0, le=1, description="share of the peak that training is assumed to reach")
 
 
+class PrefixJobConfig(ConfigModel):
+    """A Ray Data job that fills the prefix cache beside a stage's workers, which wait for it."""
+
+    num_workers: int = Field(1, ge=1)
+    use_gpu: bool = False
+    cpus_per_worker: float = Field(1, gt=0)
+
+
 class ResourcesConfig(ConfigModel):
     """The `resources` block: what a worker group asks the Ray cluster for."""
 
@@ -100,6 +112,9 @@ class ResourcesConfig(ConfigModel):
     use_gpu: bool = False
     cpus_per_worker: float = Field(1, gt=0)
     accelerator: AcceleratorConfig | None = None
+    prefix_job: PrefixJobConfig | None = Field(
+        None, description="fill the prefix cache by a Ray Data job of this size; null: the stage's workers fill it"
+    )
     max_failures: int = Field(3, ge=0, description="times that lost workers are replaced before the run gives up")
     wait_seconds: float = Field(
         60.0, ge=0, description="how long to wait for nodes that are not there yet, on a cluster that can grow"
@@ -110,3 +125,15 @@ class ResourcesConfig(ConfigModel):
         if self.cpus_per_worker > 1 and self.cpus_per_worker != int(self.cpus_per_worker):
             raise ValueError(f"cpus_per_worker={self.cpus_per_worker} is neither whole nor below 1")
         return self
+
+    @property
+    def num_cpus(self) -> float:
+        """CPUs that a worker group takes, with the job that fills its prefix cache."""
+        job = self.prefix_job
+        return self.num_workers * self.cpus_per_worker + (job.num_workers * job.cpus_per_worker if job else 0)
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs likewise."""
+        job = self.prefix_job
+        return (self.num_workers if self.use_gpu else 0) + (job.num_workers if job and job.use_gpu else 0)

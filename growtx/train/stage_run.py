@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
 
 from growtx.exceptions import TrainingError
 from growtx.growth.assembly import grow, read_state
 from growtx.growth.budget import active_parameters, count_trainable
-from growtx.growth.freezing import checkpoint_activations, prepare_for_stage
+from growtx.growth.freezing import prepare_for_stage
 from growtx.growth.plan import Stage
 from growtx.growth.prefix_plan import PrefixPlan
 from growtx.models.scoring import TextScore
@@ -22,8 +23,18 @@ from growtx.store.manifest import Manifest
 from growtx.store.storage import Storage
 from growtx.train.batches import Batches
 from growtx.train.checkpoints import CheckpointInfo, find_checkpoint, read_checkpoint, write_checkpoint
-from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, worker_device, world_size
-from growtx.train.engine import Engine, loss_kernel
+from growtx.train.distributed import (
+    any_rank,
+    on_all_ranks,
+    on_rank_zero,
+    rank,
+    sum_over_ranks,
+    worker_device,
+    world_size,
+)
+from growtx.train.engine import Engine
+from growtx.train.held_bytes import memory_metrics
+from growtx.train.kernels import set_kernels
 from growtx.train.memory import reset_peak_memory
 from growtx.train.prefix_stage import use_prefix_cache
 from growtx.train.schedule import learning_rate_factor
@@ -47,6 +58,7 @@ class StageRun:
         self.config = self.job.model_at(stage.num_blocks)
         self.num_steps = stage.train.num_steps(self.tokens_per_step)
         self.position = Position()
+        self.pause_seconds: float | None = None  # since the last step of the stage before, on the same worker group
         self.fingerprint = self.job.stage_fingerprint(stage, parent.digest() if parent else None)
         self.tokens_before = parent.num_tokens if parent else 0
         self.record = StageRecord(context, stage, num_steps=self.num_steps, tokens_before=self.tokens_before)
@@ -63,12 +75,7 @@ class StageRun:
         model = grow(self.config, self.stage, state, substrate, seed=self.job.seed)
         wrapped = prepare_for_stage(model, self.stage, seed=self.job.seed)
         assert count_trainable(wrapped) == active_parameters(self.config, self.stage)
-        model.config.loss_kernel = loss_kernel(self.settings)
-        if self.settings.activation_checkpointing:
-            checkpoint_activations(model)
-        if self.settings.compile:
-            for block in model.model.layers:
-                block.compile()
+        on_all_ranks(lambda: set_kernels(model, self.settings, worker_device()))
         wrapped.train()
         return Engine(wrapped, self.stage, self.settings)
 
@@ -97,6 +104,13 @@ class StageRun:
     def prefix_cached(self) -> bool:
         """Whether the frozen prefix's activations are read instead of computed."""
         return self.batches.reads_prefix
+
+    def memory_metrics(self) -> dict[str, Any]:
+        """What this worker held and what was forecast; nothing if the stage was over before its first step."""
+        held = self.engine.held
+        if held is None:
+            return {}
+        return memory_metrics(held, self.config, self.stage, self.settings, num_workers=world_size())
 
     def close(self) -> None:
         """Free what the stage holds, so that the next one can start in this process."""
@@ -145,7 +159,10 @@ class StageRun:
         if self.stage.lora is not None and self.stage.lora.dropout > 0:
             torch.manual_seed(hash((self.job.seed, self.stage.index, self.position.step, rank())) % 2**31)
         factor = learning_rate_factor(self.stage.train, self.position.step, self.num_steps)
+        if self.position.step == 0 and self.context.last_step_ended is not None:
+            self.pause_seconds = time.monotonic() - self.context.last_step_ended
         totals = self.engine.step(micro_batches, num_targets, factor)
+        self.context.last_step_ended = time.monotonic()
         self.position.step += 1
         return totals
 

@@ -55,6 +55,7 @@ class WorkerContext:
         self.poster = Poster(board)
         if board is not None:
             logging.getLogger("growtx").handlers = [BoardHandler(board)]
+        self.last_step_ended: float | None = None  # on the monotonic clock
         self.progress = StageProgress(place=place)
         self._gauges = TrainingGauges(job.run_dir) if rank() == 0 else None
         self._trackers: Trackers | None = None

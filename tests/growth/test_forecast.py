@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from growtx.growth import forecast as forecasting
 from growtx.growth.assembly import grow
 from growtx.growth.budget import count_trainable
 from growtx.growth.flops import stage_flops
@@ -45,8 +46,18 @@ def test_zero_stages_shard_what_their_names_say() -> None:
     by_stage = {stage: rows(replace(ONE, num_workers=4, zero_stage=stage))[1].memory for stage in (1, 2, 3)}
     alone = rows()[1].memory
     assert by_stage[1].optimizer == alone.optimizer // 4 and by_stage[1].gradients == alone.gradients
-    assert by_stage[2].gradients == alone.gradients // 4 and by_stage[2].weights == alone.weights
+    assert by_stage[2].gradients == alone.gradients and by_stage[2].weights == alone.weights
     assert by_stage[3].weights == alone.weights // 4
+    assert by_stage[3].gradients == pytest.approx(alone.gradients * 1.25, rel=0.01)  # the bucket and a quarter
+
+
+def test_gradients_beyond_a_bucket_are_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    active = rows()[1].active_parameters
+    monkeypatch.setattr(forecasting, "bucket_elements", lambda _: active // 2)
+    shares = {stage: rows(replace(ONE, num_workers=2, zero_stage=stage))[1].memory.gradients for stage in (1, 2, 3)}
+    alone = rows()[1].memory.gradients
+    assert shares[1] == alone
+    assert shares[2] == pytest.approx(alone * 3 / 4, rel=0.01) and shares[3] == pytest.approx(alone, rel=0.01)
 
 
 def test_offloading_and_checkpointing_save_what_they_promise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from growtx.growth.lora import base_model
-from growtx.train.engine import MOMENTS, Engine, deepspeed_config, loss_kernel, parameter_groups
+from growtx.train.engine import MOMENTS, Engine, deepspeed_config, parameter_groups
+from growtx.train.held_bytes import HeldBytes, memory_metrics
 from growtx.train.settings import TrainingConfig
 from tests import tiny
-from tests.train.engines import Checkpoint, checkpoint, make_engine, run, stage, two_ranks
+from tests.train.engines import BATCH, MICRO_BATCH, Checkpoint, checkpoint, make_engine, run, stage, two_ranks
 
 pytestmark = pytest.mark.usefixtures("process_group")
 EXACT = 1e-6  # nats
@@ -55,6 +57,20 @@ def test_all_zero_stages_take_the_same_steps(uninterrupted: Runs) -> None:
     losses = {zero_stage: losses for zero_stage, (losses, _) in uninterrupted.items()}
     assert difference(losses[1], losses[2]) < EXACT and difference(losses[1], losses[3]) < EXACT
     assert losses[1][5] < losses[1][0]
+
+
+def assert_as_forecast(held: HeldBytes, *, num_workers: int, zero_stage: int) -> None:
+    settings = TrainingConfig(zero_stage=zero_stage, global_batch_size=BATCH, micro_batch_size=MICRO_BATCH)  # type: ignore[arg-type]
+    found = memory_metrics(held, tiny.config(3), stage(), settings, num_workers=num_workers)
+    for kind, size in found["held_bytes"].items():
+        assert found["forecast_bytes"][kind] == pytest.approx(size, rel=0.1), (zero_stage, num_workers, kind)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_weights_gradients_and_optimizer_are_as_large_as_forecast(
+    zero_stage: int, engines: dict[int, Engine], uninterrupted: Runs
+) -> None:
+    assert_as_forecast(engines[zero_stage].held, num_workers=1, zero_stage=zero_stage)
 
 
 @pytest.mark.parametrize(("source", "target"), [(1, 1), (1, 2), (2, 3), (3, 1), (3, 3)])
@@ -188,10 +204,11 @@ def test_two_workers_take_the_steps_of_one_and_states_move_between_them(
     torch.multiprocessing.start_processes(two_ranks, arguments, nprocs=2, start_method="forkserver")
     found = torch.load(tmp_path / "two-ranks.pt")
     assert found.pop("messages") == {"raised": "seen by rank 0. Restore it."}
-    for zero_stage, (of_two, state_of_two, unmoved, continued) in found.items():
+    for zero_stage, (of_two, state_of_two, unmoved, continued, held) in found.items():
         assert difference(of_two, losses) < EXACT, f"{zero_stage}: two workers differ from one"
         assert difference(continued, losses[3:]) < EXACT, f"{zero_stage}: continued from the state of one worker"
         assert unmoved, f"{zero_stage}: a frozen tensor moved"
+        assert_as_forecast(held, num_workers=2, zero_stage=int(zero_stage[-1]))
         engine = engines[3 if zero_stage == "zero-1" else 1]
         engine.load(*state_of_two, num_steps=3)
         assert difference(run(engine, 3, 6), losses[3:]) < EXACT, f"{zero_stage}: continued by one worker"
@@ -207,6 +224,15 @@ def test_parameters_are_grouped_by_learning_rate_and_weight_decay() -> None:
     assert found == {(1e-2, 0.1): {2}, (1e-2, 0.0): {1}, (5e-3, 0.1): {2}, (5e-3, 0.0): {1}}
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in engine_model.parameters())
     assert parameter_groups(engine_model, stage(train={"head_learning_rate": None}))[-1]["peak_learning_rate"] == 1e-2
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_closed_engine_frees_its_model_and_optimizer(zero_stage: int) -> None:
+    engine = make_engine(zero_stage)
+    run(engine, 0, 1)
+    held = [weakref.ref(part) for part in (engine.engine, engine.model, engine.engine.optimizer, engine._optimizer)]
+    engine.close()
+    assert [part() for part in held] == [None] * 4
 
 
 def tiny_model() -> torch.nn.Module:
@@ -237,13 +263,3 @@ def test_deepspeed_accumulates_what_a_worker_cannot_hold_at_once(
 def test_buckets_are_no_larger_than_what_trains(zero_stage: int) -> None:
     config = deepspeed_config(TrainingConfig(zero_stage=zero_stage), num_workers=1, num_active=1000)  # type: ignore[arg-type]
     assert max(value for key, value in config["zero_optimization"].items() if key.endswith("bucket_size")) == 1000
-
-
-def test_the_loss_kernel_is_the_fused_one_on_gpus_that_have_it_and_ours_elsewhere(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert loss_kernel(TrainingConfig()) == "chunked"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("growtx.train.engine.find_spec", lambda name: name)
-    assert loss_kernel(TrainingConfig()) == "liger"
-    assert loss_kernel(TrainingConfig(loss_kernel="plain")) == "plain"

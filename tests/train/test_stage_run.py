@@ -129,6 +129,21 @@ def test_lora_phases_take_the_same_steps_under_every_zero_stage(adapted: Any) ->
         assert_same(adapted[zero_stage][1], adapted[1][1])
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_what_training_held_is_within_a_tenth_of_the_forecast(zero_stage: int, adapted: Any) -> None:
+    for manifest in adapted[zero_stage][0]:
+        held, forecast = manifest.metrics["held_bytes"], manifest.metrics["forecast_bytes"]
+        assert {"weights", "gradients", "optimizer"} <= held.keys() <= forecast.keys()
+        for kind, size in held.items():
+            assert forecast[kind] == pytest.approx(size, rel=0.1), (manifest.name, kind)
+
+
+def test_a_stage_tells_the_pause_since_the_one_before(adapted: Any) -> None:
+    first, joint, alone = adapted[1][0]
+    assert first.metrics["pause_seconds"] is None
+    assert joint.metrics["pause_seconds"] > 0 and alone.metrics["pause_seconds"] > 0
+
+
 # --- the prefix cache ------------------------------------------------------------------------------------------------
 
 
