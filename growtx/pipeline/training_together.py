@@ -44,8 +44,7 @@ class TrainTask:
     def needs(self) -> tuple[float, float]:
         """CPUs and GPUs that its largest worker group takes."""
         groups = [job.resources_of(stage) for job in self.jobs for stage in job.stages]
-        cpus = max(group.num_workers * group.cpus_per_worker for group in groups)
-        return cpus, max(group.num_workers if group.use_gpu else 0 for group in groups)
+        return max(group.num_cpus for group in groups), max(group.num_gpus for group in groups)
 
 
 @dataclass

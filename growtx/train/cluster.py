@@ -17,7 +17,7 @@ import ray.util
 
 from growtx.exceptions import ResourceError, TrainingError
 from growtx.train.quiet import quiet_worker
-from growtx.train.settings import ResourcesConfig
+from growtx.train.settings import PrefixJobConfig, ResourcesConfig
 
 
 @contextmanager
@@ -122,12 +122,18 @@ def check_cluster(resources: ResourcesConfig) -> None:
 @contextmanager
 def _demanded(resources: ResourcesConfig) -> Iterator[None]:
     """Let an autoscaler see what is missing: it starts nodes only for what waits to be placed."""
-    bundle = {"CPU": resources.cpus_per_worker, **({"GPU": 1.0} if resources.use_gpu else {})}
-    group = ray.util.placement_group([bundle] * resources.num_workers)
+    bundles = [_bundle(resources)] * resources.num_workers
+    if job := resources.prefix_job:
+        bundles += [_bundle(job)] * job.num_workers
+    group = ray.util.placement_group(bundles)
     try:
         yield
     finally:
         ray.util.remove_placement_group(group)
+
+
+def _bundle(group: ResourcesConfig | PrefixJobConfig) -> dict[str, float]:
+    return {"CPU": group.cpus_per_worker, **({"GPU": 1.0} if group.use_gpu else {})}
 
 
 def _missing(resources: ResourcesConfig) -> ResourceError | None:
@@ -146,6 +152,15 @@ def _missing(resources: ResourcesConfig) -> ResourceError | None:
             "Lower resources.num_workers or resources.cpus_per_worker, or add nodes",
         )
     room = sum(num_workers_on(node, resources) for node in nodes)
+    job = resources.prefix_job
+    if job and (cpus < resources.num_cpus or gpus < resources.num_gpus):
+        kind = f"{job.cpus_per_worker:g} CPUs{' and a GPU' if job.use_gpu else ''}"
+        return ResourceError(
+            f"resources.prefix_job: {job.num_workers} workers of {kind} beside the stage's need "
+            f"{resources.num_cpus:g} CPUs and {resources.num_gpus} GPUs with them, but the Ray cluster has {cpus:g} "
+            f"and {gpus:g}",
+            "Lower resources.prefix_job.num_workers, leave resources.prefix_job out, or add nodes",
+        )
     if room < resources.num_workers:
         kind = f"{resources.cpus_per_worker:g} CPUs{' and a GPU' if resources.use_gpu else ''}"
         return ResourceError(

@@ -64,6 +64,11 @@ class PrefixCache:
     def missing(self, shards: Iterable[int]) -> list[int]:
         return [shard for shard in shards if not self._path(shard).exists()]
 
+    def remove(self, shards: Iterable[int]) -> None:
+        """Give back the room that shards take."""
+        for shard in shards:
+            self._path(shard).unlink(missing_ok=True)
+
     def num_windows(self, shards: Iterable[int]) -> int:
         return sum(len(self._windows(shard)) for shard in shards)
 
@@ -96,8 +101,7 @@ class PrefixCache:
             try:
                 self._write(shard, torch.cat(states))
             except StoreError:
-                for other in written:
-                    self._path(other).unlink(missing_ok=True)
+                self.remove(written)
                 raise
             written.append(shard)
 
@@ -114,18 +118,24 @@ class PrefixCache:
             temporary.unlink(missing_ok=True)
             raise write_error(str(path), error) from error
 
+    def open(self, shards: Iterable[int]) -> None:
+        """Map shards: they can be read from then on even if another run gives up and removes what it wrote of them.
+
+        Raises:
+            StoreError: one is not there any more.
+        """
+        for shard in shards:
+            if shard not in self._open:
+                self._open[shard] = self._map(shard)
+
     def read(self, windows_N: np.ndarray) -> torch.Tensor:
         """States [N, T, D] of these windows, memory-mapped and copied.
 
         Raises:
-            StoreError: a shard was deleted while it was in use.
+            StoreError: a shard is not there.
         """
-        rows = []
-        for window in windows_N.tolist():
-            shard, row = divmod(window, WINDOWS_PER_SHARD)
-            if shard not in self._open:
-                self._open[shard] = self._map(shard)
-            rows.append(self._open[shard][row])
+        self.open(self.shards_of(windows_N))
+        rows = [self._open[window // WINDOWS_PER_SHARD][window % WINDOWS_PER_SHARD] for window in windows_N.tolist()]
         states_NTD = torch.from_numpy(np.stack(rows))
         return states_NTD.view(torch.bfloat16) if self.dtype == torch.bfloat16 else states_NTD
 

@@ -14,10 +14,12 @@ from growtx.growth.prefix_plan import PrefixPlan, plan_prefix
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
 from growtx.train.batches import Batches
-from growtx.train.distributed import any_rank, on_rank_zero, rank, worker_device, world_size
-from growtx.train.engine import use_bf16
+from growtx.train.distributed import any_rank, on_all_ranks, on_rank_zero, rank, worker_device, world_size
 from growtx.train.job import TrainJob
+from growtx.train.kernels import use_bf16
 from growtx.train.prefix_cache import PrefixCache
+from growtx.train.prefix_job import PrefixWork, fill_by_job
+from growtx.train.settings import PrefixJobConfig
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,16 @@ def use_prefix_cache(
         return PrefixPlan("recompute", "the prefix changes in this stage", 0.0, 0.0, 0)
     dtype = torch.bfloat16 if use_bf16(settings) else torch.float32
     config = job.model_at(stage.num_blocks)
-    cache = PrefixCache(
-        f"{job.prefix_cache_dir}/{PrefixCache.key(parent, stage.num_frozen, batches.data, dtype)}",
-        batches.data,
+    work = PrefixWork(
+        directory=f"{job.prefix_cache_dir}/{PrefixCache.key(parent, stage.num_frozen, batches.data, dtype)}",
+        packed_path=job.packed_path,
+        store_dir=job.store_dir,
+        parent=parent,
+        num_frozen=stage.num_frozen,
         dtype=dtype,
         micro_batch=micro_batch,
     )
+    cache = work.cache(batches.data)
     shards = cache.shards_of(batches.visited(num_steps))
     plan = on_rank_zero(
         lambda: plan_prefix(
@@ -61,7 +67,7 @@ def use_prefix_cache(
         )
     )
     if settings.prefix == "cache" or (settings.prefix == "auto" and plan.choice == "cache"):
-        problem = _fill(cache, shards, job, parent, stage)
+        problem = _fill(cache, shards, work, job.resources.prefix_job) or _open(cache, shards)
         if problem is None:
             batches.read_prefix_from(cache, stage.num_frozen)
         elif settings.prefix == "cache":
@@ -72,23 +78,39 @@ def use_prefix_cache(
     return plan
 
 
-def _fill(cache: PrefixCache, shards: list[int], job: TrainJob, parent: Manifest, stage: Stage) -> StoreError | None:
-    """Every worker computes its share; one that does not see the others' files computes the rest as well.
+def _fill(
+    cache: PrefixCache, shards: list[int], work: PrefixWork, prefix_job: PrefixJobConfig | None
+) -> StoreError | None:
+    """Compute what is missing, by a job if there is one; what this node does not see of it by these workers.
+
+    Of these, every one computes its share, and one that does not see the others' files the rest as well.
 
     Returns:
         What kept any of the workers from writing.
     """
-    missing = cache.missing(shards)
+    if prefix_job is not None:
+        missing = on_rank_zero(lambda: cache.missing(shards))
+        problem = fill_by_job(work, missing, prefix_job) if missing else None
+        if problem is not None:
+            return problem
+    missing, problem = cache.missing(shards), None
     if not any_rank([bool(missing)])[0]:  # also: nobody writes before everybody has looked
         return None
-    model = assemble(BlobStore(job.store_dir), parent).to(worker_device(), cache.dtype).eval()
-    problem: StoreError | None = None
+    model = assemble(BlobStore(work.store_dir), work.parent).to(worker_device(), cache.dtype).eval()
     mine = missing[rank() :: world_size()]
     for others_too in (False, True):
         try:
-            cache.fill(cache.missing(shards) if others_too else mine, model, stage.num_frozen)
+            cache.fill(cache.missing(shards) if others_too else mine, model, work.num_frozen)
         except StoreError as error:
             problem = error
         if any_rank([problem is not None])[0]:
             return problem or StoreError("another worker cannot write the prefix cache", "Free some space there")
+    return None
+
+
+def _open(cache: PrefixCache, shards: list[int]) -> StoreError | None:
+    try:
+        on_all_ranks(lambda: cache.open(shards))
+    except StoreError as error:
+        return error
     return None

@@ -167,9 +167,9 @@ class Sweeping:
 def num_concurrent(resources: ResourcesConfig, limit: int | None) -> int:
     """Trials whose workers fit into the cluster at the same time; Ray must be connected."""
     total = ray.cluster_resources()
-    fits = total.get("CPU", 0.0) / (resources.num_workers * resources.cpus_per_worker)
-    if resources.use_gpu:
-        fits = min(fits, total.get("GPU", 0.0) / resources.num_workers)
+    fits = total.get("CPU", 0.0) / resources.num_cpus
+    if resources.num_gpus:
+        fits = min(fits, total.get("GPU", 0.0) / resources.num_gpus)
     return max(1, min(int(fits + 1e-6), limit or 10**6))
 
 

@@ -10,7 +10,7 @@ import ray
 
 from growtx.exceptions import ResourceError, TrainingError
 from growtx.train import cluster
-from growtx.train.settings import ResourcesConfig
+from growtx.train.settings import PrefixJobConfig, ResourcesConfig
 
 
 def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
@@ -32,6 +32,14 @@ def two_nodes_of_three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
             {"num_workers": 3, "cpus_per_worker": 2},
             "3 workers of 2 CPUs asked for, .* have room for 2: no",
         ),
+        (
+            {"num_workers": 3, "prefix_job": PrefixJobConfig(num_workers=2, cpus_per_worker=2)},
+            "prefix_job: 2 workers of 2 CPUs beside the stage's need 7 CPUs and 0 GPUs with them, but .* 6 and 1",
+        ),
+        (
+            {"use_gpu": True, "prefix_job": PrefixJobConfig(use_gpu=True)},
+            "prefix_job: 1 workers of 1 CPUs and a GPU .* 2 GPUs with them",
+        ),
         ({"cpus_per_worker": 4, "use_gpu": True}, "1 workers of 4 CPUs and a GPU asked for, .* room for 0"),
     ],
 )
@@ -40,7 +48,15 @@ def test_what_the_nodes_lack_is_named(asked: dict[str, Any], sentence: str) -> N
         cluster.check_cluster(ResourcesConfig(**asked))
 
 
-@pytest.mark.parametrize("asked", [{"num_workers": 6}, {"num_workers": 2, "cpus_per_worker": 3}, {"use_gpu": True}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"num_workers": 6},
+        {"num_workers": 2, "cpus_per_worker": 3},
+        {"use_gpu": True},
+        {"num_workers": 5, "prefix_job": PrefixJobConfig()},
+    ],
+)
 def test_what_the_nodes_have_is_not_refused(asked: dict[str, Any]) -> None:
     cluster.check_cluster(ResourcesConfig(**asked))
 
@@ -54,8 +70,9 @@ def test_a_cluster_that_can_grow_is_shown_the_demand_and_waited_for(monkeypatch:
     monkeypatch.setattr(
         cluster.time, "sleep", lambda seconds: monkeypatch.setattr("ray.nodes", lambda: nodes({"CPU": 8.0, "GPU": 8.0}))
     )
-    cluster.check_cluster(ResourcesConfig(num_workers=8, use_gpu=True, wait_seconds=60))
-    assert calls == [[{"CPU": 1.0, "GPU": 1.0}] * 8, "group"]
+    job = PrefixJobConfig(cpus_per_worker=0.5)
+    cluster.check_cluster(ResourcesConfig(num_workers=7, use_gpu=True, wait_seconds=60, prefix_job=job))
+    assert calls == [[{"CPU": 1.0, "GPU": 1.0}] * 7 + [{"CPU": 0.5}], "group"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +33,14 @@ def data() -> PackedData:
     return packed(train=(6, 4))
 
 
-@pytest.fixture
-def model() -> GrowtxForCausalLM:
+def new_model() -> GrowtxForCausalLM:
     (stage,) = tiny.stages(stages=[{"add": 3}])
     return grow(tiny.config(3), stage, None, tiny.substrate(), seed=0).eval()
+
+
+@pytest.fixture
+def model() -> GrowtxForCausalLM:
+    return new_model()
 
 
 def cache_in(path: Path, data: PackedData, dtype: torch.dtype = torch.float32) -> PrefixCache:
@@ -74,3 +80,46 @@ def test_a_full_disk_leaves_no_half_shard(
     with pytest.raises(StoreError, match="the disk is full"):
         cache.fill([0], model, NUM_FROZEN)
     assert list(tmp_path.iterdir()) == []
+
+
+def fill_together(path: Path, barrier: Any) -> None:
+    """One of several processes at the same cache."""
+    prefix_cache.WINDOWS_PER_SHARD = 4
+    torch.set_num_threads(1)
+    cache = cache_in(path, packed(train=(30, 30)))
+    barrier.wait()
+    cache.fill(range(15), new_model(), NUM_FROZEN)
+
+
+def test_two_processes_that_fill_a_cache_at_the_same_time_leave_every_shard_whole_and_once(
+    tmp_path: Path, model: GrowtxForCausalLM
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    barrier = context.Barrier(2)
+    fillers = [context.Process(target=fill_together, args=(tmp_path, barrier)) for _ in range(2)]
+    for filler in fillers:
+        filler.start()
+    cache = cache_in(tmp_path, packed(train=(30, 30)))
+    while any(filler.is_alive() for filler in fillers):  # what is there can be read while the others write
+        there = [shard for shard in range(15) if shard not in cache.missing(range(15))]
+        cache.open(there)
+    for filler in fillers:
+        filler.join()
+        assert filler.exitcode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"shard-{shard:07d}.npy" for shard in range(15)]
+    windows = np.arange(60)
+    expected = model.forward_prefix(torch.from_numpy(cache._data.train.take(windows)).long(), NUM_FROZEN)
+    assert (cache_in(tmp_path, cache._data).read(windows) - expected).abs().max() <= 1e-5
+
+
+def test_what_another_run_removes_can_be_read_by_the_one_that_opened_it(
+    tmp_path: Path, data: PackedData, model: GrowtxForCausalLM
+) -> None:
+    cache, other = cache_in(tmp_path, data), cache_in(tmp_path, data)
+    cache.fill([0, 1], model, NUM_FROZEN)
+    cache.open([0, 1])
+    before = cache.read(np.array([1, 6]))
+    other.remove([0, 1])
+    assert torch.equal(cache.read(np.array([1, 6])), before)
+    with pytest.raises(StoreError, match="cannot be read"):
+        other.open([0])

@@ -1,0 +1,52 @@
+"""The job that fills a prefix cache: its workers write what inline ones would, and say what keeps them from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from growtx.exceptions import StoreError
+from growtx.store.manifest import list_manifests, read_manifest
+from growtx.store.storage import Storage
+from growtx.train import prefix_job
+from growtx.train.prefix_cache import PrefixCache
+from growtx.train.prefix_job import PrefixWork, ShardFiller
+from growtx.train.settings import PrefixJobConfig
+from tests.train.windows import packed
+
+DATA = packed(train=(6, 4))
+
+
+@pytest.fixture
+def work(tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> PrefixWork:
+    monkeypatch.setattr(prefix_job, "open_packed", lambda path: DATA)
+    run = Storage(str(finished_run))
+    parent = read_manifest(run, list_manifests(run)[-1])  # with adapters merged into its blocks
+    return PrefixWork(str(tmp_path), "packed", run.root, parent, num_frozen=2, dtype=torch.float32, micro_batch=4)
+
+
+def test_a_worker_of_the_job_writes_what_the_sealed_prefix_computes(work: PrefixWork) -> None:
+    filler = ShardFiller(work, PrefixJobConfig())
+    assert filler({"shard": np.array([0])}) == {"problem": np.array([""]), "remedy": np.array([""])}
+    expected = filler._model.forward_prefix(torch.from_numpy(DATA.train.take(np.arange(10))).long(), 2)
+    assert torch.allclose(work.cache(DATA).read(np.arange(10)), expected, atol=1e-6)
+
+
+def test_a_worker_that_cannot_write_says_why_and_tries_no_further(
+    work: PrefixWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def full(self: PrefixCache, shard: int, states: torch.Tensor) -> None:
+        tried.append(shard)
+        raise StoreError("the disk is full", "Free some space")
+
+    monkeypatch.setattr(PrefixCache, "_write", full)
+    filler = ShardFiller(work, PrefixJobConfig())
+    for _ in range(2):
+        row = filler({"shard": np.array([0])})
+        assert (row["problem"].item(), row["remedy"].item()) == ("the disk is full", "Free some space")
+    assert tried == [0]
