@@ -1,7 +1,7 @@
 """Performance as ratios, each beside its bound, measured by running the ways in turn.
 
 python rayjobs/benchmark.py growth                 a stage's step against the monolithic one, over the depth
-python rayjobs/benchmark.py growth --depths 2,12 --rounds 15
+python rayjobs/benchmark.py growth --depths 2,12 --rounds 15 --workers none     without Ray: steps and memory alone
 python rayjobs/benchmark.py sweep                  eight trials of a stage at depth 8, with and without the shared cache
 python rayjobs/benchmark.py substrate              building 65,536 x 1024, against the plain procedure
 python rayjobs/benchmark.py tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
@@ -27,6 +27,8 @@ def main() -> int:
     growth = benchmarks.add_parser("growth", help="step time and memory of growing against monolithic training")
     growth.add_argument("--depths", default="2,4,8,12", help="comma-separated")
     growth.add_argument("--rounds", type=int, default=7)
+    growth.add_argument("--workers", default="1,2", help="comma-separated numbers of Ray workers; 'none': no Ray")
+    growth.add_argument("--width", type=int, default=256, help="hidden size")
     growth.set_defaults(run=_growth)
     sweep = benchmarks.add_parser("sweep", help="the trials of a stage with and without their shared prefix cache")
     sweep.add_argument("--trials", type=int, default=8)
@@ -77,11 +79,9 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any
 def _growth(arguments: argparse.Namespace) -> int:
     from growtx.train.benchmark import Shape, peak_memory, step_ratios
 
-    try:
-        depths = [int(depth) for depth in arguments.depths.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--depths {arguments.depths}: not numbers", "Write them as 2,4,8,12") from error
-    shape = Shape()
+    depths = _numbers("--depths", arguments.depths)
+    workers = _numbers("--workers", arguments.workers) if arguments.workers != "none" else []
+    shape = Shape(hidden_size=arguments.width, max_depth=max(depths))
     _print_table(
         f"Step time, one thread, {shape}",
         ("way", "depth", "ms / step", "of monolithic", "FLOP bound", "x bound"),
@@ -90,17 +90,50 @@ def _growth(arguments: argparse.Namespace) -> int:
             for row in step_ratios(shape, depths, rounds=arguments.rounds)
         ),
     )
-    memory = [
-        peak_memory(shape, depth, way)
-        for depth in (depths[0], depths[-1])
-        for way in ("monolithic", "recompute", "cache")
-    ]
     _print_table(
         "Peak memory above an empty worker's, MiB",
-        ("way", "depth", "peak", "frozen weights"),
-        ((row.way, str(row.depth), row.peak_bytes / 2**20, row.frozen_bytes / 2**20) for row in memory),
+        ("way", "depth", "peak", "of monolithic", "frozen weights", "forecast", "x forecast"),
+        (
+            (row.way, str(row.depth), row.peak_bytes / 2**20, row.ratio, row.frozen_bytes / 2**20, *_forecast(row))
+            for row in peak_memory(shape, depths)
+        ),
     )
+    if workers:
+        _print_groups(shape, depths[-1], workers)
     return 0
+
+
+def _numbers(option: str, given: str) -> list[int]:
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} {given}: not numbers", "Write them as 2,4,8") from error
+
+
+def _forecast(row: Any) -> tuple[Any, Any]:
+    if row.forecast_bytes is None:
+        return "-", "-"
+    return row.forecast_bytes / 2**20, row.peak_bytes / row.forecast_bytes
+
+
+def _print_groups(shape: Any, depth: int, num_workers: Sequence[int]) -> None:
+    from growtx.pipeline.growth_benchmark import group_figures
+
+    rows = group_figures(shape, depth, num_workers, rounds=3, num_steps=20)
+    _print_table(
+        f"Newest block and head at depth {depth} on Ray workers of one thread, {shape.micro_batch} windows on each",
+        ("workers", "tokens/s", f"x {num_workers[0]}", "bound", "last step to next stage's first, s"),
+        (
+            (
+                str(row.num_workers),
+                row.tokens_per_second,
+                row.ratio,
+                row.num_workers / num_workers[0],
+                row.pause_seconds,
+            )
+            for row in rows
+        ),
+    )
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

@@ -12,8 +12,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,9 +22,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from growtx.growth.forecast import Placement, forecast
 from growtx.growth.freezing import prepare_for_stage
-from growtx.models.counting import growing_flops, monolithic_flops
-from growtx.train.benchmark_models import PlainTrainer, Shape, build, stage_of
+from growtx.models.counting import growing_flops, monolithic_flops, num_params
+from growtx.train.benchmark_models import (
+    PlainTrainer,
+    Shape,
+    build,
+    frozen_model,
+    outside_groups,
+    stage_of,
+    train_plainly,
+)
 from growtx.train.engine import Engine
 from growtx.train.memory import peak_memory_bytes, reset_peak_memory
 from growtx.train.settings import TrainingConfig
@@ -32,6 +41,7 @@ from growtx.train.settings import TrainingConfig
 Step = Callable[[], Any]
 Way = Callable[[], float]  # seconds per step, measured now
 STEPS_PER_ROUND = 3
+PLAIN = "HF Trainer, frozen"
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ def step_ratios(shape: Shape, depths: list[int], *, rounds: int = 7, num_new: in
                     "monolithic": _timed(engine_step(shape, depth, depth, cached=False)),
                     "recompute": _timed(engine_step(shape, depth, num_new, cached=False)),
                     "cache": _timed(engine_step(shape, depth, num_new, cached=True)),
-                    "HF Trainer, frozen": trainer.seconds_per_step,
+                    PLAIN: trainer.seconds_per_step,
                 }
                 yield from _compare(shape, depth, num_new, ways, rounds)
 
@@ -105,36 +115,65 @@ def _bounds(shape: Shape, depth: int, num_new: int) -> dict[str, float]:
     whole = monolithic_flops(config, length).total
     recompute = growing_flops(config, length, num_new_blocks=num_new).total / whole
     cached = growing_flops(config, length, num_new_blocks=num_new, prefix_cached=True).total / whole
-    return {"monolithic": 1.0, "recompute": recompute, "cache": cached, "HF Trainer, frozen": recompute}
+    return {"monolithic": 1.0, "recompute": recompute, "cache": cached, PLAIN: recompute}
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of a process that trains, above what it had before the model was built."""
+    """Peak memory of a process that trains, above what it had before the model was built.
+
+    Attributes:
+        ratio: of the monolithic peak at the same depth.
+        frozen_bytes: weights of the frozen blocks.
+        forecast_bytes: what `growtx plan` says of such a stage; the Trainer's is not forecast.
+    """
 
     depth: int
     way: str
     peak_bytes: int
+    ratio: float
     frozen_bytes: int
+    forecast_bytes: int | None
 
 
-def peak_memory(shape: Shape, depth: int, way: str) -> Memory:
-    """Measure in a process of its own, because memory that was used once is not always given back."""
-    with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_memory, (shape, depth, way))
+def peak_memory(shape: Shape, depths: Sequence[int]) -> Iterator[Memory]:
+    """Each way at each depth in a process of its own: memory that was used once is not always given back."""
+    for depth in depths:
+        peaks: dict[str, int] = {}
+        for way in ("monolithic", "recompute", "cache", PLAIN):
+            with get_context("spawn").Pool(1) as pool:
+                peaks[way] = pool.apply(_measure_memory, (shape, depth, way))
+            stage, config = stage_of(depth, depth if way == "monolithic" else 1), shape.config(depth)
+            placement = Placement(num_workers=1, zero_stage=1, micro_batch=shape.micro_batch, bf16=False)
+            (row,) = forecast(config, [stage], placement, tokens_per_step=shape.micro_batch * shape.context_length)
+            yield Memory(
+                depth=depth,
+                way=way,
+                peak_bytes=peaks[way],
+                ratio=peaks[way] / peaks["monolithic"],
+                frozen_bytes=4 * stage.num_frozen * num_params(config).per_block,
+                forecast_bytes=None if way == PLAIN else row.memory.total,
+            )
 
 
-def _measure_memory(shape: Shape, depth: int, way: str) -> Memory:
-    with single_process():
-        engine_step(Shape(hidden_size=32, vocab_size=64, context_length=16, num_heads=2), 1, 1, cached=False)()
+def _measure_memory(shape: Shape, depth: int, way: str) -> int:
+    if way == PLAIN:
+        outside_groups()
+    with nullcontext() if way == PLAIN else single_process():
+        _train_some(Shape(hidden_size=32, vocab_size=64, context_length=16, num_heads=2), 1, way)
         reset_peak_memory()
         before = peak_memory_bytes()
-        num_new = depth if way == "monolithic" else 1
-        step = engine_step(shape, depth, num_new, cached=way == "cache")
-        for _ in range(3):
-            step()
-        frozen = sum(p.numel() * p.element_size() for p in build(shape, depth - num_new).model.layers.parameters())
-        return Memory(depth, way, peak_memory_bytes() - before, frozen)
+        _train_some(shape, depth, way)
+        return peak_memory_bytes() - before
+
+
+def _train_some(shape: Shape, depth: int, way: str) -> None:
+    if way == PLAIN:
+        train_plainly(frozen_model(shape, depth, 1), shape)
+        return
+    step = engine_step(shape, depth, depth if way == "monolithic" else 1, cached=way == "cache")
+    for _ in range(3):
+        step()
 
 
 @contextmanager

@@ -86,18 +86,30 @@ class PlainTrainer:
 
 
 def _serve_trainer(connection: Any, shape: Shape, depth: int, num_new: int) -> None:
+    outside_groups()
+    model = frozen_model(shape, depth, num_new)
+    while True:
+        connection.recv()
+        connection.send(train_plainly(model, shape))
+
+
+def outside_groups() -> None:
+    """Let this process, a child of ours, know of no process group and use one thread."""
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+
+def frozen_model(shape: Shape, depth: int, num_new: int) -> GrowtxForCausalLM:
+    """A model whose newest blocks and head alone require gradients."""
     model = build(shape, depth)
     prepare_for_stage(model, stage_of(depth, num_new), seed=0)
-    while True:
-        connection.recv()
-        connection.send(_train_some(model, shape))
+    return model
 
 
-def _train_some(model: GrowtxForCausalLM, shape: Shape, num_steps: int = 4) -> float:
+def train_plainly(model: GrowtxForCausalLM, shape: Shape, num_steps: int = 4) -> float:
+    """Train some steps by a Trainer; seconds of one of them, its own start-up left out."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
