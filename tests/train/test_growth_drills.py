@@ -88,6 +88,14 @@ class Run:
     def finish(self, status: int = 0) -> None:
         assert self.process.wait(timeout=400) == status, self.log.read_text()
 
+    def stop(self, number: int) -> None:
+        """Ask it to stop: within 30 s it has saved a checkpoint and left."""
+        start = time.monotonic()
+        self.process.send_signal(number)
+        self.finish()
+        assert time.monotonic() - start < 30
+        assert json.loads((self.dir / "status.json").read_text())["state"] == "stopped"
+
 
 @pytest.fixture(scope="module")
 def undisturbed(home: Path) -> Run:
@@ -137,10 +145,15 @@ def test_the_report_is_there_and_checkpoints_are_gone(undisturbed: Run) -> None:
     assert json.loads((undisturbed.dir / "status.json").read_text())["state"] == "finished"
 
 
-def test_zero_3_on_one_worker_has_the_losses_of_zero_1_on_two(home: Path, undisturbed: Run) -> None:
-    run = Run(home, "zero-3", "training.zero_stage=3", "resources.num_workers=1")
+def test_zero_3_on_one_worker_and_a_prefix_cached_by_a_ray_data_job_have_the_losses_of_zero_1_on_two(
+    home: Path, undisturbed: Run
+) -> None:
+    job = "resources={num_workers: 1, prefix_job: {num_workers: 1}}"
+    run = Run(home, "zero-3", "training.zero_stage=3", "training.prefix=cache", f"cache_dir={home}/cache-zero-3", job)
     run.finish()
     assert_same_losses(run, undisturbed, 1e-3)
+    assert open_lineage(str(run.dir)).last.metrics["prefix_cached"]
+    assert list((home / "cache-zero-3" / "prefix").rglob("*.npy"))
 
 
 def test_a_killed_worker_is_replaced_and_losses_are_the_undisturbed_ones(home: Path, undisturbed: Run) -> None:
@@ -152,31 +165,34 @@ def test_a_killed_worker_is_replaced_and_losses_are_the_undisturbed_ones(home: P
     assert open_lineage(str(run.dir)).last.head == open_lineage(str(undisturbed.dir)).last.head
 
 
-def test_a_killed_driver_is_resumed_on_another_number_of_workers(home: Path, undisturbed: Run) -> None:
-    run = Run(home, "driver-killed")
-    run.wait_for(lambda: run.reached(stage=2, step=9))
+def test_a_stage_goes_on_after_its_driver_was_killed_and_after_sigterm_on_two_one_and_two_workers(
+    home: Path, undisturbed: Run
+) -> None:
+    small = "training.micro_batch_size=2"  # slows steps down, so that signals come inside of the stage
+    run = Run(home, "moved", small, "resources.num_workers=2")
+    run.wait_for(lambda: run.reached(stage=2, step=7))
     family = psutil.Process(run.process.pid).children(recursive=True)
     run.process.kill()
     _, alive = psutil.wait_procs(family, timeout=180)
     assert not alive, "processes outlive their driver"
     first = open_lineage(str(run.dir)).manifests[0]
-    resumed = Run(home, "driver-killed", "resources.num_workers=1", "training.zero_stage=2", resume=True)
-    resumed.finish()
-    assert_same_losses(resumed, undisturbed, 1e-3)
+    run = Run(home, "moved", "resources.num_workers=1", "training.zero_stage=2", resume=True)
+    run.wait_for(lambda: run.reached(stage=2, step=14))
+    run.stop(signal.SIGTERM)
+    saved_at = run.rows()[-1]["step"]
+    assert 14 <= saved_at < NUM_STEPS, "it was still in the stage"
+    run = Run(home, "moved", "resources.num_workers=2", "training.zero_stage=1", resume=True)
+    run.finish()
+    assert_same_losses(run, undisturbed, 1e-3)
     assert open_lineage(str(run.dir)).manifests[0] == first
 
 
-def test_ctrl_c_saves_and_leaves_and_resume_goes_on(home: Path, undisturbed: Run) -> None:
-    """The signal that Ray Train would handle by itself; SIGTERM is what `ray job stop` sends (tests/cluster)."""
-    run = Run(home, "terminated", "training.checkpoint.every_steps=1000")
+def test_ctrl_c_saves_and_leaves(home: Path, undisturbed: Run) -> None:
+    """The signal that Ray Train would handle by itself."""
+    run = Run(home, "interrupted", "training.checkpoint.every_steps=1000")
     run.wait_for(lambda: run.reached(stage=1, step=9))
-    start = time.monotonic()
-    run.process.send_signal(signal.SIGINT)
-    run.finish()
-    assert time.monotonic() - start < 30
-    assert json.loads((run.dir / "status.json").read_text())["state"] == "stopped"
-    saved_at = run.rows()[-1]
-    resumed = Run(home, "terminated", resume=True)
-    resumed.finish()
-    assert_same_losses(resumed, undisturbed, 1e-6)
-    assert (saved_at["stage"], saved_at["step"]) >= (1, 9)
+    run.stop(signal.SIGINT)
+    saved = [path.name for path in (run.dir / "checkpoints" / "stage-01").iterdir()]
+    assert saved == [f"step-{run.rows()[-1]['step']:08d}"]
+    found, expected = run.losses(), undisturbed.losses()
+    assert max(abs(a[2] - b[2]) for a, b in zip(found, expected, strict=False)) <= 1e-6
