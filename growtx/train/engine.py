@@ -112,7 +112,8 @@ class Engine:
         self.model = model
         self.device = self.engine.device
         self.held: HeldBytes | None = None  # measured in the first step
-        self._gradients = GradientPeak(parameter for _, parameter in self.trainable())
+        watched = [] if self._zero_stage == 3 else [parameter for _, parameter in self.trainable()]
+        self._gradients = GradientPeak(watched)  # ZeRO 3 keeps gradients in buffers of its own
         self._create_moments()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def test_two_processes_that_fill_a_cache_at_the_same_time_leave_every_shard_whol
     while any(filler.is_alive() for filler in fillers):  # what is there can be read while the others write
         there = [shard for shard in range(15) if shard not in cache.missing(range(15))]
         cache.open(there)
+        time.sleep(0.01)
     for filler in fillers:
         filler.join()
         assert filler.exitcode == 0
