@@ -41,7 +41,10 @@ class GradientPeak:
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.peak = 0
         self._parameters = list(parameters)
-        self._hooks = [parameter.register_post_accumulate_grad_hook(self._look) for parameter in self._parameters]
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._look)  # type: ignore[no-untyped-call]
+            for parameter in self._parameters
+        ]
 
     def _look(self, _: torch.Tensor) -> None:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]

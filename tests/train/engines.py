@@ -72,7 +72,7 @@ def two_ranks(this_rank: int, store: str, directory: str) -> None:
         losses += run(engine, 3, 6)
         unmoved = engine.frozen_hash() == before
         engine.load(*of_one_rank, num_steps=3)
-        found[f"zero-{zero_stage}"] = (losses, state, unmoved, run(engine, 3, 6), engine.held)
+        found[f"zero-{zero_stage}"] = (losses, state, unmoved, run(engine, 3, 6), vars(engine.held))
         engine.close()
     if this_rank == 0:
         torch.save(found, Path(directory) / "two-ranks.pt")

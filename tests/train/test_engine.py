@@ -208,7 +208,7 @@ def test_two_workers_take_the_steps_of_one_and_states_move_between_them(
         assert difference(of_two, losses) < EXACT, f"{zero_stage}: two workers differ from one"
         assert difference(continued, losses[3:]) < EXACT, f"{zero_stage}: continued from the state of one worker"
         assert unmoved, f"{zero_stage}: a frozen tensor moved"
-        assert_as_forecast(held, num_workers=2, zero_stage=int(zero_stage[-1]))
+        assert_as_forecast(HeldBytes(**held), num_workers=2, zero_stage=int(zero_stage[-1]))
         engine = engines[3 if zero_stage == "zero-1" else 1]
         engine.load(*state_of_two, num_steps=3)
         assert difference(run(engine, 3, 6), losses[3:]) < EXACT, f"{zero_stage}: continued by one worker"
