@@ -37,7 +37,7 @@ def main() -> int:
     arguments = parse()
     from growtx.evaluate.comparison import write_comparison
     from growtx.evaluate.depths import default_tasks, evaluate_path, map_path, publish
-    from growtx.evaluate.evaluation import benchmark_config
+    from growtx.evaluate.evaluation import benchmark_config, resolve_tasks
     from growtx.location import locate
     from growtx.store.storage import Storage
     from growtx.train.cluster import connected
@@ -46,21 +46,26 @@ def main() -> int:
     command = shlex.join(["python", *sys.argv])
     evaluations = {}
     models = [locate(path) for path in arguments.model]
+    configs = {
+        path: benchmark_config(
+            arguments.overrides,
+            tasks=arguments.tasks.split(",") if arguments.tasks else default_tasks(path),
+            data_dir=arguments.data_dir and locate(arguments.data_dir),
+            texts=arguments.texts,
+            limit=arguments.limit,
+        )
+        for path in models
+    }
+    for config in configs.values():
+        resolve_tasks(config)  # a wrong name is said before a cluster is started for it
     with connected(ResourcesConfig()):
-        for path in models:
-            config = benchmark_config(
-                arguments.overrides,
-                tasks=arguments.tasks.split(",") if arguments.tasks else default_tasks(path),
-                data_dir=arguments.data_dir and locate(arguments.data_dir),
-                texts=arguments.texts,
-                limit=arguments.limit,
-            )
+        for path, config in configs.items():
             evaluations[path] = evaluate_path(path, config, depths=arguments.depths, command=command)
             if arguments.control:
                 control = evaluate_path(locate(arguments.control), config, depths="all")
                 evaluations[path] = evaluations[path].beside(control, "control")
             if arguments.maps:
-                map_path(path)
+                map_path(path, command=command)
             print(f"report: {publish(path, evaluations[path])}")
     if len(evaluations) > 1:
         out = arguments.out or f"runs/comparison-{datetime.now().strftime('%Y%m%d-%H%M%S')}"

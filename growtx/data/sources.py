@@ -56,6 +56,7 @@ class SourceConfig(ConfigModel):
     document_bytes: int = Field(4096, ge=64, description="txt: paragraphs are gathered into documents of this size")
     max_documents: int | None = Field(None, ge=1, description="stop after this many documents")
     max_bytes: int | None = Field(None, ge=1, description="stop before this many bytes of UTF-8 are exceeded")
+    license: str | None = Field(None, description="of the text, for the model card")
 
     @field_validator("files", "data_files")
     @classmethod

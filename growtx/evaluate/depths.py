@@ -13,6 +13,7 @@ from growtx.evaluate import training_text
 from growtx.evaluate.evaluation import BenchmarkConfig, resolve_tasks, score_task
 from growtx.evaluate.evaluation_sections import write_evaluation_page
 from growtx.evaluate.maps import Maps, make_maps, save_maps
+from growtx.evaluate.model_card import CARD_FILE, write_model_card
 from growtx.evaluate.report import write_report
 from growtx.evaluate.results import COMPRESSION_TASK, MICROWORLD_TASK, Evaluation, Overlap, Score, save_evaluation
 from growtx.evaluate.training_text import Groups
@@ -71,7 +72,7 @@ def evaluate_path(
     return Evaluation(model=path, command=command, scores=found, overlaps=tuple(overlaps), notes=tuple(notes))
 
 
-def map_path(path: str) -> None:
+def map_path(path: str, *, command: str = "") -> None:
     """Keep t-SNE maps of the deepest model in its directory, where its report finds them; Ray must be connected.
 
     Raises:
@@ -82,7 +83,7 @@ def map_path(path: str) -> None:
     ((_, outcome),) = _on_cluster({("maps", None): (_map_part, (path,))})
     if isinstance(outcome, GrowtxError):
         raise outcome
-    save_maps(Storage(run_directory(path)), outcome)
+    save_maps(Storage(run_directory(path)), outcome.model_copy(update={"command": command}))
 
 
 def default_tasks(path: str) -> tuple[str, ...]:
@@ -95,6 +96,8 @@ def publish(path: str, evaluation: Evaluation) -> str:
     """Add an evaluation to `evaluation.json` beside its model and to the report there; returns the page's address."""
     storage = Storage(run_directory(path))
     together = save_evaluation(storage, evaluation)
+    if storage.exists(CARD_FILE):
+        write_model_card(storage.root)
     return write_report(storage.root) if storage.exists(RUN_FILE) else write_evaluation_page(together, storage)
 
 

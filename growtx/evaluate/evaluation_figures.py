@@ -61,11 +61,13 @@ def benchmarks_against_depth(evaluation: Evaluation, theme: Theme) -> Figure:
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     figure, panels = new_figure(theme, columns=columns, panels=len(tasks), height=0.5 + 2.5 * rows)
-    labels = list(dict.fromkeys(series(score, score.protocol) for score in scores))
+    lines = list(dict.fromkeys((score.protocol, score.variant) for score in scores))
+    beside = any(variant for _, variant in lines)
     for axes, task in zip(panels, tasks, strict=True):
         members = [score for score in scores if score.task == task]
-        for number, label in enumerate(labels):
-            line = [score for score in members if series(score, score.protocol) == label]
+        for number, (protocol, variant) in enumerate(lines):
+            line = [score for score in members if (score.protocol, score.variant) == (protocol, variant)]
+            label = f"{protocol}, {variant or 'this model'}" if beside else protocol
             _line(axes, line, theme, number, label=label, percent=True)
         _baseline_lines(axes, members, theme)
         _depth_axis(axes, evaluation.depths)

@@ -32,8 +32,9 @@ def evaluation_sections(evaluation: Evaluation, storage: Storage) -> Iterator[Se
             "What the model can do as it grows. Bars are 95 % intervals: a smaller difference is no gain.",
             save(partial(figures.benchmarks_against_depth, evaluation), storage, "benchmarks_against_depth"),
             _task_table(leading, evaluation.depths),
-            f"{PROTOCOL_NOTE} {_command_words(evaluation)}",
+            PROTOCOL_NOTE,
             folded=[("All metrics", _task_table(everything, evaluation.depths)), *_small_parts(evaluation)],
+            command=evaluation.command,
         )
     for task, scores in figures.subject_scores(evaluation.scores).items():
         if _num_parts(scores) >= SUBJECTS_WORTH_A_FIGURE:
@@ -43,6 +44,7 @@ def evaluation_sections(evaluation: Evaluation, storage: Storage) -> Iterator[Se
                 "Subjects in the order of the deepest model's score.",
                 save(partial(figures.subjects_against_depth, task, scores), storage, f"{name}_subjects"),
                 _part_table({task: scores}),
+                command=evaluation.command,
             )
     if figures.compression_scores(evaluation.scores):
         yield Section(
@@ -50,6 +52,7 @@ def evaluation_sections(evaluation: Evaluation, storage: Storage) -> Iterator[Se
             "Whole documents that the model was not trained on; lower is better.",
             save(partial(figures.compression_against_depth, evaluation), storage, "compression_against_depth"),
             _compression_table(evaluation),
+            command=evaluation.command,
         )
     if evaluation.overlaps:
         yield Section(
@@ -161,7 +164,3 @@ def _overlap_table(evaluation: Evaluation) -> Table:
         rows.append([figures.short_name(overlap.task), *map(str, counts), share])
     headers = ["task", "questions", "too short to tell", "sharing a run", "mostly contained", "share of those told"]
     return Table(headers, rows)
-
-
-def _command_words(evaluation: Evaluation) -> str:
-    return f"Repeat it with: {evaluation.command}" if evaluation.command else ""

@@ -131,7 +131,8 @@ def load_task(
     if microworld_tasks.task_names(name):
         if world is None:
             raise DataError(f"{name} asks about a microworld, and this model was not trained on one", "Leave it out")
-        tasks = {name: microworld_tasks.build_task(name, world, limit)}
+        with _quiet():
+            tasks = {name: microworld_tasks.build_task(name, world, limit)}
         return LoadedTask(name, {"tasks": tasks, "groups": {}, "group_map": {}})
     if name in shipped_tasks():
         with _quiet():

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from growtx.evaluate import formatting as fmt
-from growtx.evaluate.maps import SITES, LayerMap, Map, Maps
+from growtx.evaluate.maps import SITES, LayerMap, Map, Maps, SubstrateMap
 from growtx.evaluate.page import Section, Table
 from growtx.evaluate.plot_style import MARKERS, Theme, new_figure, save
 from growtx.store.storage import Storage
@@ -27,6 +27,9 @@ def map_sections(maps: Maps, storage: Storage) -> Iterator[Section]:
         "Each dot is a token, placed by its frozen embedding. Tokens lie together because they look alike, not "
         "because of what they mean.",
         save(partial(substrate_figure, maps.substrate), storage, "substrate_map"),
+        _kind_table(maps.substrate) if maps.substrate.kinds else None,
+        "Share of the five nearest neighbours (cosine, full space) of the same kind.",
+        command=maps.command,
     )
     yield Section(
         "Meaning, layer by layer",
@@ -38,6 +41,7 @@ def map_sections(maps: Maps, storage: Storage) -> Iterator[Section]:
         _table(maps.layers),
         "Share of the five nearest neighbours (cosine, full space) in the word's own group. t-SNE shows "
         "neighbourhoods only: distances between clusters and their sizes mean nothing.",
+        command=maps.command,
     )
 
 
@@ -80,6 +84,14 @@ def _scatter(axes: Axes, points: Map, theme: Theme, *, size: float) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(True)
+
+
+def _kind_table(substrate: SubstrateMap) -> Table:
+    rows = [
+        [kind.kind, str(kind.num_tokens), fmt.percent(kind.same_kind, 0), fmt.percent(kind.chance, 0)]
+        for kind in substrate.kinds
+    ]
+    return Table(["kind", "tokens", "neighbours of its kind", "chance"], rows)
 
 
 def _table(layers: tuple[LayerMap, ...]) -> Table:

@@ -51,10 +51,26 @@ class LayerMap(Map):
     chance: float
 
 
+class KindShare(_Record):
+    """How far tokens of one kind have neighbours of that kind in the substrate."""
+
+    kind: str
+    num_tokens: int
+    same_kind: float
+    chance: float
+
+
+class SubstrateMap(Map):
+    """Tokens by their embedding rows, and the neighbourhoods behind the picture."""
+
+    kinds: tuple[KindShare, ...] = ()
+
+
 class Maps(_Record):
     """All maps of one model."""
 
-    substrate: Map
+    command: str = ""
+    substrate: SubstrateMap
     layers: tuple[LayerMap, ...]
 
 
@@ -120,7 +136,7 @@ def word_states(model: Any, tokenizer: Any, words: Sequence[str]) -> dict[tuple[
     return {place: np.stack(states) for place, states in collected.items()}
 
 
-def substrate_map(model: Any, tokenizer: Any, seed: int = 0) -> Map:
+def substrate_map(model: Any, tokenizer: Any, seed: int = 0) -> SubstrateMap:
     """t-SNE of embedding rows, labelled by what the tokens look like: the substrate holds form, not meaning."""
     kinds: dict[str, list[int]] = {}
     for token, surface in enumerate(token_surfaces(tokenizer)):
@@ -134,7 +150,24 @@ def substrate_map(model: Any, tokenizer: Any, seed: int = 0) -> Map:
         tokens += few.tolist()
         labels += [kind] * len(few)
     weight_VE = model.get_input_embeddings().weight.detach().float().cpu().numpy()
-    return Map(points=project(weight_VE[tokens], seed), labels=tuple(labels))
+    return SubstrateMap(
+        points=project(weight_VE[tokens], seed), labels=tuple(labels), kinds=kind_shares(weight_VE[tokens], labels)
+    )
+
+
+def kind_shares(rows_WE: Floats, labels: Sequence[str]) -> tuple[KindShare, ...]:
+    """Of the nearest neighbours of each kind's tokens, how many are of that kind; chance is its share of the others."""
+    same_W = same_group_by_word(rows_WE, labels)
+    names = np.asarray(labels)
+    return tuple(
+        KindShare(
+            kind=kind,
+            num_tokens=int((names == kind).sum()),
+            same_kind=float(same_W[names == kind].mean()),
+            chance=float(((names == kind).sum() - 1) / (len(names) - 1)),
+        )
+        for kind in dict.fromkeys(labels)
+    )
 
 
 def kind_of(surface: str) -> str:
@@ -163,12 +196,20 @@ def project(states_WD: Floats, seed: int = 0) -> tuple[tuple[float, float], ...]
 
 def same_group_share(states_WD: Floats, labels: Sequence[str], num_neighbours: int = NUM_NEIGHBOURS) -> float:
     """Share of nearest neighbours by cosine that carry the word's own label."""
+    return float(same_group_by_word(states_WD, labels, num_neighbours).mean())
+
+
+def same_group_by_word(
+    states_WD: Floats, labels: Sequence[str], num_neighbours: int = NUM_NEIGHBOURS
+) -> npt.NDArray[np.float64]:
+    """The same share for each word, [W]."""
     unit_WD = states_WD / np.maximum(np.linalg.norm(states_WD, axis=1, keepdims=True), 1e-12)
     similarity_WW = unit_WD @ unit_WD.T
     np.fill_diagonal(similarity_WW, -np.inf)
     nearest = np.argsort(-similarity_WW, axis=1)[:, :num_neighbours]
     names = np.asarray(labels)
-    return float((names[nearest] == names[:, None]).mean())
+    same_W: npt.NDArray[np.float64] = (names[nearest] == names[:, None]).mean(axis=1)
+    return same_W
 
 
 def chance_share(labels: Sequence[str]) -> float:

@@ -181,7 +181,8 @@ def _sections(
             lead="Weights of the members along one document that changes its language; the bar at the top is the "
             "language of the text itself.",
             picture=save(partial(weights_along_text, scores, parts), storage, "merge_weights"),
-            note="Rules with the same weights everywhere are not drawn.",
+            table=_weight_table(scores, parts),
+            note="Means over the pieces of the document. Rules with the same weights everywhere are not drawn.",
         )
 
 
@@ -216,6 +217,20 @@ def _gain_cell(measured: Measured, name: str, best: str) -> str:
     gain = measured.gain(name, best)
     share = gain.value / measured.interval(best).value
     return f"{fmt.signed(gain.value)} ({fmt.signed(100 * share, 1)}{fmt.NBSP}%) [{_signed(gain)}]"
+
+
+def _weight_table(scores: MergeScores, parts: Sequence[tuple[str, int]]) -> Table:
+    """The mean weight of each member in each piece of the document."""
+    members = scores.names("member")
+    rows = []
+    for rule, weights_TN in scores.weights.items():
+        start = 0
+        for piece, ends_before in parts:
+            if len(weights_TN[start:ends_before]):
+                means = weights_TN[start:ends_before].mean(axis=0)
+                rows.append([rule, piece, *(fmt.percent(float(mean), 0) for mean in means)])
+            start = ends_before
+    return Table(["rule", "piece of the text", *members], rows, text_columns=(0, 1))
 
 
 def _changes(scores: MergeScores, before: Sequence[MergeScore]) -> Table:

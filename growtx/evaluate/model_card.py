@@ -87,8 +87,10 @@ def _index_entry(score: Score) -> Json:
 
 def _loading() -> str:
     return (
-        "```python\nfrom growtx import load_model\n\n"
-        'model, tokenizer = load_model("PATH OF THIS DIRECTORY")\n'
+        "```python\nimport growtx.models  # makes the architecture known; pip install growtx\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("PATH OF THIS DIRECTORY")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS DIRECTORY")\n'
         'inputs = tokenizer("Text to go on with", return_tensors="pt")\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n```\n"
     )

@@ -27,7 +27,8 @@ class Tile:
 class Section:
     """One thing the page shows.
 
-    `lead` says in words what the picture shows, `picture` is an HTML element, `folded` tables open on a click.
+    `lead` says in words what the picture shows, `picture` is an HTML element, `folded` tables open on a click,
+    `command` made the picture where another one made the page.
     """
 
     title: str
@@ -36,6 +37,7 @@ class Section:
     table: Table | None = None
     note: str = ""
     folded: Sequence[tuple[str, Table]] = ()
+    command: str = ""
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,13 @@ def stages(found: list[Row], theme: Theme) -> Figure:
         line, marker = LINES[(number // len(theme.cycle)) % len(LINES)], MARKERS[number % len(MARKERS)]
         axes.plot(xs, ys, line, color=colour, linewidth=1.3, label=row.variant)
         axes.plot(xs[1::2], ys[1::2], marker, color=colour, markersize=5)
-        axes.plot(xs[2::2], ys[2::2], marker, color=colour, mfc="none", markersize=5)
+        for x, start in zip(xs[::2], starts, strict=True):
+            if start is not None and start > top:
+                axes.annotate(
+                    f"↑ {start:.2f}", (x, top), (3, -3), textcoords="offset points", va="top", color=colour, fontsize=8
+                )
+            elif start is not None:
+                axes.plot([x], [start], marker, color=colour, mfc="none", markersize=5)
     axes.set_ylim(lowest - 0.05 * (top - lowest), top)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     label_axes(axes, x="share of the variant's stages", y="held-out bits per byte")

@@ -178,15 +178,45 @@ def _sections(measure: str, results: StudyResults, study: Storage) -> list[Secti
         Section(
             f"Stage by stage at {title}",
             "Held-out bits per byte: hollow at the start of a stage (its new blocks are untrained, hence the spike), "
-            "filled at its end. First seed; stages are drawn equally long.",
+            "filled at its end. First seed; stages are drawn equally long. An arrow with a number is a start above the "
+            "axis.",
             save(partial(figures.stages, found), study, f"stages_{measure}"),
+            _stage_table(found),
         ),
         Section(
             f"What it takes at {title}",
             "Parameters that receive gradients, memory of a worker, and time inside the stages.",
             save(partial(figures.costs, found), study, f"costs_{measure}"),
+            _cost_table(found),
         ),
     ]
+
+
+def _stage_table(found: list[Row]) -> Table:
+    """Start and end of every stage of the first seed; a variant with fewer stages leaves its last columns empty."""
+    most = max(len(row.runs[0].stages) for row in found)
+    cells = []
+    for row in found:
+        stages = [
+            f"{fmt.decimal(stage.bits_per_byte_start)} → {fmt.decimal(stage.bits_per_byte)}"
+            for stage in row.runs[0].stages
+        ]
+        cells.append([row.variant, *stages, *[""] * (most - len(stages))])
+    return Table(["variant", *(f"stage {number}" for number in range(1, most + 1))], cells)
+
+
+def _cost_table(found: list[Row]) -> Table:
+    cells = [
+        [
+            row.variant,
+            f"{row.runs[0].active_parameters:,}",
+            f"{row.runs[0].stages[-1].total_parameters:,}",
+            fmt.size(row.runs[0].peak_memory_bytes),
+            f"{row.runs[0].seconds:.1f}",
+        ]
+        for row in found
+    ]
+    return Table(["variant", "active parameters", "all", "peak memory", "seconds"], cells)
 
 
 def _run_table(measure: str, results: StudyResults) -> Table:

@@ -8,15 +8,17 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from growtx.evaluate.model_card import write_model_card
 from growtx.evaluate.report import write_report
 from growtx.exceptions import GrowtxError, RunsFailedError
 from growtx.growth.budget import active_parameters
@@ -24,6 +26,7 @@ from growtx.growth.loading import load_model
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
+from growtx.pipeline.capability import checked_capability, finish_controls, measure, prepare_controls
 from growtx.pipeline.preparation import prepare
 from growtx.pipeline.run_config import RunConfig
 from growtx.pipeline.run_directory import RunStatus, begin_run, working_on
@@ -62,16 +65,22 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
         GrowtxError: in one sentence; everything already finished is kept.
     """
     console = console or Console()
+    capability = checked_capability(config)
     run = begin_run(run_dir, config, resume=resume, console=console)
     clock = _Clock()
     with working_on(run) as status:
         with connected(config.largest_group()):
             with clock("preparing"), console.status("Preparing tokenizer, substrate and data ..."):
                 prepared = prepare(config, run)
-            console.print(_plan_table(prepared.job))
+                controls = prepare_controls(config.model_copy(update={"capability": capability}), run)
+            console.print(_plan_table(prepared.job, controls))
             status.begin(prepared.job.num_stages)
             with clock("training"):
-                status.is_stopped = _train(prepared.job, status, console)
+                status.is_stopped = _train([prepared.job, *controls.values()], status, console)
+            if capability.tasks and not status.is_stopped:
+                with clock("evaluating"):
+                    finish_controls(controls)
+                    measure(capability, run, controls, partial(console.print, highlight=False, markup=False))
         with clock("reporting"):
             report = finish_run(run, finished=not status.is_stopped)
     return GrowthResult(run.root, latest_manifest(run), report, status.is_stopped, clock.seconds)
@@ -90,7 +99,8 @@ class _Clock:
             self.seconds[phase] = round(time.monotonic() - start, 1)
 
 
-def _train(job: TrainJob, status: RunStatus, console: Console) -> bool:
+def _train(jobs: list[TrainJob], status: RunStatus, console: Console) -> bool:
+    """The run and its controls, one after the other on one worker group; returns whether a stop was asked for."""
     board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
 
     def request_stop() -> None:
@@ -98,7 +108,7 @@ def _train(job: TrainJob, status: RunStatus, console: Console) -> bool:
         status.stop()
 
     with show_progress({"growing": board}, console), stopping(request_stop, console):
-        return train_unfinished([job], board)
+        return train_unfinished(jobs, board)
 
 
 def unfinished_stages(job: TrainJob) -> list[Stage]:
@@ -168,27 +178,30 @@ def finish_run(run: Storage, *, finished: bool) -> str | None:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         run.upload(directory, MODEL_DIR)
+    write_model_card(run.root)
     return write_report(run.root)
 
 
-def _plan_table(job: TrainJob) -> Table:
+def _plan_table(job: TrainJob, controls: Mapping[int, TrainJob]) -> Table:
     """The stages before anything runs: blocks, what trains, how long."""
     table = Table(title=f"Plan: {len(job.stages)} stages", title_justify="left")
     for column in ("#", "stage", "blocks", "trains", "LoRA r", "active", "total", "tokens"):
         table.add_column(
             column, justify="left" if column in ("stage", "trains") else "right", no_wrap=column != "trains"
         )
-    for stage in job.stages:
-        config: GrowtxConfig = job.model_at(stage.num_blocks)
+    rows = [(str(stage.index), stage.name, job, stage) for stage in job.stages]
+    rows += [("-", "control", control, stage) for control in controls.values() for stage in control.stages]
+    for number, name, owner, stage in rows:
+        config: GrowtxConfig = owner.model_at(stage.num_blocks)
         table.add_row(
-            str(stage.index),
-            stage.name,
+            number,
+            name,
             str(stage.num_blocks),
             _what_trains(stage),
             str(stage.lora.rank) if stage.lora else "-",
             f"{active_parameters(config, stage):,}",
             f"{num_params(config).total:,}",
-            f"{job.num_tokens(stage):,}",
+            f"{owner.num_tokens(stage):,}",
         )
     return table
 

@@ -93,6 +93,18 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
     return Prepared(job, tokenizer, data)
 
 
+def share_foundation(own: Storage, other: Storage, *, substrate: bool = True) -> None:
+    """Give a run that is not prepared yet the tokenizer of another one and, where both want the same, its substrate."""
+    if own.exists(SUBSTRATE_FILE):
+        return
+    files = list(other.list_files(TOKENIZER_DIR))
+    if substrate:
+        BlobStore(own.root).copy_from(BlobStore(other.root), _recorded_substrate(other).blob)
+        files.append(SUBSTRATE_FILE)  # last: it is looked for
+    for file in files:
+        own.write_bytes(file, other.read_bytes(file))
+
+
 def _check_shape(parent: Manifest, architecture: GrowtxConfig, where: str) -> None:
     """Blocks of another shape would load, or fail to, only on the workers."""
     wanted = describe_model(architecture)
@@ -132,7 +144,7 @@ def _training_texts(config: RunConfig) -> Iterator[str]:
 
 def _substrate(config: RunConfig, run: Storage, tokenizer: PreTrainedTokenizerFast) -> SubstrateRecord:
     if run.exists(SUBSTRATE_FILE):
-        return build(SubstrateRecord, parse_yaml(run.read_text(SUBSTRATE_FILE), run.path(SUBSTRATE_FILE)))
+        return _recorded_substrate(run)
     substrate = build_substrate(
         config.substrate,
         token_surfaces(tokenizer),
@@ -149,6 +161,10 @@ def _substrate(config: RunConfig, run: Storage, tokenizer: PreTrainedTokenizerFa
     )
     run.write_text(SUBSTRATE_FILE, record.model_dump_json(indent=1) + "\n")
     return record
+
+
+def _recorded_substrate(run: Storage) -> SubstrateRecord:
+    return build(SubstrateRecord, parse_yaml(run.read_text(SUBSTRATE_FILE), run.path(SUBSTRATE_FILE)))
 
 
 def _architecture(

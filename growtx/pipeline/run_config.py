@@ -12,6 +12,7 @@ from growtx.data.tokenizer import TokenizerConfig
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import PlanConfig
 from growtx.growth.shape import ModelConfig
+from growtx.pipeline.capability_config import CapabilityConfig
 from growtx.substrate.build import SubstrateConfig
 from growtx.train.settings import ResourcesConfig, TrainingConfig
 from growtx.train.tracking import TrackingConfig
@@ -19,7 +20,7 @@ from growtx.train.tracking import TrackingConfig
 DEFAULT_PRESET = "demo"
 
 # What may differ between a run and its resumption: nothing that decides which numbers come out.
-_FREE_ON_RESUME = ("name", "description", "resources", "tracking", "cache_dir", "provenance")
+_FREE_ON_RESUME = ("name", "description", "license", "resources", "tracking", "capability", "cache_dir", "provenance")
 _FREE_TRAINING = (
     "zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile",
     "activation_checkpointing", "loss_kernel", "prefix", "prefix_cache_gib",
@@ -31,6 +32,7 @@ class JobConfig(ConfigModel):
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="runs are named NAME-TIME by default")
     description: str = ""
+    license: str | None = Field(None, description="of the model, for its card; SPDX identifier")
     seed: int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -54,6 +56,7 @@ class RunConfig(JobConfig):
 
     data: DataConfig = DataConfig()
     plan: PlanConfig
+    capability: CapabilityConfig = CapabilityConfig()
 
     @property
     def tokens_per_step(self) -> int:

@@ -19,22 +19,20 @@ from torch import nn
 
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.growth.ensembles import ENSEMBLE_FILE, new_ensemble, read_ensemble
-from growtx.growth.lineage import TOKENIZER_DIR, open_lineage
+from growtx.growth.lineage import open_lineage
 from growtx.growth.loading import load_model
 from growtx.growth.plan import PlanConfig, StageConfig, resolve
 from growtx.models.counting import monolithic_flops
 from growtx.pipeline.growing import finish_run
 from growtx.pipeline.merging import MergeConfig, MergeResult, merge
-from growtx.pipeline.preparation import Prepared, cache_dir, prepare
+from growtx.pipeline.preparation import Prepared, cache_dir, prepare, share_foundation
 from growtx.pipeline.run_config import RunConfig
 from growtx.pipeline.run_directory import begin_run, claim, working_on, write_status
 from growtx.pipeline.specialists_config import CONTROL, SpecialistsConfig, TuneHeadsConfig
 from growtx.pipeline.training_together import TrainTask, train_together
-from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR, list_manifests, stage_index
 from growtx.store.runs import RUN_FILE
 from growtx.store.storage import Storage
-from growtx.substrate.record import SUBSTRATE_FILE
 from growtx.train.cluster import check_cluster, connected
 from growtx.train.job import TrainJob
 
@@ -149,11 +147,8 @@ def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepare
     place = CONTROL if config.name == CONTROL else f"{SPECIALISTS_DIR}/{config.name}"
     own = run.child(place)
     claim(own.root, config, resume=own.exists(RUN_FILE))
-    if config.parent is None and not own.exists(SUBSTRATE_FILE):
-        for blob in BlobStore(shared.root).list():
-            BlobStore(own.root).copy_from(BlobStore(shared.root), blob)
-        for file in (*shared.list_files(TOKENIZER_DIR), SUBSTRATE_FILE):  # the record last: it is looked for
-            own.write_bytes(file, shared.read_bytes(file))
+    if config.parent is None:
+        share_foundation(own, shared)
     prepared = prepare(config, own)
     write_status(own, "running", prepared.job.num_stages)
     return prepared

@@ -6,19 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from growtx.evaluate.study_results import RunResult, StageResult
-from growtx.growth.lineage import TOKENIZER_DIR
 from growtx.growth.plan import PlanConfig, resolve
 from growtx.growth.scaling import Measure, plan_cost, scaled_to
 from growtx.models.configuration import GrowtxConfig
-from growtx.pipeline.preparation import Prepared, prepare
+from growtx.pipeline.preparation import Prepared, prepare, share_foundation
 from growtx.pipeline.run_config import RunConfig
 from growtx.pipeline.run_directory import claim
 from growtx.pipeline.study_config import StudyConfig, VariantConfig
-from growtx.store.blobs import BlobStore
 from growtx.store.manifest import list_manifests, read_manifest
 from growtx.store.runs import RUN_FILE
 from growtx.store.storage import Storage
-from growtx.substrate.record import SUBSTRATE_FILE
 
 RUNS_DIR = "runs"
 
@@ -86,14 +83,7 @@ def prepare_run(run: StudyRun, config: StudyConfig, study: Storage, shared: Stor
     resolved = run.config.model_copy(update={"cache_dir": cache})
     claim(own.root, resolved, resume=own.exists(RUN_FILE))
     same = resolved.substrate == config.substrate and resolved.model == config.model
-    if not own.exists(SUBSTRATE_FILE):
-        files = shared.list_files(TOKENIZER_DIR)
-        if same and config.substrate.kind != "learned":
-            for blob in BlobStore(shared.root).list():
-                BlobStore(own.root).copy_from(BlobStore(shared.root), blob)
-            files = [*files, SUBSTRATE_FILE]
-        for file in files:
-            own.write_bytes(file, shared.read_bytes(file))
+    share_foundation(own, shared, substrate=same and config.substrate.kind != "learned")
     return prepare(resolved, own)
 
 

@@ -61,7 +61,9 @@ def test_each_task_has_a_panel_and_each_protocol_and_model_a_line(evaluation: Ev
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
     assert titles == ["mmlu", "microworld_recall", "squad"]
     _, labels = figure.axes[0].get_legend_handles_labels()
-    assert set(labels) == {"log-likelihood", "sampled letter", "log-likelihood, control", "chance"}
+    assert set(labels) == {
+        "log-likelihood, this model", "sampled letter, this model", "log-likelihood, control", "chance",
+    }  # fmt: skip
 
 
 def test_comparison_counts_only_differences_larger_than_the_intervals(tmp_path: Path, rough: None) -> None:

@@ -76,6 +76,8 @@ def test_maps_are_kept_and_shown_in_the_report(run_dir: Path, model: Any, tokeni
     storage = Storage(run_dir)
     save_maps(storage, maps)
     assert read_maps(storage) == maps
+    assert sum(kind.num_tokens for kind in maps.substrate.kinds) == len(maps.substrate.labels)
+    assert all(0 <= kind.same_kind <= 1 and kind.chance < 1 for kind in maps.substrate.kinds)
     assert {(layer.site, layer.layer) for layer in maps.layers} == {
         (s, d) for s in ("v_proj", "o_proj", "block") for d in (1, 2)
     }

@@ -40,6 +40,7 @@ def test_card_tells_lineage_data_licences_and_how_to_repeat(run_dir: Path) -> No
     assert "No licence is stated for files" in body
     assert "| microworld | generated text | 1 | generated |" in body
     assert "python rayjobs/grow.py --preset demo" in body
+    assert "AutoModelForCausalLM.from_pretrained" in body
     assert "No benchmark was run." in body
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from growtx.evaluate import study_report
+from growtx.evaluate import study_figures, study_report
 from growtx.evaluate.plot_style import LIGHT
 from growtx.evaluate.study_report import comparisons, sentences, write_study_report
 from growtx.evaluate.study_results import RunResult, StageResult, StudyResults, against, rows
@@ -108,4 +108,11 @@ def test_the_page_holds_the_numbers_and_a_picture_for_each_question(
     monkeypatch.setattr(study_report, "save", save)
     page = Path(write_study_report(Storage(str(tmp_path)), results)).read_text()
     assert names == ["bits_per_byte_tokens", "stages_tokens", "costs_tokens"]
+    assert "9.000 → 1.900" in page, "every stage's start and end"
     assert "1.400" in page and "the loss is not finite" in page and "abc" in page
+
+
+def test_a_start_above_the_axis_is_an_arrow_with_its_number() -> None:
+    (row,) = rows(study(run("a", 0, 1.4)))
+    (axes,) = study_figures.stages([row], LIGHT).axes
+    assert [text.get_text() for text in axes.texts] == ["↑ 9.00", "↑ 2.90"]

@@ -61,7 +61,7 @@ def test_the_plan_is_printed_before_it_runs(tmp_path: Path) -> None:
     plan = {"stages": [{}, {"num_workers": 2}, {"active": 2, "lora": {"rank": 4}}], "train": {"steps": 3}}
     job = prepare(config(corpus, plan=plan), Storage(str(tmp_path / "run"))).job
     console = quiet()
-    console.print(_plan_table(job))
+    console.print(_plan_table(job, {}))
     rows = [line for line in console.export_text().splitlines() if "depth-" in line]
     assert "block 1 + head" in rows[0] and "block 2 + head" in rows[1] and "blocks 2-3 + head" in rows[2]
     assert all(f"{3 * 4 * 32}" in row for row in rows)  # tokens: steps, windows, tokens of a window
