@@ -60,12 +60,12 @@ def main() -> int:
         resolve_tasks(config)  # a wrong name is said before a cluster is started for it
     with connected(ResourcesConfig()):
         for path, config in configs.items():
+            if arguments.maps:
+                map_path(path, command=command)
             evaluations[path] = evaluate_path(path, config, depths=arguments.depths, command=command)
             if arguments.control:
                 control = evaluate_path(locate(arguments.control), config, depths="all")
                 evaluations[path] = evaluations[path].beside(control, "control")
-            if arguments.maps:
-                map_path(path, command=command)
             print(f"report: {publish(path, evaluations[path])}")
     if len(evaluations) > 1:
         out = arguments.out or f"runs/comparison-{datetime.now().strftime('%Y%m%d-%H%M%S')}"

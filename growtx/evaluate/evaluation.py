@@ -122,7 +122,8 @@ def score_task(
         world=config.microworld,
         limit=config.limit,
     )
-    check_language(model, tokenizer, task, loaded.prompts(PROBE_PROMPTS))
+    for probe in (loaded.prompts(PROBE_PROMPTS), loaded.translations(PROBE_PROMPTS)):
+        check_language(model, tokenizer, task, probe)
     wrapped: HarnessModel = harness.HarnessModel(model, tokenizer, config.batch_size)
     outcomes = harness.run_task(wrapped, loaded)
     scores: list[Score] = []
@@ -135,7 +136,7 @@ def score_task(
 
 
 def check_language(model: Any, tokenizer: Any, task: str, texts: list[str]) -> None:
-    """Refuse questions in a language that the model has never seen: it predicts them worse than a uniform guess.
+    """Refuse texts in a language that the model has never seen: it predicts them worse than a uniform guess.
 
     Raises:
         DataError: naming the task.
@@ -146,7 +147,7 @@ def check_language(model: Any, tokenizer: Any, task: str, texts: list[str]) -> N
     uniform = bits_per_byte.uniform_bits_per_byte(tokenizer, texts)
     if measured.value > UNKNOWN_LANGUAGE * uniform:
         raise DataError(
-            f"this model does not know the language of {task}: {measured.value:.1f} bits per byte on its questions, "
+            f"this model does not know the language of {task}: {measured.value:.1f} bits per byte on its texts, "
             f"where guessing tokens takes {uniform:.1f}",
             "Leave the task out, or evaluate a model that was trained on that language",
         )

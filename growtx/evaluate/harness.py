@@ -77,10 +77,16 @@ class LoadedTask:
 
     def prompts(self, num_prompts: int) -> list[str]:
         """Some prompts without examples, evenly from all tasks."""
-        per_task = max(1, num_prompts // len(self.tasks))
-        docs = ((task, doc) for task in self.tasks.values() for doc in itertools.islice(task.eval_docs, per_task))
-        texts = [task.doc_to_text(doc) for task, doc in docs]
+        texts = [task.doc_to_text(doc) for task, doc in self._some(num_prompts)]
         return [text for text in texts if isinstance(text, str)]
+
+    def translations(self, num_docs: int) -> list[str]:
+        """Some texts to translate into, where there are any: a model may know the language of the prompts alone."""
+        return [doc["tgt"] for _, doc in self._some(num_docs) if "tgt" in doc]
+
+    def _some(self, num_docs: int) -> Iterator[tuple[Any, Any]]:
+        per_task = max(1, num_docs // len(self.tasks))
+        return ((task, doc) for task in self.tasks.values() for doc in itertools.islice(task.eval_docs, per_task))
 
 
 @cache

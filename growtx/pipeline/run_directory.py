@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -133,7 +134,7 @@ def provenance() -> dict[str, Any]:
     """What a reader needs to repeat a run: versions, commit, command."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "host": socket.gethostname(),

@@ -69,6 +69,13 @@ def test_microworld_questions_are_scored_by_language(wrapped: Any) -> None:
     assert len(outcome.rows) == 10
 
 
+def test_texts_to_translate_into_are_probed_beside_the_prompts(questions_dir: Path) -> None:
+    translation = harness.load_task("growtx_flores200_en-ru", data_dir=str(questions_dir))
+    assert translation.translations(4) == ["Анна живёт в Берлине"]
+    assert translation.prompts(4) == ["English: Anna lives in Berlin\nRussian:"]
+    assert harness.load_task("growtx_arc_easy", data_dir=str(questions_dir)).translations(4) == []
+
+
 def test_names_resolve_to_ours_only_where_there_is_a_data_directory() -> None:
     assert harness.resolve_task("growtx_arc_easy", has_data_dir=False) == ("growtx_arc_easy",)
     assert harness.resolve_task("arc_easy", has_data_dir=True) == ("growtx_arc_easy",)
