@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # The metric that stands for a task, by protocol; the tables show the others too.
 LEADING_METRICS = ("acc_norm", "acc", "f1", "chrf", "exact_match", "bleu", "bits_per_byte")
 
+APART = 0.07  # blocks between the lines of a panel, so that intervals of one depth do not hide each other
+
 
 def short_name(task: str) -> str:
     return task.removeprefix("growtx_")
@@ -68,7 +70,8 @@ def benchmarks_against_depth(evaluation: Evaluation, theme: Theme) -> Figure:
         for number, (protocol, variant) in enumerate(lines):
             line = [score for score in members if (score.protocol, score.variant) == (protocol, variant)]
             label = f"{protocol}, {variant or 'this model'}" if beside else protocol
-            _line(axes, line, theme, number, label=label, percent=True)
+            shift = (number - (len(lines) - 1) / 2) * APART
+            _line(axes, line, theme, number, label=label, percent=True, shift=shift)
         _baseline_lines(axes, members, theme)
         _depth_axis(axes, evaluation.depths)
         axes.set_ylim(bottom=0)
@@ -143,7 +146,16 @@ def _baseline_lines(axes: Axes, scores: Sequence[Score], theme: Theme) -> None:
         )
 
 
-def _line(axes: Axes, scores: list[Score], theme: Theme, number: int, *, label: str, percent: bool = False) -> None:
+def _line(
+    axes: Axes,
+    scores: list[Score],
+    theme: Theme,
+    number: int,
+    *,
+    label: str,
+    percent: bool = False,
+    shift: float = 0.0,
+) -> None:
     if not scores:
         return
     scores = sorted(scores, key=lambda score: score.depth)
@@ -154,7 +166,7 @@ def _line(axes: Axes, scores: list[Score], theme: Theme, number: int, *, label: 
         "linestyle": LINES[number % len(LINES)],
     }
     axes.errorbar(
-        [score.depth for score in scores], values, yerr=errors, capsize=3, elinewidth=1.2, label=label, **style
+        [score.depth + shift for score in scores], values, yerr=errors, capsize=3, elinewidth=1.2, label=label, **style
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def merge(
         "context_length": ensemble.config.max_position_embeddings,
         "settings": config.model_dump(mode="json"),
     }
-    command = " ".join(["python", *sys.argv])
+    command = shlex.join(["python", *sys.argv])
     report = write_merge_report(
         out,
         scores,
