@@ -49,7 +49,7 @@ def evaluate_path(
     data = training_text.recorded_data(run_directory(path))
     texts, config = with_training_text(path, config, data)
     scores: dict[tuple[str, int | None], list[Score]] = {part: [] for part in parts}
-    notes: dict[str, None] = {}
+    notes: dict[str, str] = {}  # one a task: other depths fail for the same reason
     overlaps: list[Overlap] = []
     jobs: Jobs = {
         part: (_score_part, (path, *part, config, texts if part[0] == COMPRESSION_TASK else {})) for part in parts
@@ -59,7 +59,7 @@ def evaluate_path(
     for (task, depth), outcome in _on_cluster(jobs):
         where = f"{task}, {fmt.plural(depth, 'block')}" if depth is not None else task
         if isinstance(outcome, GrowtxError):
-            notes[f"{task}: {outcome}"] = None
+            notes.setdefault(task, f"{task}: {outcome}")
             say(f"{where}: not scored. {outcome}")
         elif task == "overlap":
             overlaps = outcome
@@ -68,8 +68,8 @@ def evaluate_path(
             say(f"{where}: {summary(outcome)}")
     found = tuple(score for part in parts for score in scores[part])
     if not found:
-        raise DataError("nothing could be scored: " + " ".join(notes), "Correct the tasks or their data")
-    return Evaluation(model=path, command=command, scores=found, overlaps=tuple(overlaps), notes=tuple(notes))
+        raise DataError("nothing could be scored: " + " ".join(notes.values()), "Correct the tasks or their data")
+    return Evaluation(model=path, command=command, scores=found, overlaps=tuple(overlaps), notes=tuple(notes.values()))
 
 
 def map_path(path: str, *, command: str = "") -> None:

@@ -135,10 +135,9 @@ def compression_against_depth(evaluation: Evaluation, theme: Theme) -> Figure:
 
 def _baseline_lines(axes: Axes, scores: Sequence[Score], theme: Theme) -> None:
     """Chance, and what a habit of the answer key gives where that is clearly more."""
-    chance = scores[0].chance
-    if chance is None:
-        return
-    axes.axhline(100 * chance, color=theme.muted, linestyle=":", linewidth=1.5, label="chance")
+    chance = scores[0].chance or 0.0
+    if chance:
+        axes.axhline(100 * chance, color=theme.muted, linestyle=":", linewidth=1.5, label="chance")
     majority = max((score.majority for score in scores if score.majority is not None), default=chance)
     if majority > chance + 0.03:
         axes.axhline(

@@ -18,7 +18,7 @@ PROTOCOL_NOTE = (
     "Log-likelihood: the choice to which the model gives the highest probability (lm-eval's numbers). Sampled letter: "
     "the paper's protocol, the first character of a sampled text, mean of the runs; what is no letter counts as wrong. "
     "Majority and shortest are what needs no model: the offered answer that is most often right in other questions, "
-    "and the shortest. "
+    "and the shortest; where a text may hold no answer, majority is always saying so. "
     "Cut: prompts longer than the context, which lose their beginning. Brackets hold 95 % intervals."
 )
 

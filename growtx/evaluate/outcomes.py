@@ -48,7 +48,7 @@ def scores_of(outcome: TaskOutcome, model: HFLM, depth: int) -> Iterator[Score]:
         rows = [row for row in outcome.rows if metric in row]
         for subject, members in ((part, rows), *_by_subject(rows)):
             interval = interval_of([row[metric] for row in members], metric, value if members is rows else None)
-            without_model = _baselines(members) if outcome.is_multiple_choice else {}
+            without_model = _baselines(members) if outcome.is_multiple_choice else _without_answer(members, metric)
             yield Score(
                 task=task,
                 metric=metric,
@@ -93,6 +93,13 @@ def _by_subject(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, An
     for row in rows:
         subjects.setdefault(str(row["doc"].get("subject") or ""), []).append(row)
     return sorted(subjects.items()) if len(subjects) > 1 else []
+
+
+def _without_answer(rows: list[dict[str, Any]], metric: str) -> dict[str, float]:
+    """What always saying that the text holds no answer scores, where that is right for some questions."""
+    answers = [row["doc"].get("answers") for row in rows]
+    share = sum(found is not None and not found for found in answers) / len(answers)
+    return {"majority": share} if share and metric in ("f1", "exact_match") else {}
 
 
 def _baselines(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -60,6 +60,8 @@ def test_generated_answers_and_translations_are_scored(wrapped: Any, questions_d
         scores = list(outcomes.scores_of(outcome, wrapped, depth=2))
         assert {score.metric for score in scores} == metrics
         assert all(score.protocol == "generated" and 0 <= score.value <= 1 for score in scores)
+        unanswerable = {score.metric for score in scores if score.majority == 0.5}
+        assert unanswerable == metrics & {"f1", "exact_match"}, "always saying that there is no answer"
 
 
 def test_microworld_questions_are_scored_by_language(wrapped: Any) -> None:
