@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from growtx.evaluate.depths import evaluate_path
 from growtx.evaluate.evaluation import resolve_tasks
 from growtx.evaluate.results import MICROWORLD_TASK, Evaluation, read_evaluation, save_evaluation
-from growtx.exceptions import ConfigError
+from growtx.exceptions import ConfigError, DataError
 from growtx.pipeline.capability_config import CapabilityConfig, control_plans
 from growtx.pipeline.preparation import cache_dir, prepare, share_foundation
 from growtx.pipeline.run_config import RunConfig
@@ -81,19 +81,22 @@ def finish_controls(controls: Mapping[int, TrainJob]) -> None:
 
 def measure(
     config: CapabilityConfig, run: Storage, controls: Mapping[int, TrainJob], say: Callable[[str], None]
-) -> Evaluation:
+) -> Evaluation | None:
     """Score the run at all depths, and its controls; Ray must be connected. The scores stay in the run directory.
 
-    Raises:
-        DataError: not a single task could be scored.
+    Questions that cannot be had cost a sentence, not the report of a run that has been trained.
     """
     benchmark = config.benchmark()
     last, before = latest_manifest(run), read_evaluation(run)
     if before and last and last.num_blocks in before.depths and set(resolve_tasks(benchmark)) <= set(before.tasks):
         return before
     command = shlex.join(["python", *sys.argv])
-    evaluation = evaluate_path(run.root, benchmark, depths="all", command=command, say=say)
-    for depth, job in controls.items():
-        say(f"monolithic control of {depth} blocks:")
-        evaluation = evaluation.beside(evaluate_path(job.run_dir, benchmark, say=say), CONTROL)
+    try:
+        evaluation = evaluate_path(run.root, benchmark, depths="all", command=command, say=say)
+        for depth, job in controls.items():
+            say(f"monolithic control of {depth} blocks:")
+            evaluation = evaluation.beside(evaluate_path(job.run_dir, benchmark, say=say), CONTROL)
+    except DataError as error:
+        say(f"capability was not measured: {error}")
+        return None
     return save_evaluation(run, evaluation)

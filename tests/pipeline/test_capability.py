@@ -9,7 +9,7 @@ import pytest
 
 from growtx.config import build
 from growtx.evaluate.results import Evaluation, Score, read_evaluation
-from growtx.exceptions import ConfigError
+from growtx.exceptions import ConfigError, DataError
 from growtx.growth.matching import resolve_matched
 from growtx.growth.plan import PlanConfig, resolve
 from growtx.growth.scaling import plan_cost
@@ -111,3 +111,15 @@ def test_scores_of_the_controls_stand_beside_the_runs_and_are_not_measured_twice
     assert read_evaluation(storage) == found
     assert capability.measure(block, storage, {2: control}, say=lambda words: None) == found
     assert asked == [str(run_dir), "control"]
+
+
+def test_questions_that_cannot_be_had_do_not_cost_the_report(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: str, benchmark: Any, **_: Any) -> Evaluation:
+        raise DataError("nothing could be scored", "Correct the tasks")
+
+    monkeypatch.setattr(capability, "evaluate_path", fail)
+    monkeypatch.setattr(capability, "resolve_tasks", lambda benchmark: ["growtx_mmlu"])
+    said: list[str] = []
+    block = build(capability.CapabilityConfig, {"tasks": ["growtx_mmlu"]})
+    assert capability.measure(block, Storage(str(run_dir)), {}, said.append) is None
+    assert said == ["capability was not measured: nothing could be scored. Correct the tasks."]
