@@ -227,3 +227,13 @@ def test_no_file_holds_a_credential() -> None:
     for path in CLUSTER.rglob("*"):
         if path.is_file():
             assert not suspicious.search(path.read_text()), path
+
+
+def test_the_proxy_leads_to_what_listens_on_loopback_and_asks_for_a_password_where_there_is_no_key() -> None:
+    text = (CLUSTER / "Caddyfile").read_text()
+    sites = dict(re.findall(r"^(\w+)\.\{\$DOMAIN\} \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    ports = {name: re.findall(r"reverse_proxy 127\.0\.0\.1:(\d+)", body) for name, body in sites.items()}
+    assert ports == {"api": ["8000"], "ray": ["8265"], "grafana": ["3000"]}  # defaults of Serve, Ray and Grafana
+    assert {name for name, body in sites.items() if "basicauth" in body} == {"ray", "grafana"}
+    serving = yaml.safe_load((PROJECT / "serve" / "config.yaml").read_text())
+    assert serving["http_options"] == {"host": "127.0.0.1", "port": 8000}
