@@ -157,6 +157,19 @@ def test_gradients_do_not_depend_on_how_a_batch_is_split() -> None:
         assert max((weights[0][name] - other[name]).abs().max() for name in other) < 1e-5
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_optimizer_state_in_the_hosts_memory_takes_the_same_steps(zero_stage: int, uninterrupted: Runs) -> None:
+    losses, (_, moments) = uninterrupted[zero_stage]
+    engine = make_engine(zero_stage, offload_optimizer=True)
+    assert difference(run(engine, 0, 3), losses[:3]) < EXACT
+    state = checkpoint(engine)
+    for name, tensors in state[1].items():
+        assert max(float((tensor - moments[name][key]).abs().max()) for key, tensor in tensors.items()) < EXACT
+    engine.load(*state, num_steps=3)
+    assert difference(run(engine, 3, 6), losses[3:]) < EXACT
+    engine.close()
+
+
 def test_the_gradient_norm_is_known_after_a_step_and_clipping_bounds_the_step() -> None:
     engine = make_engine(1, gradient_clipping=0.0)
     run(engine, 0, 1)
