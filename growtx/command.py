@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,8 @@ def job_parser(description: str) -> argparse.ArgumentParser:
 
 def run_command(action: Callable[[], int]) -> int:
     """Run a command; an error that a user can understand becomes a sentence and an exit status."""
+    if not sys.stdout.isatty():  # logs and files have no width; rich would break tables at 80 characters
+        os.environ.setdefault("COLUMNS", "160")
     try:
         return action()
     except GrowtxError as error:

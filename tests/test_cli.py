@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from growtx.cli import main
 from growtx.command import job_parser, run_command
@@ -238,3 +239,12 @@ def test_a_command_ends_with_the_status_of_its_error(capsys: Capture) -> None:
 def test_a_mistake_of_our_own_is_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 // 0)
+
+
+def test_tables_in_logs_are_not_broken_at_80_characters(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # so that the end of the test restores what was there
+    monkeypatch.delenv("COLUMNS")
+    assert run_command(lambda: print(Console().width) or 0) == 0
+    assert int(capsys.readouterr().out) >= 160
