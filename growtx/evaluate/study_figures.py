@@ -40,7 +40,9 @@ def stages(found: list[Row], theme: Theme) -> Figure:
     lowest = min(row.mean for row in found)
     highest = max(row.runs[0].stages[0].bits_per_byte for row in found)
     top = highest + 0.35 * (highest - lowest) + 0.05
-    for number, row in enumerate(found):
+    names = sorted(row.variant for row in found)  # so that a variant keeps its colour in every comparison
+    for row in found:
+        number = names.index(row.variant)
         run = row.runs[0]
         ends = [stage.bits_per_byte for stage in run.stages]
         starts = [stage.bits_per_byte_start for stage in run.stages]
@@ -50,13 +52,13 @@ def stages(found: list[Row], theme: Theme) -> Figure:
         ]
         colour = theme.cycle[number % len(theme.cycle)]
         line, marker = LINES[(number // len(theme.cycle)) % len(LINES)], MARKERS[number % len(MARKERS)]
-        axes.plot(xs, ys, line, color=colour, linewidth=1.3, label=row.variant)
+        axes.plot(xs, ys, line, color=colour, linewidth=1.3)
         axes.plot(xs[1::2], ys[1::2], marker, color=colour, markersize=5)
-        for x, start in zip(xs[::2], starts, strict=True):
+        axes.plot([], [], line, color=colour, linewidth=1.3, marker=marker, markersize=5, label=row.variant)
+        for x, start in zip(xs[2::2], starts[1:], strict=True):
             if start is not None and start > top:
-                axes.annotate(
-                    f"↑ {start:.2f}", (x, top), (3, -3), textcoords="offset points", va="top", color=colour, fontsize=8
-                )
+                label = {"textcoords": "offset points", "va": "top", "color": colour, "fontsize": 8}
+                axes.annotate(f"↑ {start:.2f}", (x, top), (3, -3), **label)
             elif start is not None:
                 axes.plot([x], [start], marker, color=colour, mfc="none", markersize=5)
     axes.set_ylim(lowest - 0.05 * (top - lowest), top)

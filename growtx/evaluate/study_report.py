@@ -178,8 +178,8 @@ def _sections(measure: str, results: StudyResults, study: Storage) -> list[Secti
         Section(
             f"Stage by stage at {title}",
             "Held-out bits per byte: hollow at the start of a stage (its new blocks are untrained, hence the spike), "
-            "filled at its end. First seed; stages are drawn equally long. An arrow with a number is a start above the "
-            "axis.",
+            "filled at its end. First seed; stages are drawn equally long. The untrained model begins above the axis "
+            "(see the table), and so does a spike with an arrow.",
             save(partial(figures.stages, found), study, f"stages_{measure}"),
             _stage_table(found),
         ),
