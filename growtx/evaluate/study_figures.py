@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from growtx.evaluate import formatting as fmt
 from growtx.evaluate.plot_style import LINES, MARKERS, Theme, label_axes, new_figure
@@ -57,7 +57,7 @@ def stages(found: list[Row], theme: Theme) -> Figure:
         axes.plot([], [], line, color=colour, linewidth=1.3, marker=marker, markersize=5, label=row.variant)
         for x, start in zip(xs[2::2], starts[1:], strict=True):
             if start is not None and start > top:
-                label = {"textcoords": "offset points", "va": "top", "color": colour, "fontsize": 8}
+                label: dict[str, Any] = {"textcoords": "offset points", "va": "top", "color": colour, "fontsize": 8}
                 axes.annotate(f"↑ {start:.2f}", (x, top), (3, -3), **label)
             elif start is not None:
                 axes.plot([x], [start], marker, color=colour, mfc="none", markersize=5)
