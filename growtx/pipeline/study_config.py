@@ -90,6 +90,7 @@ def load_study_config(preset: str | None, overrides: list[str]) -> StudyConfig:
         taken = {key: protocol[key] for key in ("kind", "control", "variants", "seeds", "equal")}
         tree = merged(tree, {**taken, "training": {"prefix": "recompute"}})
         tree["plan"].pop("budget", None)
+        tree.pop("capability", None)  # a study has tasks of its own
     elif kind != "study":
         raise ConfigError(
             f"--preset {preset}: not a preset of a study, nor of a run with plan.grow",

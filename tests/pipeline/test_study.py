@@ -156,6 +156,10 @@ def test_a_preset_of_one_run_becomes_the_base_of_the_default_variants() -> None:
         load_study_config("specialists-demo", [])
 
 
+def test_the_demo_too_can_be_the_base_of_a_study() -> None:
+    assert load_study_config("demo", []).plan.budget.active_parameters is None
+
+
 @pytest.mark.parametrize("preset", ["study-demo", "study-growth"])
 def test_shipped_studies_are_valid(preset: str) -> None:
     assert load_study_config(preset, []).kind == "study"
