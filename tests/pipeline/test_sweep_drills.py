@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -42,8 +43,26 @@ class Job:
         with self.log.open("a") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
-    def finish(self) -> None:
-        assert self.process.wait(timeout=SECONDS) == 0, self.log.read_text()
+    def finish(self) -> int:
+        """Wait for a good end; returns the most training workers that were seen alive at one time."""
+        deadline, most = time.monotonic() + SECONDS, 0
+        while self.process.poll() is None and time.monotonic() < deadline:
+            most = max(most, self._num_workers())
+            time.sleep(0.1)
+        assert self.process.poll() == 0, self.log.read_text()
+        return most
+
+    def _num_workers(self) -> int:
+        with suppress(psutil.NoSuchProcess):
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            return sum(_title(process).startswith("ray::RayTrainWorker") for process in family)
+        return 0
+
+
+def _title(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def ended(run: Path) -> dict[int, TrialRecord]:
@@ -68,7 +87,8 @@ def test_a_killed_sweep_goes_on_and_the_plan_it_finds_can_be_repeated(tmp_path: 
     before = kill_the_driver_after_a_trial(
         Job(tmp_path, "sweep", "--greedy", "--trials", "5", "--run-dir", str(run), *SETTINGS), run
     )
-    Job(tmp_path, "sweep", "--run-dir", str(run), "--resume").finish()
+    most = Job(tmp_path, "sweep", "--run-dir", str(run), "--resume").finish()
+    assert most == 2, "two trials at a time, and the worker of a stopped one is gone before another trial begins"
     after = ended(run)
     assert sorted(after) == list(range(5)) and {number: after[number] for number in before} == before
     states = [record.state for record in after.values()]
