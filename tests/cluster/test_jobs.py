@@ -77,7 +77,8 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_beside_another_users(
     assert nodes.processes(f"--run-dir {run}")
     exported = [f"ray_{gauge_name(key)}{{" for key in ("train/loss", "eval/bits_per_byte", "stage", "num_tokens")]
     wait_until(lambda: all(name in nodes.metrics() for name in exported), "gauges are not exported", 60)
-    assert re.search(rf'ray_growtx_stage{{[^}}]*run="{run}"[^}}]*}} 2', nodes.metrics())
+    stage = rf'ray_growtx_stage{{[^}}]*run="{run}"[^}}]*}} 2'  # exported some seconds after it was set
+    wait_until(lambda: re.search(stage, nodes.metrics()) is not None, "the gauge stays at the first stage", 60)
 
     assert nodes.job("stop", "first").returncode == 0
     assert nodes.wait("first") == "STOPPED"

@@ -163,7 +163,12 @@ def test_clients_that_retry_lose_nothing_when_a_front_end_dies(url: str) -> None
 def processes(title: str) -> set[int]:
     """Process ids of this Ray's workers of a kind."""
     children = psutil.Process().children(recursive=True)
-    return {child.pid for child in children if " ".join(child.cmdline()).startswith(title)}
+    found = set()
+    for child in children:
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if " ".join(child.cmdline()).startswith(title):
+                found.add(child.pid)
+    return found
 
 
 def test_more_than_there_is_room_for_is_refused_with_retry_after(url: str) -> None:
