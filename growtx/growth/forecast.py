@@ -19,6 +19,8 @@ from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
 from growtx.models.loss import CHUNK_ROWS
 
+LARGEST_BUCKET = 500_000_000  # gradients; as much as DeepSpeed reduces at a time by default
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -87,7 +89,7 @@ def _memory(config: GrowtxConfig, stage: Stage, placement: Placement, total: int
 
 def bucket_elements(active: int) -> int:
     """Gradients that are reduced together: all of them, up to half a billion. ZeRO 1 and 2 refuse odd buckets."""
-    return min(500_000_000, active + active % 2)
+    return min(LARGEST_BUCKET, active + active % 2)
 
 
 def _gradient_elements(placement: Placement, active: int) -> int:

@@ -9,7 +9,7 @@ from rich.table import Table
 from growtx.data.tokenizer import COMPACT_SIZE, PUBLISHED_SIZES, TokenizerConfig, load_tokenizer
 from growtx.exceptions import BudgetError
 from growtx.growth.budget import check_budget
-from growtx.growth.forecast import Placement, StageForecast, forecast
+from growtx.growth.forecast import LARGEST_BUCKET, Placement, StageForecast, forecast
 from growtx.growth.matching import resolve_matched
 from growtx.growth.plan import Stage, resolve
 from growtx.growth.prefix_plan import WORTHWHILE, plan_prefix
@@ -115,19 +115,24 @@ def _work_model(config: RunConfig) -> str:
 
 def _memory_model(config: RunConfig) -> str:
     """What each column of the memory table is made of; the terms are those of `growth.forecast`."""
-    placement, training = placement_of(config), config.training
-    element = f"{2 if placement.bf16 else 4} bytes"
+    spread, training = placement_of(config), config.training
+    element = f"{2 if spread.bf16 else 4} bytes"
 
     def shared(from_zero_stage: int) -> str:
-        is_shared = placement.num_workers > 1 and training.zero_stage >= from_zero_stage
-        return f" / {placement.num_workers} workers" if is_shared else ""
+        is_shared = spread.num_workers > 1 and training.zero_stage >= from_zero_stage
+        return f" / {spread.num_workers} workers" if is_shared else ""
 
     optimizer = "in the host's memory" if training.offload_optimizer else f"12 bytes x active{shared(1)}"
     how = "inputs of blocks kept, the rest recomputed" if training.activation_checkpointing else "all kept"
-    windows = f"{placement.micro_batch} x {config.model.context_length} tokens at a time"
+    bucket = (
+        f" Up to {LARGEST_BUCKET:,} of them stand whole on each worker until they are reduced." if shared(2) else ""
+    )
+    adapters = " LoRA adapters come on top." if any(stage.lora for stage in config.plan.written_stages()) else ""
+    windows = f"{spread.micro_batch} x {config.model.context_length} tokens at a time"
     return (
-        f"Weights: {element} x total{shared(3)}. Gradients: {element} x active{shared(2)}. Optimizer: {optimizer} "
-        f"(fp32 weights, two moments). Activations: {windows}, {how}, and the larger of a block's and the head's work. "
+        f"Weights: {element} x total{shared(3)}.{adapters} Gradients: {element} x active{shared(2)}.{bucket} "
+        f"Optimizer: {optimizer} (fp32 weights, two moments). Activations: {windows}, {how}, and the larger of a "
+        "block's and the head's work. "
         "Besides, every process takes what Python, its libraries and the GPU's driver need."
     )
 
