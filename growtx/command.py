@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,11 @@ def job_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="YAML values, applied in order")
     return parser
+
+
+def command_line() -> str:
+    """The command of this process, as a person can type it again."""
+    return shlex.join(["python", *sys.argv])
 
 
 def run_command(action: Callable[[], int]) -> int:

@@ -9,11 +9,10 @@ Results go to evaluation.json beside the model and into the run's report.html; s
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from datetime import datetime
 
-from growtx.command import run_command
+from growtx.command import command_line, run_command
 
 
 def parse() -> argparse.Namespace:
@@ -43,7 +42,7 @@ def main() -> int:
     from growtx.train.cluster import connected
     from growtx.train.settings import ResourcesConfig
 
-    command = shlex.join(["python", *sys.argv])
+    command = command_line()
     evaluations = {}
     models = [locate(path) for path in arguments.model]
     configs = {

@@ -5,10 +5,9 @@ The controls lie in `RUN/controls/depth-N` as runs of their own, with the tokeni
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping
 
+from growtx.command import command_line
 from growtx.evaluate.depths import evaluate_path
 from growtx.evaluate.evaluation import resolve_tasks
 from growtx.evaluate.results import MICROWORLD_TASK, Evaluation, read_evaluation, save_evaluation
@@ -90,9 +89,8 @@ def measure(
     last, before = latest_manifest(run), read_evaluation(run)
     if before and last and last.num_blocks in before.depths and set(resolve_tasks(benchmark)) <= set(before.tasks):
         return before
-    command = shlex.join(["python", *sys.argv])
     try:
-        evaluation = evaluate_path(run.root, benchmark, depths="all", command=command, say=say)
+        evaluation = evaluate_path(run.root, benchmark, depths="all", command=command_line(), say=say)
         for depth, job in controls.items():
             say(f"monolithic control of {depth} blocks:")
             evaluation = evaluation.beside(evaluate_path(job.run_dir, benchmark, say=say), CONTROL)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from pydantic import Field, field_validator
 
+from growtx.command import command_line
 from growtx.config import ConfigModel
 from growtx.data.tokenizer import token_num_bytes
 from growtx.evaluate.merge_report import Verdict, judge, read_scores, write_merge_report
@@ -117,7 +116,7 @@ def merge(
         "context_length": ensemble.config.max_position_embeddings,
         "settings": config.model_dump(mode="json"),
     }
-    command = shlex.join(["python", *sys.argv])
+    command = command_line()
     report = write_merge_report(
         out,
         scores,

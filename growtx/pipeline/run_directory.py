@@ -6,10 +6,8 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -20,6 +18,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from growtx import __version__
+from growtx.command import command_line
 from growtx.config import apply_overrides, build, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
 from growtx.location import locate, submission_id
@@ -134,7 +133,7 @@ def provenance() -> dict[str, Any]:
     """What a reader needs to repeat a run: versions, commit, command."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "host": socket.gethostname(),

@@ -9,13 +9,12 @@ RUN/report.html       tables and figures
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 
+from growtx.command import command_line
 from growtx.evaluate.depths import evaluate_path
 from growtx.evaluate.evaluation import benchmark_config
 from growtx.evaluate.results import read_evaluation, save_evaluation
@@ -139,7 +138,7 @@ class _Work:
             control=self._config.control,
             equal=self._config.equal,
             first_seed=self._config.seeds[0],
-            command=shlex.join(["python", *sys.argv]),
+            command=command_line(),
             runs=tuple(read_result(run, self._study, self._failure(run)) for run in self._runs),
         )
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from growtx.growth.lineage import open_lineage
 from growtx.store.storage import Storage
 from growtx.store.trials import TrialRecord, read_trials
 from growtx.store.verify import verify
+from tests.processes import descendants
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -47,22 +47,10 @@ class Job:
         """Wait for a good end; returns the most training workers that were seen alive at one time."""
         deadline, most = time.monotonic() + SECONDS, 0
         while self.process.poll() is None and time.monotonic() < deadline:
-            most = max(most, self._num_workers())
+            most = max(most, len(descendants("ray::RayTrainWorker", self.process.pid)))
             time.sleep(0.1)
         assert self.process.poll() == 0, self.log.read_text()
         return most
-
-    def _num_workers(self) -> int:
-        with suppress(psutil.NoSuchProcess):
-            family = psutil.Process(self.process.pid).children(recursive=True)
-            return sum(_title(process).startswith("ray::RayTrainWorker") for process in family)
-        return 0
-
-
-def _title(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline())
-    return ""
 
 
 def ended(run: Path) -> dict[int, TrialRecord]:

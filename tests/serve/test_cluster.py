@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from growtx.models.ensemble import members_of
 from serve.local import APP, local_endpoint
+from tests.processes import descendants
 from tests.serve.conftest import make_ensemble
 
 pytestmark = pytest.mark.ray
@@ -162,13 +162,7 @@ def test_clients_that_retry_lose_nothing_when_a_front_end_dies(url: str) -> None
 
 def processes(title: str) -> set[int]:
     """Process ids of this Ray's workers of a kind."""
-    children = psutil.Process().children(recursive=True)
-    found = set()
-    for child in children:
-        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            if " ".join(child.cmdline()).startswith(title):
-                found.add(child.pid)
-    return found
+    return {process.pid for process in descendants(title)}
 
 
 def test_more_than_there_is_room_for_is_refused_with_retry_after(url: str) -> None:

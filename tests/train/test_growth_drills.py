@@ -20,6 +20,7 @@ import pytest
 
 from growtx.growth.lineage import open_lineage
 from growtx.store.verify import verify
+from tests.processes import descendants
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -82,16 +83,7 @@ class Run:
         return any((row["stage"], row["step"]) >= (stage, step) for row in self.rows())
 
     def workers(self) -> list[psutil.Process]:
-        return self.alive_workers(psutil.Process(self.process.pid).children(recursive=True))
-
-    @staticmethod
-    def alive_workers(family: list[psutil.Process]) -> list[psutil.Process]:
-        found = []
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                if "RayTrainWorker" in process.name() + " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        return descendants("ray::RayTrainWorker", self.process.pid)
 
     def finish(self, status: int = 0) -> None:
         assert self.process.wait(timeout=400) == status, self.log.read_text()
@@ -180,9 +172,11 @@ def test_a_stage_goes_on_after_its_driver_was_killed_and_after_sigterm_on_two_on
     run = Run(home, "moved", small, "resources.num_workers=2")
     run.wait_for(lambda: run.reached(stage=2, step=7))
     family = psutil.Process(run.process.pid).children(recursive=True)
+    workers = run.workers()
     run.process.kill()
-    for worker in run.alive_workers(family):  # they would train on for a while
-        worker.kill()
+    for worker in workers:  # they would train on for a while
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
     _, alive = psutil.wait_procs(family, timeout=180)
     assert not alive, "processes outlive their driver"
     first = open_lineage(str(run.dir)).manifests[0]
