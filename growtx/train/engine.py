@@ -274,6 +274,7 @@ class Engine:
         self.engine.destroy()
         if self._zero_stage == 3:
             _forget_partitioned(self.model)
+            _restore_linear()
         del self.engine, self.model
         gc.collect()  # model and engine refer to each other
 
@@ -288,3 +289,10 @@ def _forget_partitioned(model: nn.Module) -> None:
     for cached in inspect.getclosurevars(method).nonlocals.values():  # an lru_cache below a decorator
         if hasattr(cached, "cache_clear"):
             cached.cache_clear()
+
+
+def _restore_linear() -> None:
+    """Give torch its own product with a weight back: ZeRO-3 puts one in its place that other stages should not have."""
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patched
+
+    F.linear = Patched.linear_bk

@@ -248,6 +248,14 @@ def test_a_closed_engine_frees_its_model_and_optimizer(zero_stage: int) -> None:
     assert [part() for part in held] == [None] * 4
 
 
+def test_torch_computes_as_before_once_a_zero_3_engine_is_closed() -> None:
+    before = torch.nn.functional.linear
+    engine = make_engine(3)
+    assert torch.nn.functional.linear is not before
+    engine.close()
+    assert torch.nn.functional.linear is before
+
+
 def tiny_model() -> torch.nn.Module:
     from growtx.growth.assembly import grow
     from growtx.growth.freezing import prepare_for_stage
