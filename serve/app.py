@@ -118,6 +118,8 @@ def build(arguments: dict[str, Any]) -> Application:
                 "min_replicas": settings.num_replicas,
                 "max_replicas": settings.max_replicas,
                 "target_ongoing_requests": max(1, settings.max_batch_size * 3 // 4),
+                "upscale_delay_s": settings.upscale_delay_seconds,
+                "downscale_delay_s": settings.downscale_delay_seconds,
             }
         }
     threads = str(max(1, round(settings.cpus_per_replica)))

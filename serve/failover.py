@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from serve.cluster_metrics import read_cluster_metrics
+from serve.metrics import FailoverMetrics
 from serve.requests import EngineError, Generation, ModelCard, OverloadedError, Sampling, Token
 
 REPLICA_LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, EngineError)
@@ -32,6 +33,7 @@ class Replicas:
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         self._streaming = handle.options(stream=True)
+        self._metrics = FailoverMetrics()
 
     async def card(self) -> ModelCard:
         card: ModelCard = await self._retried(self._handle.card.remote)
@@ -64,6 +66,7 @@ class Replicas:
                 if not generated:
                     raise OverloadedError(str(error)) from error
             except REPLICA_LOST as error:
+                self._metrics.failovers.inc()
                 logger.warning("a replica was lost after %d tokens (%s)", len(generated), type(error).__name__)
             finally:
                 _release(stream)

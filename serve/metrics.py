@@ -90,6 +90,13 @@ class TextClock:
                 self._metrics.member_weight.inc(total, {"member": member})
 
 
+class FailoverMetrics:
+    """What clients do not see: texts whose replica was lost."""
+
+    def __init__(self) -> None:
+        self.failovers = Counter("growtx_failovers_total", "texts that went on, or began again, at another replica")
+
+
 class EngineMetrics:
     """How full one engine is."""
 

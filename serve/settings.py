@@ -33,6 +33,8 @@ class ServeSettings(ConfigModel):
     )
     num_replicas: int = Field(default=1, ge=1, description="engine replicas, each with the whole model")
     max_replicas: int | None = Field(default=None, ge=1, description="autoscale from num_replicas up to this many")
+    upscale_delay_seconds: float = Field(default=30, ge=0, description="load that lasts so long adds replicas")
+    downscale_delay_seconds: float = Field(default=600, ge=0, description="idleness that lasts so long takes some away")
     num_ingress_replicas: int = Field(default=2, ge=1, description="HTTP front ends; two, so that one may die")
     cpus_per_replica: float = Field(default=1, gt=0, description="CPUs reserved, and threads used, per engine")
     gpus_per_replica: float = Field(default=0, ge=0, description="GPUs reserved per engine")

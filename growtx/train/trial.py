@@ -90,21 +90,25 @@ class Trial(tune.Trainable):
     """Reports held-out bits per byte whenever its workers evaluate, and at the end."""
 
     def setup(self, config: dict[str, Any], *, search: StageSearch, board: Any) -> None:
+        """Nothing begins here: Tune may give the trial to another process while this one still starts."""
         self._search, self._board = search, board
-        self._begin(config)
+        self._await_first_step(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin another trial in this process, which spares the seconds that one takes to start."""
+        """Become another trial in this process, which spares the seconds that one takes to start."""
         self.cleanup()
-        self._begin(new_config)
+        self._await_first_step(new_config)
         return True
 
-    def _begin(self, config: dict[str, Any]) -> None:
+    def _await_first_step(self, config: dict[str, Any]) -> None:
         self._number: int = config["number"]
         self._values: Values = config["values"]
+        self._training: Future[Outcome] | None = None
+
+    def _begin(self) -> Future[Outcome]:
         self._started = time.monotonic()
         ray.get(self._board.open.remote(self._number))
-        self._training: Future[Outcome] = ThreadPoolExecutor(1).submit(self._train)
+        return ThreadPoolExecutor(1).submit(self._train)
 
     def _train(self) -> Outcome:
         self._job = self._search.trial_job(self._number, self._values)
@@ -114,6 +118,7 @@ class Trial(tune.Trainable):
         return outcome
 
     def step(self) -> dict[str, Any]:
+        self._training = self._training or self._begin()
         while not self._training.done():
             evaluation = ray.get(self._board.next_evaluation.remote(self._number))
             if evaluation is not None:
@@ -128,7 +133,7 @@ class Trial(tune.Trainable):
                 }
         try:
             if self._training.result().stopped:
-                return {"ended": "stopped", "done": True}
+                return {METRIC: math.nan, "ended": "stopped", "done": True}  # Tune wants the metric in every result
             return self._result()
         except Exception as error:
             sentence = str(error) if isinstance(error, GrowtxError) else f"{type(error).__name__}: {error}"
@@ -156,6 +161,8 @@ class Trial(tune.Trainable):
 
     def cleanup(self) -> None:
         """End the workers before this process ends; what they raised was reported by `step`."""
+        if self._training is None:
+            return
         self._board.request_stop.remote(self._number)
         with suppress(Exception):
             self._training.result(timeout=STOP_SECONDS)

@@ -5,6 +5,7 @@ Random and grid values are pure functions of seed and number, so a resumed sweep
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -165,7 +166,7 @@ class RecordedSearch(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number, values = self._running.pop(trial_id)
-        if result is not None and not error and METRIC in result:
+        if result is not None and not error and math.isfinite(result.get(METRIC, math.nan)):
             number -= 0 if self._planned is None else 1
             self._proposer.observe(number, values, result[METRIC])
 

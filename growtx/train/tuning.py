@@ -58,7 +58,7 @@ class SchedulerConfig(ConfigModel):
         return None if self.kind == "none" else self.grace
 
     def build(self, records: Sequence[TrialRecord]) -> TrialScheduler:
-        """Tune's scheduler, knowing what ended trials reported."""
+        """Tune's scheduler, knowing what trials reported to an earlier process."""
         scheduler: Any
         if self.kind == "none":
             return FIFOScheduler()
@@ -74,14 +74,17 @@ class SchedulerConfig(ConfigModel):
 
 @dataclass(frozen=True)
 class _PastTrial:
-    """What a scheduler needs of a trial that ended in an earlier process."""
+    """What a scheduler needs of a trial of an earlier process."""
 
     trial_id: str
 
 
 def _replay(scheduler: Any, record: TrialRecord) -> None:
-    """Let a scheduler know what an ended trial reported, without a decision about it: the median rule decides once."""
-    if record.state not in ("finished", "stopped"):
+    """Let a scheduler know what an earlier process reported, without a decision about it: the median rule decides once.
+
+    Also of a trial that goes on: it reports only what comes after its checkpoint.
+    """
+    if record.state == "failed":
         return
     trial = _PastTrial(f"past-{record.number}")
     scheduler.on_trial_add(None, trial)
@@ -102,12 +105,14 @@ class Recorder(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, values = trial.config["number"], trial.config["values"]
         stage = self._search.stage({})
+        before = self.records.get(number)
         self.records[number] = TrialRecord(
             stage=stage.index,
             stage_name=stage.name,
             number=number,
             values=values,
             planned=trial.config["planned"],
+            evaluations=before.evaluations if before else [],  # it goes on from a checkpoint
         )
         write_trial(self._run, self.records[number])
 
@@ -122,7 +127,8 @@ class Recorder(tune.Callback):
         if result.get("ended") == "finished":
             record.state = "finished"
         else:
-            record.evaluations.append(Evaluation(fraction=result[FRACTION], bits_per_byte=result[METRIC]))
+            earlier = [one for one in record.evaluations if one.fraction < result[FRACTION]]
+            record.evaluations = [*earlier, Evaluation(fraction=result[FRACTION], bits_per_byte=result[METRIC])]
         write_trial(self._run, record)
 
     def _flops(self, record: TrialRecord, *, prefix_cached: bool) -> tuple[float, float]:

@@ -51,30 +51,23 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_a_growth_spreads_over_both_nodes(nodes: RayNodes, storage: Path, corpus: str) -> None:
-    """Every node has one CPU and every worker takes one, so two workers need both nodes."""
-    plan = ["plan={grow: {blocks: 2}, train: {steps: 10}}", "resources={num_workers: 2}"]
-    nodes.submit("spread", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", "spread")
-    wait_until(lambda: nodes.nodes_that_run("ray::RayTrainWorker") == {"head", "second"}, "not on both nodes", 200)
-    assert nodes.wait("spread") == "SUCCEEDED", nodes.job("logs", "spread").stdout
-    (run,) = [run for run in list_runs(str(storage)) if run.name == "spread"]
-    assert (run.state, run.num_finished_stages, run.job_id) == ("finished", 2, "spread")
-    assert (storage / "spread" / "report.html").exists()
-    report = verify(str(storage / "spread"))
-    assert not (report.missing or report.corrupt or report.moved or report.orphans)
-    assert f"report: {storage}/spread/report.html" in nodes.job("logs", "spread").stdout
-
-
-def test_a_stopped_run_leaves_no_process_and_goes_on_beside_another_users(
+def test_a_growth_over_both_nodes_leaves_no_process_when_stopped_and_goes_on_beside_another_users(
     nodes: RayNodes, storage: Path, corpus: str
 ) -> None:
-    """One person's run is stopped in its second stage and resumed while another's starts and ends beside it."""
+    """Every node has one CPU and every worker takes one, so two workers need both nodes.
+
+    The run is stopped in its second stage, and resumed on one worker while another person's starts and ends beside it.
+    """
     run = storage / "first"
-    plan = ["plan={stages: [{add: 1, train: {steps: 5}}, {add: 1, train: {steps: 2500}}]}", "resources.num_workers=1"]
-    nodes.submit("first", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", str(run))
+    plan = [
+        "plan={stages: [{add: 1, train: {steps: 5}}, {add: 1, train: {steps: 2000}}]}",
+        "resources={num_workers: 2}",
+    ]
+    nodes.submit("first", "python", "rayjobs/grow.py", *TINY, corpus, *plan, "--run-dir", "first")
+    wait_until(lambda: nodes.nodes_that_run("ray::RayTrainWorker") == {"head", "second"}, "not on both nodes", 200)
     wait_until(lambda: any(row["stage"] == 2 and row["step"] > 5 for row in rows(run)), "no second stage", 300)
     sealed = {path.name: path.stat().st_mtime_ns for path in (run / "manifests").glob("*.json")}
-    assert nodes.processes(f"--run-dir {run}")
+    assert nodes.processes("--run-dir first")
     exported = [f"ray_{gauge_name(key)}{{" for key in ("train/loss", "eval/bits_per_byte", "stage", "num_tokens")]
     wait_until(lambda: all(name in nodes.metrics() for name in exported), "gauges are not exported", 60)
     stage = rf'ray_growtx_stage{{[^}}]*run="{run}"[^}}]*}} 2'  # exported some seconds after it was set
@@ -82,24 +75,30 @@ def test_a_stopped_run_leaves_no_process_and_goes_on_beside_another_users(
 
     assert nodes.job("stop", "first").returncode == 0
     assert nodes.wait("first") == "STOPPED"
-    assert not nodes.processes(f"--run-dir {run}")
+    assert not nodes.processes("--run-dir first")
     wait_until(lambda: not nodes.processes("ray::TrainController"), "Ray's controller outlives the job", 30)
     assert {run.name: run.state for run in list_runs(str(storage))}["first"] == "interrupted"
     assert any((run / "checkpoints" / "stage-02").iterdir()), "it left without a checkpoint"
 
-    nodes.submit("first-again", "python", "rayjobs/grow.py", "--resume", "--run-dir", str(run))
+    nodes.submit(
+        "first-again", "python", "rayjobs/grow.py", "--resume", "--run-dir", "first", "resources.num_workers=1"
+    )
     other = ["plan={grow: {blocks: 1}, train: {steps: 5}}", "resources={num_workers: 1}"]
     nodes.submit("other", "python", "rayjobs/grow.py", *TINY, corpus, *other)  # names no run directory
     assert nodes.wait("other") == "SUCCEEDED", nodes.job("logs", "other").stdout
     assert nodes.wait("first-again") == "SUCCEEDED", nodes.job("logs", "first-again").stdout
     (first,) = [run for run in list_runs(str(storage)) if run.name == "first"]
     assert (first.state, first.num_finished_stages, first.job_id) == ("finished", 2, "first-again")
+    assert f"report: {run}/report.html" in nodes.job("logs", "first-again").stdout
+    assert (run / "report.html").exists()
+    report = verify(str(run))
+    assert not (report.missing or report.corrupt or report.moved or report.orphans)
     (second,) = list_runs(f"{storage}/runs")
     assert (second.state, second.num_finished_stages, second.job_id) == ("finished", 1, "other")
     assert second.name.startswith("demo-2")
     steps = [row["step"] for row in rows(run) if row["stage"] == 2 and "train/loss" in row]
     assert steps == sorted(set(steps)), "a step was trained twice"
-    assert steps[-1] == 2500
+    assert steps[-1] == 2000
     assert {name: (run / "manifests" / name).stat().st_mtime_ns for name in sealed} == sealed
 
 

@@ -9,14 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from growtx.growth.lineage import open_lineage
 from growtx.store.storage import Storage
 from growtx.store.trials import TrialRecord, read_trials
 from growtx.store.verify import verify
-from tests.processes import descendants
+from tests.processes import descendants, kill_the_driver
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -30,6 +29,7 @@ SETTINGS = [
     "training={global_batch_size: 8, evaluation: {num_windows: 16, num_samples: 1, sample_tokens: 4}}",
     "sweep.space={learning_rate: [1.0e-5, 2.0e-5, 1.0e+6]}",
     "sweep.include_planned=true",
+    "sweep.scheduler.reduction_factor=4",  # the two bad rates that do train must not pass for each other's better half
 ]
 
 
@@ -63,10 +63,7 @@ def kill_the_driver_after_a_trial(job: Job, run: Path) -> dict[int, TrialRecord]
     while not ended(run):
         assert job.process.poll() is None and time.monotonic() < deadline, job.log.read_text()
         time.sleep(0.1)
-    family = psutil.Process(job.process.pid).children(recursive=True)
-    job.process.kill()
-    _, alive = psutil.wait_procs(family, timeout=180)
-    assert not alive, "processes outlive their driver"
+    kill_the_driver(job.process.pid)
     return ended(run)
 
 

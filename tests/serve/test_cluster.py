@@ -17,6 +17,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from growtx.models.ensemble import members_of
+from serve.app import build
 from serve.local import APP, local_endpoint
 from tests.processes import descendants
 from tests.serve.conftest import make_ensemble
@@ -29,22 +30,26 @@ SECONDS_TO_RESTART = 120  # on a machine that does other things too
 
 
 @pytest.fixture(scope="module")
-def url(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: Any) -> Iterator[str]:
+def settings(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: Any) -> dict[str, Any]:
     """Two engine replicas and two front ends."""
     paths = []
     for name, member in members_of(make_ensemble(tokenizer)).items():
         paths.append(str(tmp_path_factory.mktemp("models") / name))
         member.save_pretrained(paths[-1])
         tokenizer.save_pretrained(paths[-1])
-    settings = {
+    return {
         "model": paths,
         "name": "tiny",
         "num_replicas": "2",
         "max_batch_size": 16,
         "max_queue": 16,
         "kv_cache_gib": 0.1,
-        "drain_seconds": 5,
+        "drain_seconds": 30,
     }
+
+
+@pytest.fixture(scope="module")
+def url(settings: dict[str, Any]) -> Iterator[str]:
     with local_endpoint(settings) as url:
         yield url
 
@@ -88,6 +93,17 @@ async def replicas() -> dict[int, int]:
     return {state["pid"]: state["num_running"] for state in states}
 
 
+async def failovers(session: aiohttp.ClientSession, known: float = 0) -> float:
+    """Texts that have changed replicas so far; Ray collects the count every few seconds."""
+    count, deadline = known, time.monotonic() + 10
+    while count == known and time.monotonic() < deadline:
+        async with session.get("/metrics") as response:
+            lines = (await response.text()).split("\n")
+        count = sum(float(line.split()[-1]) for line in lines if line.startswith("ray_growtx_failovers_total{"))
+        await asyncio.sleep(0.5)
+    return count
+
+
 def connect(url: str) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=0)
     return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=120))
@@ -108,6 +124,7 @@ def test_streams_survive_the_death_of_their_replica(url: str) -> None:
             disturbed, _ = await asyncio.gather(read_all(session), kill_when_streams_run())
             assert all(reading.is_complete for reading in disturbed)
             assert [reading.text for reading in disturbed] == [reading.text for reading in undisturbed]
+            assert await failovers(session) > 0
             longest_gap = max(reading.longest_gap for reading in disturbed)
             print(f"longest gap {longest_gap:.2f} seconds")
             assert longest_gap < LONGEST_GAP_SECONDS
@@ -193,5 +210,27 @@ def test_metrics_of_all_processes_are_in_one_page(url: str) -> None:
                     return
                 await asyncio.sleep(1)
             raise AssertionError(page)
+
+    asyncio.run(scenario())
+
+
+def test_a_new_version_lets_the_old_ones_texts_end(url: str, settings: dict[str, Any]) -> None:
+    """A drain, not a failover: no text changes its replica."""
+    from ray import serve
+
+    async def scenario() -> None:
+        async with connect(url) as session:
+            undisturbed = await read_all(session)
+            before, moved = set(await replicas()), await failovers(session, known=-1)
+            streams = asyncio.create_task(read_all(session))
+            while not sum((await replicas()).values()):
+                await asyncio.sleep(0.02)
+            newer = build({**settings, "max_queue": 17})
+            await asyncio.to_thread(serve.run, newer, name=APP, route_prefix="/")
+            disturbed = await streams
+            assert all(reading.is_complete for reading in disturbed)
+            assert [reading.text for reading in disturbed] == [reading.text for reading in undisturbed]
+            assert not before & set(await replicas()), "all replicas are new"
+            assert await failovers(session, known=moved) == moved
 
     asyncio.run(scenario())
