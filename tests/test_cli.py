@@ -180,7 +180,8 @@ def test_plan_says_whether_the_prefix_cache_pays_and_what_it_takes(
 
     # 200 steps of 32 windows, 128 tokens of 128 numbers in fp32: 400 MiB if no window returns, a tenth of it if ten do
     def last_table(*options: str) -> str:
-        assert main(["plan", "--preset", "demo", "plan.train.steps=200", *options]) == 0
+        plan = "plan={grow: {blocks: 2}, train: {steps: 200}}"
+        assert main(["plan", "--preset", "demo", plan, *options]) == 0
         return capsys.readouterr().out.split("Frozen prefix")[1]
 
     assert "400.0" in last_table() and "5,120" in last_table() and "seen too rarely" in last_table()

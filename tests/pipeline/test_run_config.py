@@ -35,7 +35,7 @@ def test_a_wrong_override_names_key_value_and_remedy(override: str, sentence: st
 
 def test_a_batch_must_split_over_the_workers_of_every_stage() -> None:
     with pytest.raises(ConfigError, match="does not split over 5 workers"):
-        load_run_config("demo", ["plan.grow=null", "plan.stages=[{}, {num_workers: 5}]"])
+        load_run_config("demo", ["plan.grow=null", "plan.stages=[{}, {num_workers: 5}]", "plan.train.steps=9"])
 
 
 def test_the_seed_of_a_run_is_part_of_what_decides_its_results() -> None:

@@ -24,7 +24,7 @@ def config(sweep: dict[str, Any] | None = None, **changes: Any) -> SweepConfig:
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["sweep.stage=9"], "--stage 9: the plan has 4 stages. Use a number from 1 to 4"),
+        (["sweep.stage=9"], "--stage 9: the plan has 2 stages. Use a number from 1 to 2"),
         (["sweep.stage=0"], "sweep.stage=0"),
         (["sweep.stage=2"], "--stage 2 needs a parent"),
         (["sweep.space.learning_rat=[1]"], "Did you mean 'learning_rate'"),
