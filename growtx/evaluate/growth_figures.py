@@ -42,7 +42,8 @@ def bits_per_byte_against_depth(run: RunRecord, theme: Theme) -> Figure:
     starts = [(at, value) for at, stage in enumerate(stages) if (value := stage.evaluated("bits_per_byte", "start"))]
     if ends:
         axes.plot(*zip(*ends, strict=True), color=theme.primary, marker="o", label="end of stage", zorder=3)
-    top = _start_limit(ends, starts)
+    by_source = [value for stage in stages for value in _by_source(stage)]
+    top = max([_start_limit(ends, starts), *by_source])
     shown = [point for point in starts if point[1] <= top]
     if shown:
         axes.plot(*zip(*shown, strict=True), "o", mfc="none", color=theme.accent, mew=2, label="start of stage")
@@ -52,12 +53,12 @@ def bits_per_byte_against_depth(run: RunRecord, theme: Theme) -> Figure:
     for at, value in ends:
         axes.annotate(f"{value:.3f}", (at, value), (0, -16), textcoords="offset points", ha="center", zorder=6)
     _sources(axes, stages, theme)
-    lowest = min([value for _, value in ends] + [value for stage in stages for value in _by_source(stage)], default=0.0)
+    lowest = min([value for _, value in ends] + by_source, default=0.0)
     if ends:
         axes.set_ylim(lowest - 0.12 * (top - lowest + 0.01), top + 0.06 * (top - lowest + 0.01))
     _stage_ticks(axes, stages)
     label_axes(axes, x="blocks after the stage", y="held-out bits per byte")
-    axes.legend(loc="upper right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # names of sources stand at the right
     return figure
 
 
