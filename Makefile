@@ -1,5 +1,5 @@
 # A fresh machine needs Python 3.11, pip and make: every target first sets up .venv with the versions that were tested.
-#   make demo       grow a small model on the embedded text (about five minutes on two cores), then name the report
+#   make demo       grow a small model on the embedded text (about four minutes on two cores), then name the report
 #   make test       every test, including those that start a real Ray cluster; `make test-fast` leaves those out
 #   make check      format, lint, types and layers; `make format` repairs what can be repaired
 #   make clean      remove the environment and the caches; runs/ stays
