@@ -43,6 +43,7 @@ def sweep_sections(records: Sequence[TrialRecord], storage: Storage) -> Iterator
                 "Every trial by this value; the others differ too. Stopped trials have the score of their last "
                 "evaluation, which finishing would have lowered.",
                 save(partial(values_against_score, stages, key), storage, f"search_{name}"),
+                table=_value_table(stages, key),
             )
     yield Section(
         "Search: what it cost",
@@ -99,6 +100,23 @@ def _trial_table(records: Sequence[TrialRecord]) -> Table:
         for record in records
     ]
     return Table(["stage", "trial", "outcome", "bits per byte", "tokens", "time", *keys], rows, text_columns=(0, 1, 2))
+
+
+def _value_table(stages: Stages, key: str) -> Table:
+    """The points of a figure: stage, value, bits per byte, trial and whether it went to its end; best ones first."""
+    rows = [
+        [
+            f"{stage} · {record.stage_name}",
+            _show(record.values[key]),
+            fmt.decimal(record.bits_per_byte, 4),
+            record.label,
+            record.state,
+        ]
+        for stage, records in stages.items()
+        for record in sorted(scored(records), key=lambda record: record.bits_per_byte or 0.0)
+        if key in record.values
+    ]
+    return Table(["stage", key, "bits per byte", "trial", "outcome"], rows, text_columns=(0, 3, 4))
 
 
 def _cost_table(stages: Stages) -> Table:

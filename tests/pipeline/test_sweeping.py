@@ -69,6 +69,7 @@ def test_the_report_says_what_was_found_and_what_it_cost(swept: tuple[Storage, T
     assert "Search: the best of each stage" in page and "−0.2500" in page and "because" in page
     assert "3.00 x" in page and "6.00e+09" not in page.split("Search: what it cost")[0]
     assert (Path(run.root) / "plots/search_learning_rate.png").stat().st_size > 5000
+    assert "outcome" in page.split("Search: learning rate")[1].split("Search:")[0], "its points stand under a figure"
 
 
 def test_a_stage_needs_the_stages_before_it(swept: tuple[Storage, TrialRecord]) -> None:
