@@ -236,10 +236,9 @@ class Engine:
         And saving too: ZeRO 1 and 2 step one group of parameters after the other, but link parameters to their
         moments once, after the first of them.
         """
-        fused = self._optimizer.defaults["fused"]  # its kernel reads the step where the moments are
         for shard in self._masters:
             self._optimizer.state[shard] = {
-                "step": torch.tensor(0.0, device=shard.device if fused else "cpu"),
+                "step": torch.tensor(0.0, device=shard.device),  # the fused kernel reads it where the moments are
                 "exp_avg": torch.zeros_like(shard),
                 "exp_avg_sq": torch.zeros_like(shard),
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,8 +74,11 @@ def test_a_growth_over_both_nodes_leaves_no_process_when_stopped_and_goes_on_bes
     stage = rf'ray_growtx_stage{{[^}}]*run="{run}"[^}}]*}} 2'  # exported some seconds after it was set
     wait_until(lambda: re.search(stage, nodes.metrics()) is not None, "the gauge stays at the first stage", 60)
 
+    asked = time.monotonic()
     assert nodes.job("stop", "first").returncode == 0
     assert nodes.wait("first") == "STOPPED"
+    assert time.monotonic() - asked < 30, "SIGTERM saves and leaves"
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
     assert not nodes.processes("--run-dir first")
     wait_until(lambda: not nodes.processes("ray::TrainController"), "Ray's controller outlives the job", 30)
     assert {run.name: run.state for run in list_runs(str(storage))}["first"] == "interrupted"

@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from growtx.growth.ensembles import read_ensemble, verify_ensemble
 from growtx.growth.lineage import open_lineage
 from growtx.growth.loading import load_model
 from growtx.models import GrowtxEnsembleForCausalLM
+from tests.processes import descendants
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -70,8 +70,7 @@ def kill_a_worker(process: subprocess.Popen[bytes], home: Path) -> None:
     while not all(max(steps(home, name), default=0) >= 6 for name in SYLLABLES):
         assert process.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
         time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in children if "RayTrainWorker" in child.name() + " ".join(child.cmdline())]
+    workers = descendants("ray::RayTrainWorker", process.pid)
     assert len(workers) == 2
     workers[0].send_signal(signal.SIGKILL)
 
