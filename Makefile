@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Named after its inputs, so that a changed dependency installs again and an unchanged one costs nothing.
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-SOURCES := growtx serve rayjobs tests
+SOURCES := growtx serve rayjobs benchmarks tests
 
 .PHONY: demo test test-fast check format install clean
 

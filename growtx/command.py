@@ -1,4 +1,4 @@
-"""What all commands share: arguments of jobs, and errors as sentences."""
+"""What all commands share: how they are declared, the options of jobs, and errors as sentences."""
 
 from __future__ import annotations
 
@@ -7,20 +7,30 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 from growtx.exceptions import GrowtxError
 
-
-class _JobParser(argparse.ArgumentParser):
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Overrides may stand before, between and after options, which argparse does not allow by itself."""
-        return self.parse_intermixed_args(args, namespace)
+Handler = Callable[[argparse.Namespace], int]
+Commands = argparse._SubParsersAction  # type: ignore[type-arg] # argparse gives what add_subparsers returns no other name
 
 
-def job_parser(description: str) -> argparse.ArgumentParser:
-    """The arguments that every job takes."""
-    parser = _JobParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_command(
+    commands: Commands, name: str, handler: Handler, summary: str, description: str = ""
+) -> argparse.ArgumentParser:
+    """Declare a subcommand: a line for the list of commands, and a description for its own help."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description or summary[0].upper() + summary[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options that every job takes."""
     parser.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
     parser.add_argument("--run-dir", help="where the run goes: a path or s3://, gs:// (default: runs/NAME-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
@@ -30,7 +40,8 @@ def job_parser(description: str) -> argparse.ArgumentParser:
 
 def command_line() -> str:
     """The command of this process, as a person can type it again."""
-    return shlex.join(["python", *sys.argv])
+    program = Path(sys.argv[0]).name
+    return shlex.join(["growtx", *sys.argv[1:]] if program == "growtx" else ["python", *sys.argv])
 
 
 def run_command(action: Callable[[], int]) -> int:

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from growtx.exceptions import ConfigError
-from growtx.location import locate
+from growtx.storage import resolve_address
 
 
 class ConfigModel(BaseModel):
@@ -98,7 +98,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _read_preset(name_or_file: str) -> dict[str, Any]:
     if Path(name_or_file).suffix in {".yaml", ".yml"}:
-        candidates = [Path(name_or_file), Path(locate(name_or_file))]  # as it is named, and where runs lie
+        candidates = [Path(name_or_file), Path(resolve_address(name_or_file))]  # as it is named, and where runs lie
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             raise ConfigError(f"--preset {name_or_file}: there is no such file", "Check the path")

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import growtx
+from growtx.cli.jobs import load_config
 from growtx.config import build, parse_yaml, preset_names, to_yaml
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import resolve
-from growtx.pipeline.presets import load_config
-from growtx.pipeline.run_config import JobConfig, RunConfig, load_run_config
-from growtx.pipeline.specialists_config import SpecialistsConfig, load_specialists_config
+from growtx.run.config import JobConfig, RunConfig, load_run_config
+from growtx.specialists.config import SpecialistsConfig, load_specialists_config
 
 HEAVY = ("torch", "transformers", "ray", "deepspeed", "datasets", "matplotlib", "sklearn", "peft")
 
@@ -44,7 +44,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
 
 
 def test_importing_growtx_its_commands_and_its_configuration_loads_nothing_heavy() -> None:
-    assert loaded_after("import growtx, growtx.cli, growtx.command, growtx.config") == set()
+    assert loaded_after("import growtx, growtx.cli.main, growtx.cli.jobs, growtx.command, growtx.config") == set()
 
 
 def test_type_hints_are_shipped() -> None:
@@ -63,11 +63,11 @@ def test_a_shipped_preset_loads_resolves_and_prints_itself(name: str) -> None:
 
 
 def test_a_preset_of_one_kind_is_refused_by_jobs_of_another() -> None:
-    with pytest.raises(ConfigError, match=r"Use rayjobs/specialists\.py with it"):
+    with pytest.raises(ConfigError, match=r"Use `growtx specialists` with it"):
         load_run_config("specialists-demo", [])
     with pytest.raises(ConfigError, match="not a preset of specialists"):
         load_specialists_config("demo", [])
-    with pytest.raises(ConfigError, match=r"Use rayjobs/sweep\.py with it"):
+    with pytest.raises(ConfigError, match=r"Use `growtx sweep` with it"):
         load_run_config("sweep-demo", [])
 
 

@@ -22,7 +22,7 @@ from growtx.growth.assembly import (
     read_state,
     split_state,
 )
-from growtx.growth.budget import active_parameters
+from growtx.growth.flops import active_parameters
 from growtx.growth.freezing import frozen_parameters, hash_frozen, prepare_for_stage
 from growtx.growth.lora import adapters_by_block
 from growtx.growth.plan import PlanConfig, Stage, resolve
@@ -30,8 +30,7 @@ from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import BlockRef, FrozenCheck, Manifest, write_manifest
-from growtx.substrate.build import Substrate
-from growtx.substrate.record import SUBSTRATE_FILE, SubstrateRecord
+from growtx.substrate.build import SUBSTRATE_FILE, Substrate, SubstrateRecord
 
 VOCAB_SIZE = 275  # odd, so that nothing divides evenly
 HIDDEN_SIZE = 16

@@ -6,7 +6,7 @@ such as the 70 % of Chowdhery et al. 2022 (arXiv:2204.02311). Words are compared
 compatibility forms; every Han and kana character is a word. Items of 8 to 12 words are looked up as a whole, shorter
 ones say nothing.
 
-Memory grows with the tests, not with the documents. Two different n-grams are taken for one with a probability of
+Memory grows with the tests, not with the documents. Two different n-grams are mistaken for one with a probability of
 2**-64 each time they are compared.
 
 All arrays are flat: numbers of words, or hashes of n-grams of one length.
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from growtx.data.permutation import WordArray, mix64
+from growtx.generator import WordArray, mix64
 
 SHORTEST_ITEM = 8
 WORDS_PER_CHUNK = 1 << 18
@@ -57,7 +57,7 @@ def measure_overlap(
     Args:
         documents: training texts; read once, one chunk in memory.
         tests: the text of every item (question, and what else must not be known), by task.
-        ngram: words that must agree in a row, at least 8.
+        ngram: number of consecutive words that must match, at least 8.
     """
     assert ngram >= SHORTEST_ITEM
     vocabulary: dict[str, int] = {}  # words of the tests, from 1; every other word is 0
@@ -109,7 +109,7 @@ def _chunks(documents: Iterable[str], vocabulary: Mapping[str, int]) -> Iterator
 
 
 def _hashes(words: WordArray, lengths: Collection[int]) -> dict[int, WordArray]:
-    """For each length, a hash of every run of so many words that has no 0 among them."""
+    """For each length, a hash of every run of that many words without a 0 among them."""
     mixed = mix64(words)
     total, whole = np.zeros_like(words), np.ones(words.size, dtype=bool)
     result = {}
@@ -123,7 +123,7 @@ def _hashes(words: WordArray, lengths: Collection[int]) -> dict[int, WordArray]:
 
 
 def _places(seen: WordArray, known: WordArray) -> npt.NDArray[np.int64]:
-    """Where in the sorted `known` the values lie that were seen."""
+    """The positions in the sorted `known` of the values that were seen."""
     places = np.searchsorted(known, seen).astype(np.int64)
     inside = places < known.size
     found = np.zeros(places.size, dtype=bool)

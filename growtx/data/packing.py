@@ -1,10 +1,10 @@
-"""Packing: documents become windows of tokens once, and every worker memory-maps them ever after.
+"""Packing: documents become windows of tokens once, and every worker memory-maps them from then on.
 
 `<cache_dir>/packed/` holds
     <source key>/{train,validation}.arrow, index.json    one source, whatever mixes it takes part in
     <mix key>.json                                       a mix: its sources and their weights
 A source key covers the tokenizer, the context length, the held-out share and the content of the source, so what
-lies under a key is right by construction; changing a weight or adding a source packs nothing again.
+lies under a key is right by construction; changing a weight or adding a source repacks nothing.
 
 Documents are joined as `tokens </s> tokens </s> ...` and cut every T tokens; only the last window of a source and
 split is padded, with <pad>. Text that spells a special token is encoded as plain text, so every <pad> in a window
@@ -15,7 +15,10 @@ Shape legend: N windows, T tokens per window (the context length).
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,18 +30,235 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from growtx.config import fingerprint
-from growtx.data.content import HashMemo, content_fingerprint
-from growtx.data.pack_cache import PackCache, read_index
-from growtx.data.pack_source import FORMAT, SPLITS, SourcePacker
-from growtx.data.sampling import Mix
-from growtx.data.sources import DataConfig, SourceConfig, Split, iterate_source
-from growtx.data.window_files import WindowArray, map_windows, sha256_of_windows
+from growtx.data.pack_cache import HashMemo, PackCache, content_fingerprint, read_index
+from growtx.data.sources import DataConfig, Document, SourceConfig, Split, iterate_source
+from growtx.data.tokenizer import tokenizer_fingerprint
 from growtx.exceptions import DataError
+from growtx.generator import IntArray, key64, permute, turns
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-PACK_AGAIN = "Run the command that packs it again"
+
+# Which windows a global step trains on: a pure function of (seed, step), whatever the number of workers.
+#
+# Shape legend: B global batch size (windows per step, all workers together).
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Sources to sample from: windows of each and its relative weight, in one order.
+
+    Windows of all sources are numbered consecutively: source 0 has 0..num_windows[0]-1, source 1 continues from there.
+    """
+
+    num_windows: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.num_windows) == len(self.weights) > 0
+        assert all(size > 0 for size in self.num_windows)
+        assert all(weight > 0 for weight in self.weights)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Weights that sum to one."""
+        return tuple(weight / sum(self.weights) for weight in self.weights)
+
+
+def window_indices(mix: Mix, *, seed: int, step: int, global_batch_size: int, num_samples_before: int = 0) -> IntArray:
+    """Windows of global step `step`, as [B] numbers into the mix.
+
+    After n samples of a run every source has had its share of n to within one window per source. A source is
+    traversed in a seeded order, a new one in every epoch, so no window repeats before its source is exhausted.
+
+    Args:
+        mix: the sources.
+        seed: of the run.
+        step: counted from 0.
+        global_batch_size: windows per step over all workers; each takes its slice of the result.
+        num_samples_before: samples that were drawn before step 0, where stages go on with other batch sizes.
+    """
+    start = num_samples_before + step * global_batch_size
+    sources_B, turns_B = turns(np.arange(start, start + global_batch_size), mix.weights)
+    sizes = np.array(mix.num_windows)
+    offsets = np.cumsum(sizes) - sizes
+    windows_B = np.empty(global_batch_size, dtype=np.int64)
+    for source, size in enumerate(mix.num_windows):
+        rows = np.flatnonzero(sources_B == source)
+        epochs, positions = np.divmod(turns_B[rows], size)
+        windows_B[rows] = offsets[source] + permute(positions, size, key64(seed, source, epochs))
+    # Sources alternate regularly; without this a worker's slice could hold one source only.
+    order = permute(np.arange(global_batch_size), global_batch_size, key64(seed, -1, step))
+    return windows_B[order]
+
+
+# Files of token windows: Arrow IPC, one record batch of [num_windows, T] int32, memory-mapped without copying.
+#
+# Shape legend: N windows, T tokens per window (the context length).
+
+
+WindowArray = npt.NDArray[np.int32]
+
+
+class WindowWriter:
+    """Streams the tokens of documents into one window file.
+
+    Tokens go to a scratch file first: an Arrow batch states its length before its data, and the length is known
+    only at the end. One document is in memory at a time.
+    """
+
+    def __init__(self, path: Path, context_length: int, pad_token_id: int) -> None:
+        self.path, self.context_length, self.pad_token_id = path, context_length, pad_token_id
+        self.num_documents = self.num_tokens = self.num_bytes = 0
+        self._digest = hashlib.sha256()
+        self._scratch = path.with_suffix(".scratch").open("wb")
+
+    def __enter__(self) -> WindowWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.close()
+
+    def write(self, tokens: WindowArray, num_bytes: int) -> None:
+        """Append one document of `num_bytes` bytes of text: its tokens, [n] int32."""
+        self._append(tokens)
+        self.num_documents += 1
+        self.num_tokens += tokens.size
+        self.num_bytes += num_bytes
+
+    def finish(self) -> dict[str, int | str]:
+        """Pad the last window, write the Arrow file and return its entry for an index."""
+        self._append(np.full(-self.num_tokens % self.context_length, self.pad_token_id, dtype=np.int32))
+        self._scratch.close()
+        scratch = Path(self._scratch.name)
+        num_windows = -(-self.num_tokens // self.context_length)
+        if num_windows:
+            with pa.memory_map(str(scratch), "r") as source:
+                self._write_arrow(source.read_buffer(), num_windows)
+        else:
+            self._write_arrow(pa.py_buffer(b""), 0)  # an empty file cannot be mapped
+        scratch.unlink()
+        return {
+            "file": self.path.name,
+            "num_windows": num_windows,
+            "num_documents": self.num_documents,
+            "num_tokens": self.num_tokens,
+            "num_bytes": self.num_bytes,
+            "size_bytes": self.path.stat().st_size,
+            "sha256": self._digest.hexdigest(),
+        }
+
+    def _append(self, tokens: WindowArray) -> None:
+        data = tokens.astype("<i4", copy=False).tobytes()
+        self._digest.update(data)
+        self._scratch.write(data)
+
+    def _write_arrow(self, tokens: pa.Buffer, num_windows: int) -> None:
+        flat = pa.Array.from_buffers(pa.int32(), num_windows * self.context_length, [None, tokens])
+        windows = pa.FixedSizeListArray.from_arrays(flat, self.context_length)
+        batch = pa.record_batch([windows], names=["tokens"])
+        with pa.OSFile(str(self.path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+
+def map_windows(path: Path) -> WindowArray:
+    """The windows of a file: a read-only view [N, T] of the memory-mapped file.
+
+    Raises:
+        pyarrow.ArrowException, OSError: not a complete window file.
+    """
+    with pa.ipc.open_file(pa.memory_map(str(path), "r")) as reader:
+        column = reader.get_batch(0).column(0)
+    windows: WindowArray = column.flatten().to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)
+    return windows
+
+
+def sha256_of_windows(windows: WindowArray, rows_per_chunk: int = 4096) -> str:
+    """sha256 of the tokens, as recorded in the index."""
+    digest = hashlib.sha256()
+    for start in range(0, len(windows), rows_per_chunk):
+        digest.update(windows[start : start + rows_per_chunk].astype("<i4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+# Packing one source: documents in, two window files and an index out. See `packing` for the format.
+
+
+FORMAT = 1
+SPLITS: tuple[Split, Split] = ("train", "validation")
+BATCH_CHARACTERS = 1 << 20  # tokenised at once: enough to keep all threads of the tokenizer busy
+
+
+class SourcePacker:
+    """Turns documents into windows of `context_length` tokens.
+
+    Raises:
+        DataError: the tokenizer has no <pad> or no </s>.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, context_length: int) -> None:
+        if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
+            raise DataError("The tokenizer has no padding or no end-of-text token", "Set its pad_token and eos_token")
+        assert context_length > 1, "a window of one token predicts nothing"
+        self._encoder = _plain_encoder(tokenizer)
+        self._end = tokenizer.eos_token_id
+        self._made_with: dict[str, Any] = {
+            "format": FORMAT,
+            "context_length": context_length,
+            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "end_token_id": tokenizer.eos_token_id,
+        }
+
+    def key(self, content: str, validation_fraction: float) -> str:
+        """Name of the packed form of a source with this content."""
+        return fingerprint([self._made_with, content, validation_fraction])
+
+    def fill(self, directory: Path, documents: Iterable[Document]) -> dict[str, Any]:
+        """Write `train.arrow` and `validation.arrow` into `directory` and return the index."""
+        lowest = 1.0
+        with ExitStack() as stack:
+            writers = {split: stack.enter_context(self._writer(directory / f"{split}.arrow")) for split in SPLITS}
+            for batch in _batches(documents):
+                encodings = self._encoder.encode_batch_fast([item.text for item in batch], add_special_tokens=False)
+                for document, encoding in zip(batch, encodings, strict=True):
+                    tokens = np.array([*encoding.ids, self._end], dtype=np.int32)
+                    writers[document.split].write(tokens, document.num_bytes)
+                    lowest = min(lowest, document.position)
+            files = {split: writer.finish() for split, writer in writers.items()}
+        return {**self._made_with, "lowest_position": lowest, "files": files}
+
+    def _writer(self, path: Path) -> WindowWriter:
+        return WindowWriter(path, self._made_with["context_length"], self._made_with["pad_token_id"])
+
+
+def _plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the tokenizer's backend that neither cuts nor pads and treats special tokens in text as plain text."""
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    num_characters = 0
+    for document in documents:
+        batch.append(document)
+        num_characters += len(document.text)
+        if num_characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+PACK_AGAIN = "Rerun the command that packs it"
 
 
 @dataclass(frozen=True)
@@ -55,7 +275,7 @@ class SourceWindows:
 
 @dataclass(frozen=True)
 class PackedSplit:
-    """Windows of all sources on one side of the split, numbered through in the order of the sources."""
+    """Windows of all sources on one side of the split, numbered consecutively in the order of the sources."""
 
     sources: tuple[SourceWindows, ...]
 
@@ -118,7 +338,7 @@ class PackedData:
             for source in split.sources:
                 if sha256_of_windows(source.windows) != source.sha256:
                     problem = f"Packed data {self.path}: the {side} windows of {source.source!r} are not as recorded"
-                    raise DataError(problem, "Delete the cache directory; it is made again")
+                    raise DataError(problem, "Delete the cache directory; it will be rebuilt")
 
 
 def pack(config: DataConfig, tokenizer: PreTrainedTokenizerFast, *, context_length: int, cache_dir: str) -> PackedData:
@@ -131,7 +351,7 @@ def pack(config: DataConfig, tokenizer: PreTrainedTokenizerFast, *, context_leng
         cache_dir: path or fsspec URL; `packed/` is made in it.
 
     Raises:
-        DataError: text that is missing or not readable, nothing held out or nothing left, no space on the disk.
+        DataError: text is missing or unreadable, nothing is held out or nothing is left, or the disk is full.
     """
     cache = PackCache(f"{cache_dir.rstrip('/')}/packed")
     packer = SourcePacker(tokenizer, context_length)
@@ -206,7 +426,7 @@ def _open_split(split: Split, directories: list[Path], names: list[str]) -> Pack
         try:
             windows = map_windows(path)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"Packed data {path} is damaged", f"Delete {directory}; it is made again") from error
+            raise DataError(f"Packed data {path} is damaged", f"Delete {directory}; it will be rebuilt") from error
         counts = {count: entry[count] for count in ("num_documents", "num_tokens", "num_bytes", "sha256")}
         sources.append(SourceWindows(source=name, windows=windows, **counts))
     return PackedSplit(tuple(sources))

@@ -1,6 +1,6 @@
 """Byte-level vocabularies that are published as ranks: `.tiktoken` files (GPT-2, Whisper) and `tekken.json` (Mistral).
 
-Neither lists merges: a pair of tokens is put together if the result is a token, the lower its rank the earlier.
+Neither lists merges: a pair of tokens is merged if the result is a token, the lowest rank first.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _bytes(encoded: str) -> bytes:
 
 
 def _vocab_and_merges(file: RankFile) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """In the letters of byte-level BPE."""
+    """Vocabulary and merges in the alphabet of byte-level BPE."""
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     if len(set(file.ranks.values())) != len(file.ranks) or any(bytes([byte]) not in file.ranks for byte in range(256)):

@@ -56,7 +56,7 @@ class TokenizerConfig(ConfigModel):
         default=(), description="unicode families: directories of tokenizers whose common strings come first"
     )
     max_characters: int = Field(default=8, ge=2, le=32, description="compact: length of the longest n-gram")
-    max_training_bytes: int = Field(default=20_000_000, ge=1, description="compact: size of the sample looked at")
+    max_training_bytes: int = Field(default=20_000_000, ge=1, description="compact: bytes of text to sample for it")
 
     @model_validator(mode="after")
     def _keys_belong_to_the_family(self) -> TokenizerConfig:
@@ -103,7 +103,7 @@ def _ngrams(config: TokenizerConfig, data: DataConfig | None) -> list[str]:
     if config.ngrams == "embedded":
         listed = embedded_ngrams(longest)
     else:
-        from growtx.data.ngram_counting import counted_ngrams
+        from growtx.data.ngrams import counted_ngrams
 
         if data is None:
             raise DataError("tokenizer.ngrams=counted needs text to count in", "Set data.sources")

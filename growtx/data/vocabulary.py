@@ -40,7 +40,7 @@ PIECES = r" ?[\p{L}\p{M}]+| ?\p{N}{1,3}| ?[^\s\p{L}\p{M}\p{N}]+|\s+(?!\S)|\s"
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token strings by id, the merges of its BPE (most urgent first), and the tokens that control, not spell."""
+    """Token strings by id, the merges of its BPE (most urgent first), and the control tokens, which spell nothing."""
 
     tokens: tuple[str, ...]
     merges: tuple[Merge, ...]
@@ -86,9 +86,9 @@ def owns_an_id(code: int) -> bool:
 def merges_of_ngrams(ngrams: Sequence[str], limit: int) -> tuple[Merge, ...]:
     """Merges that make a token of each of the first `limit` n-grams that can be one.
 
-    Longer results are the more urgent, as in the published tokenizers, then those listed first. An n-gram that
-    these merges do not put together, because its parts are no tokens or earlier merges tear it apart, would waste
-    its id: the next one in the list takes its place.
+    Longer results are more urgent, as in the published tokenizers, then those listed first. An n-gram that these
+    merges do not build, because its parts are not tokens or earlier merges tear it apart, would waste its id: the
+    next one in the list takes its place.
     """
     position = {gram: index for index, gram in enumerate(ngrams)}
     torn: set[str] = set()
@@ -134,7 +134,7 @@ def compact_vocabulary(texts: Iterable[str], size: int, *, max_characters: int, 
     Args:
         texts: documents, in any order.
         max_characters: length of the longest n-gram; a substrate draws long tokens small.
-        max_bytes: of a larger text, an even sample of this size is looked at.
+        max_bytes: a larger text is sampled evenly down to this size.
 
     Raises:
         ConfigError: if `size` leaves no room for characters.

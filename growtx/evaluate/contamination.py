@@ -11,7 +11,7 @@ from growtx.evaluate.harness import LoadedTask
 from growtx.evaluate.results import Overlap
 
 NGRAM = 13
-MOSTLY = 0.7  # share of its n-grams from which a question counts as contained
+MOSTLY = 0.7  # a question with this share of its n-grams in the training text counts as contained
 
 
 def overlaps_with(data: DataConfig, tasks: Iterable[LoadedTask]) -> list[Overlap]:

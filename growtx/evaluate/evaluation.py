@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from growtx.config import ConfigModel, apply_overrides, build
-from growtx.data.microworld import MicroworldConfig
 from growtx.evaluate import bits_per_byte
 from growtx.evaluate.outcomes import scores_of
 from growtx.evaluate.results import COMPRESSION_TASK, Evaluation, Score
 from growtx.evaluate.training_text import Groups
 from growtx.exceptions import ConfigError, DataError, GrowtxError
+from growtx.microworld import MicroworldConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -28,20 +28,20 @@ PROBE_PROMPTS = 24
 class BenchmarkConfig(ConfigModel):
     """What to measure, and how."""
 
-    tasks: tuple[str, ...] = Field(min_length=1, description="bits_per_byte, microworld, tasks of growtx or of lm-eval")
+    tasks: tuple[str, ...] = Field(min_length=1, description="bits_per_byte, microworld, growtx tasks or lm-eval tasks")
     protocols: tuple[Literal["log-likelihood", "sampled letter"], ...] = Field(
         ("log-likelihood", "sampled letter"), description="ways to score multiple choice"
     )
-    data_dir: str | None = Field(None, description="directory of JSON lines that the tasks of growtx read")
-    texts: tuple[str, ...] = Field((), description="files for bits per byte; default: what the run held out")
+    data_dir: str | None = Field(None, description="directory of the JSON Lines files that growtx tasks read")
+    texts: tuple[str, ...] = Field((), description="text files for bits per byte; default: the run's held-out text")
     text_column: str = "text"
-    max_text_bytes: int = Field(100_000, gt=0, description="text per group for bits per byte")
+    max_text_bytes: int = Field(100_000, gt=0, description="bytes of text per group for bits per byte")
     microworld: MicroworldConfig | None = Field(None, description="world of the microworld tasks; default: the run's")
     limit: int | None = Field(None, ge=1, description="questions per task; null: all")
     num_fewshot: int | None = Field(None, ge=0, description="solved examples before each question")
-    overlap: bool = Field(True, description="look for the questions in the training text, where a run names it")
-    num_runs: int = Field(10, ge=1, description="runs of the sampled protocol")
-    temperature: float = Field(1.0, gt=0, description="of the sampled protocol")
+    overlap: bool = Field(True, description="look for the questions in the training text, if the run records it")
+    num_runs: int = Field(10, ge=1, description="number of runs of the sampled-letter protocol")
+    temperature: float = Field(1.0, gt=0, description="temperature of the sampled-letter protocol")
     batch_size: int = Field(16, ge=1)
     seed: int = Field(0, ge=0)
 
@@ -67,7 +67,7 @@ def evaluate_model(
     """Score a loaded model on every task of `config`; a task that cannot be scored becomes a note.
 
     Args:
-        name: what the evaluation says that it is of.
+        name: of the model, as the evaluation records it.
         texts: groups of documents for the task `bits_per_byte`.
 
     Raises:
@@ -84,10 +84,10 @@ def evaluate_model(
 
 
 def resolve_tasks(config: BenchmarkConfig) -> list[str]:
-    """Full names of all tasks, `microworld` as its parts; before any model is loaded.
+    """Full names of all tasks, with `microworld` expanded into its parts; no model needs to be loaded.
 
     Raises:
-        ConfigError: no such task, naming what is near it.
+        ConfigError: no such task; names the closest ones.
     """
     names: list[str] = []
     for task in config.tasks:
@@ -109,7 +109,7 @@ def score_task(
     """All scores of one task, given by its full name.
 
     Raises:
-        DataError: its questions or texts cannot be had, or are in a language that the model does not know.
+        DataError: its questions or texts cannot be loaded, or are in a language that the model does not know.
     """
     depth = int(model.config.num_hidden_layers)
     if task == COMPRESSION_TASK:
@@ -148,7 +148,7 @@ def check_language(model: Any, tokenizer: Any, task: str, texts: list[str]) -> N
     if measured.value > UNKNOWN_LANGUAGE * uniform:
         raise DataError(
             f"this model does not know the language of {task}: {measured.value:.1f} bits per byte on its texts, "
-            f"where guessing tokens takes {uniform:.1f}",
+            f"where guessing uniformly takes {uniform:.1f}",
             "Leave the task out, or evaluate a model that was trained on that language",
         )
 
@@ -161,7 +161,7 @@ def _compression(
     depth: int,
 ) -> Iterator[Score]:
     if not texts:
-        raise DataError("there is no text to measure bits per byte on", "Name files with --texts")
+        raise DataError("there is no text to measure bits per byte on", "Pass text files with --texts")
     for group, documents in texts.items():
         measured = bits_per_byte.of_documents(
             model,
@@ -202,7 +202,7 @@ def _sampled(model: Any, tokenizer: Any, outcome: TaskOutcome, config: Benchmark
 
 
 def _harness() -> Any:
-    """lm-eval is an extra: who only trains does not need it."""
+    """The lm-eval harness; it is an optional extra, because training alone does not need it."""
     try:
         from growtx.evaluate import harness
     except ImportError as error:

@@ -26,10 +26,10 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from growtx.data.microworld import MicroworldConfig
 from growtx.evaluate import microworld_tasks
 from growtx.evaluate.outcomes import TaskOutcome, pooled
 from growtx.exceptions import ConfigError, DataError
+from growtx.microworld import MicroworldConfig
 
 TASKS_DIR = Path(__file__).parent / "tasks"
 PREFIX = "growtx_"
@@ -81,7 +81,7 @@ class LoadedTask:
         return [text for text in texts if isinstance(text, str)]
 
     def translations(self, num_docs: int) -> list[str]:
-        """Some texts to translate into, where there are any: a model may know the language of the prompts alone."""
+        """Some target texts of translations, if there are any: a model may know only the language of the prompts."""
         return [doc["tgt"] for _, doc in self._some(num_docs) if "tgt" in doc]
 
     def _some(self, num_docs: int) -> Iterator[tuple[Any, Any]]:
@@ -129,7 +129,7 @@ def load_task(
 
     Args:
         data_dir: where the task files of growtx find their questions.
-        world: what `microworld` tasks ask about; `limit` is of each task and language there.
+        world: what `microworld` tasks ask about; there `limit` counts per task and language.
 
     Raises:
         DataError: they cannot be loaded.
@@ -181,7 +181,7 @@ def _shipped(data_dir: str | None, num_examples: int) -> TaskManager:
 
 @cache
 def _registered() -> TaskManager:
-    """lm-eval's own tasks; finding them all takes many seconds, so only where one is asked for."""
+    """lm-eval's own tasks; listing them takes many seconds, so only when one is asked for."""
     with _quiet():
         return TaskManager()
 
@@ -197,7 +197,7 @@ def _load_registered(name: str) -> Any:
 
 
 def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
-    """lm-eval's rule: a task that is defined with no examples keeps none, and none is what others begin with."""
+    """lm-eval's rule: a task defined with zero examples keeps zero, and zero is the default for all others."""
     default = task.get_config("num_fewshot")
     if default != 0 and (num_fewshot is not None or default is None):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
@@ -205,7 +205,7 @@ def _set_fewshot(task: Any, num_fewshot: int | None) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """lm-eval reports every step and draws bars; errors still come as exceptions."""
+    """Silence lm-eval, which reports every step and draws progress bars; errors still arrive as exceptions."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -32,7 +32,7 @@ def wilson(num_correct: float, num_items: int) -> Interval:
 
 
 def bootstrap_mean(values: npt.ArrayLike, seed: int = 0) -> Interval:
-    """The mean of independent items; shares of 0 and 1 get Wilson's interval instead."""
+    """The mean of independent items; if all are 0 or 1 it gets Wilson's interval instead."""
     array = np.asarray(values, dtype=np.float64)
     if np.isin(array, (0.0, 1.0)).all():
         return wilson(float(array.sum()), array.size)

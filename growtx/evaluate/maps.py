@@ -1,7 +1,7 @@
 """Maps of what a model has made of its tokens: t-SNE of the substrate and of every layer (the paper's Figures 4, 5).
 
 A picture convinces too easily, so every map of layers comes with a number: of the five nearest neighbours of a word
-(by cosine, in the full space), how many belong to its group, against what chance gives.
+(by cosine, in the full space), how many belong to its group, compared with chance.
 
 Shapes: W words, D width of a state, V vocabulary, E width of the substrate.
 """
@@ -18,9 +18,50 @@ from pydantic import BaseModel, ConfigDict
 
 from growtx.data.tokenizer import token_surfaces
 from growtx.evaluate.training_text import script_of
-from growtx.evaluate.word_groups import WORD_GROUPS
 from growtx.exceptions import ConfigError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
+
+# Words whose meaning puts them together, in three languages: what the maps of layers are labelled with.
+
+
+WORD_GROUPS: dict[str, tuple[str, ...]] = {
+    "family": (
+        "mother", "father", "sister", "brother", "son", "daughter", "grandmother", "uncle",
+        "мать", "отец", "сестра", "брат", "сын", "дочь", "бабушка", "дядя",
+        "母亲", "父亲", "姐姐", "哥哥", "儿子", "女儿", "奶奶", "叔叔",
+    ),
+    "cities": (
+        "Berlin", "Paris", "Moscow", "Rome", "Madrid", "London", "Beijing", "Vienna",
+        "Берлин", "Париж", "Москва", "Рим", "Мадрид", "Лондон", "Пекин", "Вена",
+        "柏林", "巴黎", "莫斯科", "罗马", "马德里", "伦敦", "北京", "维也纳",
+    ),
+    "countries": (
+        "Germany", "France", "Russia", "Italy", "Spain", "China", "Austria", "Sweden",
+        "Германия", "Франция", "Россия", "Италия", "Испания", "Китай", "Австрия", "Швеция",
+        "德国", "法国", "俄罗斯", "意大利", "西班牙", "中国", "奥地利", "瑞典",
+    ),
+    "professions": (
+        "doctor", "teacher", "engineer", "pilot", "cook", "lawyer", "nurse", "farmer",
+        "врач", "учитель", "инженер", "пилот", "повар", "юрист", "медсестра", "фермер",
+        "医生", "教师", "工程师", "飞行员", "厨师", "律师", "护士", "农民",
+    ),
+    "colours": (
+        "red", "green", "blue", "yellow", "black", "white", "brown", "grey",
+        "красный", "зелёный", "синий", "жёлтый", "чёрный", "белый", "коричневый", "серый",
+        "红色", "绿色", "蓝色", "黄色", "黑色", "白色", "棕色", "灰色",
+    ),
+    "numbers": (
+        "one", "two", "three", "four", "five", "six", "seven", "eight",
+        "один", "два", "три", "четыре", "пять", "шесть", "семь", "восемь",
+        "一", "二", "三", "四", "五", "六", "七", "八",
+    ),
+    "actions": (
+        "goes", "sees", "says", "takes", "gives", "works", "lives", "reads",
+        "идёт", "видит", "говорит", "берёт", "даёт", "работает", "живёт", "читает",
+        "走", "看", "说", "拿", "给", "工作", "住", "读",
+    ),
+}  # fmt: skip
+
 
 MAPS_FILE = "maps.json"
 NUM_NEIGHBOURS = 5
@@ -52,7 +93,7 @@ class LayerMap(Map):
 
 
 class KindShare(_Record):
-    """How far tokens of one kind have neighbours of that kind in the substrate."""
+    """How often tokens of one kind have neighbours of the same kind in the substrate."""
 
     kind: str
     num_tokens: int
@@ -156,7 +197,7 @@ def substrate_map(model: Any, tokenizer: Any, seed: int = 0) -> SubstrateMap:
 
 
 def kind_shares(rows_WE: Floats, labels: Sequence[str]) -> tuple[KindShare, ...]:
-    """Of the nearest neighbours of each kind's tokens, how many are of that kind; chance is its share of the others."""
+    """Of the nearest neighbours of each kind's tokens, how many are of that kind, and how many would be by chance."""
     same_W = same_group_by_word(rows_WE, labels)
     names = np.asarray(labels)
     return tuple(
@@ -171,7 +212,7 @@ def kind_shares(rows_WE: Floats, labels: Sequence[str]) -> tuple[KindShare, ...]
 
 
 def kind_of(surface: str) -> str:
-    """Digits, signs, or the script, apart for single characters and n-grams."""
+    """Digits, signs, or the script, with single characters and n-grams kept apart."""
     if surface.isnumeric():
         return "digits"
     script = script_of(surface)

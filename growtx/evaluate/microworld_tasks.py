@@ -11,11 +11,11 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from growtx.data import microworld
-from growtx.data.microworld import ExtractiveQA, Language, MicroworldConfig, MultipleChoice, Question, Translation
+from growtx import microworld
 from growtx.evaluate import task_scoring
 from growtx.evaluate.results import MICROWORLD_TASK
 from growtx.evaluate.task_data import LETTERS
+from growtx.microworld import ExtractiveQA, Language, MicroworldConfig, MultipleChoice, Question, Translation
 
 DEFAULT_QUESTIONS = 100  # of each task and language
 Row = dict[str, Any]

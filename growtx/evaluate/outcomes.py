@@ -1,13 +1,15 @@
-"""What lm-eval returns of a task as scores: its own numbers, with intervals, baselines and cut prompts beside them."""
+"""What lm-eval returns for a task, as scores: its own numbers, with intervals, baselines and cut prompts added."""
 
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from growtx.evaluate import baselines, task_scoring
+from growtx.evaluate import task_scoring
 from growtx.evaluate.intervals import Interval, bootstrap_mean
 from growtx.evaluate.results import Score
 
@@ -15,12 +17,43 @@ if TYPE_CHECKING:
     from lm_eval.models.huggingface import HFLM
 
 
+# What multiple choice scores without a model: a score that is not above these shows no knowledge.
+
+
+def chance(choices: Sequence[Sequence[str]]) -> float:
+    """Share of right answers that a guess is expected to give."""
+    return sum(1 / len(texts) for texts in choices) / len(choices)
+
+
+def shortest(choices: Sequence[Sequence[str]], targets: Sequence[int]) -> float:
+    """Score of always choosing the shortest answer, which raw log-likelihoods tend to favour."""
+    lengths = [[len(text) for text in texts] for texts in choices]
+    return sum(row.index(min(row)) == target for row, target in zip(lengths, targets, strict=True)) / len(targets)
+
+
+def majority(choices: Sequence[Sequence[str]], targets: Sequence[int]) -> float:
+    """Score of always choosing, among the offered answers, the one that is most often right elsewhere.
+
+    Counted on one half of the questions and used on the other, both ways round; equal counts share the point.
+    """
+    order = list(range(len(targets)))
+    random.Random(0).shuffle(order)
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    points = 0.0
+    for counted, used in (halves, halves[::-1]):
+        right = Counter(choices[at][targets[at]] for at in counted)
+        for at in used:
+            counts = [right[text] for text in choices[at]]
+            points += (counts[targets[at]] == max(counts)) / counts.count(max(counts))
+    return points / len(targets)
+
+
 @dataclass(frozen=True)
 class TaskOutcome:
     """lm-eval's result for one leaf task: metric values and a row per question."""
 
     name: str
-    group: str  # the name it was asked for by, where that is a group of several tasks
+    group: str  # the requested name, if that is a group of several tasks
     values: dict[str, float]
     rows: list[dict[str, Any]]
     is_multiple_choice: bool
@@ -63,7 +96,7 @@ def scores_of(outcome: TaskOutcome, model: HFLM, depth: int) -> Iterator[Score]:
 
 
 def interval_of(values: Sequence[Any], metric: str, value: float | None) -> Interval:
-    """The interval around lm-eval's own value, which alone is known of a metric that is no mean of its rows."""
+    """The interval around lm-eval's own value; without ends for a metric that is not the mean of its rows."""
     if isinstance(values[0], task_scoring.TranslationPair):
         return task_scoring.corpus_interval(metric, values)
     if all(isinstance(item, (int, float)) for item in values):
@@ -96,18 +129,18 @@ def _by_subject(rows: list[dict[str, Any]]) -> list[tuple[str, list[dict[str, An
 
 
 def _without_answer(rows: list[dict[str, Any]], metric: str) -> dict[str, float]:
-    """What always saying that the text holds no answer scores, where that is right for some questions."""
+    """The score of always saying that the text holds no answer, where that is right for some questions."""
     answers = [row["doc"].get("answers") for row in rows]
     share = sum(found is not None and not found for found in answers) / len(answers)
     return {"majority": share} if share and metric in ("f1", "exact_match") else {}
 
 
 def _baselines(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What needs no model, where the right choice is known by its number."""
+    """Baselines that need no model; majority and shortest only if the right choice is given by its index."""
     choices = [[str(continuation) for _, continuation in row["arguments"]] for row in rows]
-    known: dict[str, float] = {"chance": baselines.chance(choices)}
+    known: dict[str, float] = {"chance": chance(choices)}
     targets = [row["target"] for row in rows]
     if all(isinstance(target, int) for target in targets):
-        known["majority"] = baselines.majority(choices, targets)
-        known["shortest"] = baselines.shortest(choices, targets)
+        known["majority"] = majority(choices, targets)
+        known["shortest"] = shortest(choices, targets)
     return known

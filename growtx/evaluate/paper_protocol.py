@@ -19,7 +19,7 @@ import torch
 from growtx.evaluate.intervals import Floats, bootstrap_mean
 from growtx.evaluate.results import Score
 
-MAX_TOKENS = 4  # until a character that is no space must have come
+MAX_TOKENS = 4  # sampled at most, until a character other than a space appears
 
 
 def score_letters(
@@ -64,7 +64,7 @@ def sample_first_characters(
     batch_size: int = 8,
     seed: int = 0,
 ) -> list[list[str]]:
-    """The first character that is no space of `num_runs` sampled continuations of each prompt ("" if none comes).
+    """The first non-space character of `num_runs` sampled continuations of each prompt ("" if there is none).
 
     All runs share the forward pass of their prompt: only continuations that begin with a space need another one.
     A sample is a function of seed, prompt and run, whatever the batch.

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: one flat list of scores, in `evaluation.json`."""
+"""What an evaluation writes: one flat list of scores, in `evaluation.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from growtx.evaluate.intervals import Interval
 from growtx.exceptions import StoreError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 
 EVALUATION_FILE = "evaluation.json"
 COMPRESSION_TASK = "bits_per_byte"  # what is measured without lm-eval
@@ -35,9 +35,9 @@ class Score(_Record):
     low: float | None
     high: float | None
     num_items: int
-    chance: float | None = Field(None, description="expected of a guess")
-    majority: float | None = Field(None, description="of the offered answer that is most often right elsewhere")
-    shortest: float | None = Field(None, description="of always choosing the shortest answer")
+    chance: float | None = Field(None, description="expected score of a guess")
+    majority: float | None = Field(None, description="score of the offered answer that is most often right elsewhere")
+    shortest: float | None = Field(None, description="score of always choosing the shortest answer")
     format_failures: float | None = Field(None, description="share of samples that are no answer at all")
     sigma: float | None = Field(None, description="standard deviation between runs")
     num_runs: int | None = None
@@ -59,7 +59,7 @@ class Overlap(_Record):
     task: str
     ngram: int
     num_items: int
-    num_too_short: int = Field(description="questions of too few words to tell")
+    num_too_short: int = Field(description="questions with too few words to judge")
     num_overlapping: int = Field(description="with at least one n-gram in the training text")
     num_contained: int = Field(description="with most of their n-grams there")
 
@@ -75,7 +75,7 @@ class Evaluation(_Record):
     notes: tuple[str, ...] = Field((), description="what was left out and why, a sentence each")
 
     def merged(self, newer: Evaluation) -> Evaluation:
-        """Both together; what was measured again counts as measured last."""
+        """Both combined; where something was measured twice, the newer score counts."""
         scores = {score.key: score for score in (*self.scores, *newer.scores)}
         overlaps = {(overlap.task, overlap.ngram): overlap for overlap in (*self.overlaps, *newer.overlaps)}
         return newer.model_copy(update={"scores": tuple(scores.values()), "overlaps": tuple(overlaps.values())})

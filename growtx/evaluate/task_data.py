@@ -1,8 +1,8 @@
 """Where the task files that ship with growtx get their questions: JSON lines in a directory that the user names.
 
 lm-eval calls `load` for every task with `custom_dataset: !function growtx.evaluate.task_data.load`, and passes what
-was given as `--metadata '{"data_dir": "DIR"}'` (its own command line) or `--data-dir DIR` (rayjobs/evaluate.py).
-A set NAME is read from `DIR/NAME.jsonl`, or from `DIR/NAME_SPLIT.jsonl` where only one split lies there.
+was given as `--metadata '{"data_dir": "DIR"}'` (its own command line) or `--data-dir DIR` (growtx evaluate).
+A set NAME is read from `DIR/NAME.jsonl`, or from `DIR/NAME_SPLIT.jsonl` if there is only one split.
 
     multiple choice   {"question", "choices", "answer_index"} and optionally "context", "task": "set/subject"
     answers in text   {"context", "question", "answers": [...]}; empty answers: the context does not hold one
@@ -107,7 +107,7 @@ def _prepared(row: Row, position: int, reverse: bool) -> Row:
 
 
 def _multiple_choice(row: Row, position: int) -> Row:
-    """The answer key goes round A, B, C, D, A, ...: whoever always answers with one letter scores chance exactly.
+    """The answer key cycles through A, B, C, D, A, ...: always answering with one letter scores exactly chance.
 
     In MMLU as published, 23 % of the answers are A and 27 % are D: more than a tiny model differs from guessing.
     """

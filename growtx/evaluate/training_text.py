@@ -9,12 +9,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from growtx.config import build, parse_yaml
-from growtx.data.microworld import MicroworldConfig
-from growtx.data.sources import DataConfig, iterate_documents
-from growtx.data.text_files import ReadOptions, find_files, read_texts
+from growtx.data.sources import DataConfig, ReadOptions, find_files, iterate_documents, read_texts
 from growtx.exceptions import DataError
+from growtx.microworld import MicroworldConfig
+from growtx.storage import Storage
 from growtx.store.runs import RUN_FILE
-from growtx.store.storage import Storage
 
 Groups = dict[str, list[str]]
 SCRIPTS = {  # by the first word of a character's Unicode name
@@ -62,7 +61,7 @@ def held_out_groups(data: DataConfig, *, max_bytes: int) -> Groups:
         if document.split == "validation":
             groups.setdefault(f"{document.source} · {script_of(document.text)}", []).append(document.text)
     if not groups:
-        raise DataError("nothing was held out of the data of this run", "Name files with --texts")
+        raise DataError("nothing was held out of the data of this run", "Pass text files with --texts")
     return {name: list(_at_most(texts, max_bytes)) for name, texts in sorted(_without_lone_scripts(groups).items())}
 
 

@@ -12,8 +12,7 @@ import torch
 from growtx.exceptions import FingerprintError
 from growtx.growth.lora import merge_adapter
 from growtx.growth.plan import Init, Stage
-from growtx.models.block import GrowtxBlock, initialize_block
-from growtx.models.causal_lm import GrowtxForCausalLM
+from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM, initialize_block
 from growtx.models.configuration import GrowtxConfig
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest

@@ -24,9 +24,9 @@ from growtx.exceptions import ConfigError, GrowtxError, StoreError
 from growtx.growth.assembly import assemble
 from growtx.growth.lineage import Lineage, open_lineage, tokenizer_of
 from growtx.models.ensemble import GrowtxEnsembleForCausalLM, from_members
+from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR, Manifest
-from growtx.store.storage import Storage
 
 ENSEMBLE_FILE = "ensemble.json"
 FORMAT_VERSION = 1

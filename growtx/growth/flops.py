@@ -7,10 +7,17 @@ through every block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from growtx.exceptions import BudgetError
 from growtx.growth.lora import num_adapter_parameters
-from growtx.growth.plan import Stage
+from growtx.growth.plan import BudgetConfig, Stage
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.counting import TokenFlops, block_forward_flops, head_forward_flops
+from growtx.models.counting import TokenFlops, block_forward_flops, head_forward_flops, num_params
 
 _READ_THE_INPUT = ("q_proj", "k_proj", "v_proj")
 
@@ -53,3 +60,116 @@ def _adapters(config: GrowtxConfig, stage: Stage, num_passes: int) -> TokenFlops
         adapted = sum(target in _READ_THE_INPUT for target in stage.lora.targets)
         products -= len(_READ_THE_INPUT) * config.hidden_size**2 + adapted * config.hidden_size * stage.lora.rank
     return TokenFlops(2.0 * products, 0.0)
+
+
+# What a stage may train: exact counts of active parameters, before anything runs.
+
+
+def active_parameters(config: GrowtxConfig, stage: Stage) -> int:
+    """Parameters that receive gradients in a stage; `config` has the shape, its depth is not used."""
+    counts = num_params(config)
+    total = stage.num_active * counts.per_block
+    if stage.head:
+        total += counts.final_norm + counts.head
+    if stage.train_substrate:
+        total += counts.embedding
+    if stage.lora is not None:
+        assert config.intermediate_size is not None
+        per_block = num_adapter_parameters(stage.lora, config.hidden_size, config.intermediate_size)
+        total += stage.num_frozen * per_block
+    return total
+
+
+def check_budget(config: GrowtxConfig, stages: Sequence[Stage], budget: BudgetConfig) -> None:
+    """Refuse a plan one of whose stages trains more than the budget.
+
+    Raises:
+        BudgetError: naming the first such stage, what it needs and what fits.
+    """
+    limit = budget.active_parameters
+    if limit is None:
+        return
+    for stage in stages:
+        needed = active_parameters(config, stage)
+        if needed > limit:
+            raise BudgetError(
+                f"plan.budget.active_parameters={limit}: stage {stage.index} ({stage.name}) would train "
+                f"{needed} parameters, {needed - limit} too many",
+                _remedy(config, stage, limit),
+            )
+
+
+def _remedy(config: GrowtxConfig, stage: Stage, limit: int) -> str:
+    counts = num_params(config)
+    if stage.head and counts.final_norm + counts.head > limit:
+        return f"The LM head alone has {counts.head}: raise the budget, or take a smaller vocabulary or hidden_size"
+    if stage.train_substrate:
+        return f"The substrate has {counts.embedding}: raise the budget, or leave train_substrate out"
+    rest = limit - (counts.final_norm + counts.head if stage.head else 0)
+    if stage.lora is not None:
+        return "Lower lora.rank or active, or raise the budget"
+    fits = rest // counts.per_block
+    return f"Raise the budget, or let at most {fits} blocks be active" if fits else "Raise the budget"
+
+
+def count_trainable(model: nn.Module) -> int:
+    """Parameters of a built model that require gradients."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+# Whether to recompute the frozen prefix in every step, or to keep its activations: counted in FLOPs and bytes.
+#
+# Recomputing costs a forward pass of the prefix for every window of every step and trial; the cache costs one for
+# every window it holds, and T D numbers on disk for each.
+
+
+WORTHWHILE = 0.8  # the cache must save at least a fifth of the prefix's FLOPs to pay for writing and reading it
+
+
+@dataclass(frozen=True)
+class PrefixPlan:
+    """What each way costs for all trials together, and the one to take."""
+
+    choice: Literal["recompute", "cache"]
+    reason: str
+    recompute_flops: float
+    cache_flops: float
+    cache_bytes: int
+
+
+def plan_prefix(
+    config: GrowtxConfig,
+    *,
+    num_frozen: int,
+    num_samples: int,
+    num_windows_to_cache: int,
+    num_windows_missing: int,
+    bytes_per_number: int,
+    bytes_available: int,
+    num_trials: int = 1,
+) -> PrefixPlan:
+    """Compare both ways for a stage.
+
+    Args:
+        num_frozen: blocks of the prefix.
+        num_samples: windows that the stage trains on, repetitions counted.
+        num_windows_to_cache: windows whose activations the cache must hold.
+        num_windows_missing: those of them that are not cached yet.
+        bytes_available: what the cache may take at most.
+        num_trials: runs that will use the same cache.
+    """
+    length = config.max_position_embeddings
+    per_window = block_forward_flops(config, length).total * num_frozen * length
+    recompute = per_window * num_samples * num_trials
+    cache = per_window * num_windows_missing
+    size = num_windows_to_cache * length * config.hidden_size * bytes_per_number
+    choice: Literal["recompute", "cache"] = "recompute"
+    if num_frozen == 0:
+        reason = "there is no frozen prefix"
+    elif size > bytes_available:
+        reason = f"the cache would take {size:,} bytes, {bytes_available:,} are allowed"
+    elif cache > WORTHWHILE * recompute:
+        reason = "windows are seen too rarely for the cache to pay"
+    else:
+        choice, reason = "cache", f"the cache saves {1 - cache / recompute:.0%} of the prefix's FLOPs"
+    return PrefixPlan(choice, reason, recompute, cache, size)

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from growtx.growth.budget import active_parameters
-from growtx.growth.flops import num_blocks_with_gradients, stage_flops
+from growtx.growth.flops import active_parameters, num_blocks_with_gradients, stage_flops
 from growtx.growth.lora import num_adapter_parameters
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig

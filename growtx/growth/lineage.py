@@ -5,18 +5,20 @@ A path is a run directory, a manifest in one, an ensemble, or a Hugging Face dir
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
 import growtx.models.causal_lm  # noqa: F401 - registers the Auto classes
 from growtx.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from growtx.exceptions import StoreError
 from growtx.growth.assembly import check_same
+from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR, Manifest, read_lineage, write_manifest
-from growtx.store.storage import Storage
-from growtx.substrate.record import SUBSTRATE_FILE
+from growtx.substrate.build import SUBSTRATE_FILE
 
 TOKENIZER_DIR = "tokenizer"
 
@@ -59,7 +61,7 @@ def open_lineage(path: str) -> Lineage:
         )
     manifests = read_lineage(storage, file_name)
     if not manifests:
-        raise StoreError(f"{path} has no finished stage", "Run `rayjobs/grow.py --resume` on it, or give another path")
+        raise StoreError(f"{path} has no finished stage", "Run `growtx grow --resume` on it, or give another path")
     return Lineage(storage, tuple(manifests))
 
 
@@ -91,3 +93,60 @@ def import_lineage(path: str, target: Storage) -> Manifest:
         if not target.exists(f"{MANIFESTS_DIR}/{manifest.file_name}"):
             write_manifest(target, manifest)
     return source.last
+
+
+# The lineage as tables for people: what each stage trained and reached, and the blobs that the model consists of.
+
+
+HASH_LENGTH = 12
+
+
+def stage_table(lineage: Lineage) -> Table:
+    """One row a stage: depth, parameters, tokens, held-out bits per byte before and after."""
+    table = Table(title=f"Lineage of {lineage.storage.root}", title_justify="left")
+    for column in ("stage", "blocks", "active", "total", "tokens", "bits/byte", "ended by"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for manifest in lineage.manifests:
+        table.add_row(
+            f"{manifest.index} {manifest.name}",
+            str(manifest.num_blocks),
+            _millions(manifest.active_parameters),
+            _millions(manifest.total_parameters),
+            _millions(manifest.num_tokens),
+            _bits_per_byte(manifest),
+            manifest.ended_by,
+        )
+    return table
+
+
+def blob_table(lineage: Lineage) -> Table:
+    """One row a blob of the newest model, bottom to top: its hash, its size, the stage that wrote it."""
+    store = BlobStore(lineage.storage.root)
+    present = set(store.list())
+    made_by = {blob: manifest for manifest in reversed(lineage.manifests) for blob in manifest.new_blobs}
+    table = Table(title=f"Blobs of {lineage.last.file_name}", title_justify="left")
+    for column in ("part", "blob", "bytes", "written by stage"):
+        table.add_column(column, justify="right" if column == "bytes" else "left", no_wrap=True)
+    for part, blob in _parts(lineage.last):
+        maker = made_by.get(blob)
+        size = f"{store.size_bytes(blob):,}" if blob in present else "missing"
+        table.add_row(part, blob[:HASH_LENGTH], size, f"{maker.index} {maker.name}" if maker else "-")
+    return table
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.3f} M"
+
+
+def _bits_per_byte(manifest: Manifest) -> str:
+    start, end = (manifest.metrics.get(f"eval/bits_per_byte{suffix}") for suffix in ("_start", ""))
+    return " → ".join("-" if value is None else f"{value:.3f}" for value in (start, end))
+
+
+def _parts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "substrate", manifest.substrate
+    for index, ref in enumerate(manifest.blocks, start=1):
+        yield f"block {index}", ref.blob
+        for adapter in ref.adapters:
+            yield f"block {index} + adapter", adapter
+    yield "norm + head", manifest.head

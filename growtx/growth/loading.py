@@ -11,8 +11,8 @@ from growtx.exceptions import GrowtxError, StoreError
 from growtx.growth.assembly import assemble, check_same
 from growtx.growth.ensembles import is_ensemble, load_ensemble
 from growtx.growth.lineage import open_lineage, tokenizer_of
+from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
-from growtx.store.storage import Storage
 
 
 def load_model(path: str, depth: int | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

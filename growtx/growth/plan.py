@@ -13,7 +13,91 @@ from pydantic import AfterValidator, Field, model_validator
 
 from growtx.config import ConfigModel, build
 from growtx.exceptions import ConfigError
-from growtx.growth.stage_training import StageTraining
+from growtx.models.configuration import GrowtxConfig
+
+# The model's shape as a user writes it, and the GrowtxConfig of any depth that follows from it.
+
+
+class ModelConfig(ConfigModel):
+    """The `model` block of a run's configuration."""
+
+    hidden_size: int = Field(128, ge=2, description="D, width of the residual stream")
+    num_attention_heads: int = Field(4, ge=1)
+    context_length: int = Field(256, ge=2, description="T, tokens in a window")
+    lm_head_bias: bool = Field(True, description="the paper's head has a bias; only without it is gpt_neox exact")
+    initializer_range: float = Field(0.02, gt=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size} "
+                "into heads of even width"
+            )
+        return self
+
+    def architecture(
+        self, *, vocab_size: int, num_blocks: int, final_num_blocks: int, substrate_width: int, expansion: str
+    ) -> GrowtxConfig:
+        """The GrowtxConfig of `num_blocks` blocks of a model that will have `final_num_blocks`."""
+        return GrowtxConfig(
+            vocab_size=vocab_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=num_blocks,
+            num_attention_heads=self.num_attention_heads,
+            max_position_embeddings=self.context_length,
+            lm_head_bias=self.lm_head_bias,
+            initializer_range=self.initializer_range,
+            num_layers_for_init=final_num_blocks,
+            substrate_width=substrate_width,
+            substrate_expansion=expansion,
+        )
+
+
+# How a stage trains: its batch, learning rates and schedule, and what ends it.
+
+
+class ConvergenceConfig(ConfigModel):
+    """End a stage when held-out bits per byte stops improving (the paper's "until convergence")."""
+
+    patience: int = Field(3, ge=1, description="evaluations without improvement before the stage ends")
+    min_delta: float = Field(0.001, ge=0, description="bits per byte that count as an improvement")
+    every_steps: int = Field(50, ge=1, description="optimizer steps between evaluations")
+
+
+class StageTraining(ConfigModel):
+    """How a stage trains. It ends at the first limit that it reaches."""
+
+    tokens: int | None = Field(None, gt=0, description="tokens to train on")
+    steps: int | None = Field(None, gt=0, description="optimizer steps")
+    seconds: float | None = Field(None, gt=0, description="wall-clock seconds of training")
+    convergence: ConvergenceConfig | None = None
+    global_batch_size: int | None = Field(
+        None, ge=1, description="windows in an optimizer step of this stage; null: training.global_batch_size"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of the active blocks")
+    head_learning_rate: float | None = Field(None, gt=0, description="of final norm and LM head; null: the same")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.02, ge=0, lt=1, description="share of the stage's steps")
+    final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak that the schedule ends at")
+    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> StageTraining:
+        if self.tokens is None and self.steps is None:
+            raise ValueError(
+                "a stage needs an upper limit: set train.tokens or train.steps (seconds, convergence end it sooner)"
+            )
+        return self
+
+    def num_steps(self, tokens_per_step: int) -> int:
+        """Optimizer steps of the whole stage, unless time or convergence end it sooner."""
+        limits = [self.steps] if self.steps else []
+        if self.tokens:
+            limits.append(max(1, round(self.tokens / tokens_per_step)))
+        return min(limits)
+
 
 ATTENTION_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_TARGETS = ("up_proj", "down_proj")

@@ -10,8 +10,7 @@ from growtx.exceptions import StoreError, SubstrateError
 from growtx.growth.assembly import SUBSTRATE_KEY
 from growtx.growth.lineage import Lineage, tokenizer_of
 from growtx.store.blobs import BlobStore
-from growtx.substrate.build import rebuild_substrate
-from growtx.substrate.record import SUBSTRATE_FILE, SubstrateRecord
+from growtx.substrate.build import SUBSTRATE_FILE, SubstrateRecord, rebuild_substrate
 
 
 def prove_substrate(lineage: Lineage, font: str | None = None) -> str:

@@ -5,8 +5,7 @@ Importing this package registers them with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from growtx.models.block import GrowtxBlock, initialize_block
-from growtx.models.causal_lm import GrowtxForCausalLM, GrowtxModel, GrowtxOutput
+from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM, GrowtxModel, GrowtxOutput, initialize_block
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import ParameterCounts, num_params
 from growtx.models.ensemble import (

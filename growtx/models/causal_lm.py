@@ -5,22 +5,214 @@ Shapes: B batch, T positions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from growtx.exceptions import ConfigError
-from growtx.models.block import GrowtxAttention, GrowtxBlock, SubstrateEmbedding, block_inputs, initialize_module
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets, shift_labels
+
+# One decoder block, the unit of growth and of storage, and its initialisation.
+#
+# Shapes: B batch, T positions, D hidden size, H heads, K head width, F MLP width, V vocabulary, E substrate width.
+
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
+
+
+def rotary_angles(position_ids_BT: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotary:
+    """Cosine and sine [B, T, K] of rotary position embeddings (Su et al., arXiv:2104.09864).
+
+    Computed on every call instead of kept as a buffer: it costs microseconds, and a model built on the meta
+    device, partitioned or cast to bf16 cannot lose or round it.
+    """
+    steps_K2 = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids_BT.device)
+    frequencies_K2 = 1.0 / (theta ** (steps_K2 / head_dim))
+    angles_BTK2 = position_ids_BT[..., None].float() * frequencies_K2
+    angles_BTK = torch.cat((angles_BTK2, angles_BTK2), dim=-1)
+    return angles_BTK.cos().to(dtype), angles_BTK.sin().to(dtype)
+
+
+def apply_rotary(states_BHTK: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """Rotate the pairs (k, k + K/2) of every head."""
+    cos_B1TK, sin_B1TK = (angle.unsqueeze(1) for angle in rotary)
+    first, second = states_BHTK.chunk(2, dim=-1)
+    return states_BHTK * cos_B1TK + torch.cat((-second, first), dim=-1) * sin_B1TK
+
+
+def eager_attention(
+    module: nn.Module,
+    query_BHTK: torch.Tensor,
+    key_BHSK: torch.Tensor,
+    value_BHSK: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for `attn_implementation="eager"`: the only one that returns its weights."""
+    scores_BHTS = query_BHTK @ key_BHSK.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores_BHTS = scores_BHTS + attention_mask
+    weights_BHTS = scores_BHTS.softmax(dim=-1, dtype=torch.float32).to(query_BHTK.dtype)
+    mixed_BHTK = F.dropout(weights_BHTS, dropout, module.training) @ value_BHSK
+    return mixed_BHTK.transpose(1, 2).contiguous(), weights_BHTS
+
+
+def attend(module: nn.Module, config: GrowtxConfig, *states: torch.Tensor | None, **kwargs: Any) -> Any:
+    """Attention through the implementation that transformers selected: eager, sdpa, flash or paged."""
+    interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
+    return interface(module, *states, dropout=0.0, **kwargs)
+
+
+class ResidualLinear(nn.Linear):
+    """A linear map whose output is added to the residual stream; only its initialisation differs."""
+
+
+class GrowtxAttention(nn.Module):
+    """Causal multi-head attention with rotary positions and projections without bias."""
+
+    is_causal = True
+    num_key_value_groups = 1
+
+    def __init__(self, config: GrowtxConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.scaling = config.head_dim**-0.5
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.o_proj = ResidualLinear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_BTD: torch.Tensor,
+        rotary: Rotary,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the output [B, T, D] and, from the eager implementation, the weights [B, H, T, S]."""
+        batch_and_time = hidden_BTD.shape[:-1]
+        query_BHTK, key_BHTK, value_BHTK = (
+            projection(hidden_BTD).view(*batch_and_time, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query_BHTK, key_BHSK, value_BHSK = apply_rotary(query_BHTK, rotary), apply_rotary(key_BHTK, rotary), value_BHTK
+        if past_key_values is not None:
+            key_BHSK, value_BHSK = past_key_values.update(key_BHSK, value_BHSK, self.layer_idx)
+        states = (query_BHTK, key_BHSK, value_BHSK)
+        mixed_BTHK, weights = attend(self, self.config, *states, attention_mask, scaling=self.scaling, **kwargs)
+        return self.o_proj(mixed_BTHK.reshape(*batch_and_time, -1)), weights
+
+
+class GrowtxMLP(nn.Module):
+    """Two linear maps with bias and a GELU between them."""
+
+    def __init__(self, config: GrowtxConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.mlp_width)
+        self.down_proj = ResidualLinear(config.mlp_width, config.hidden_size)
+
+    def forward(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        output_BTD: torch.Tensor = self.down_proj(F.gelu(self.up_proj(hidden_BTD)))
+        return output_BTD
+
+
+class GrowtxBlock(GradientCheckpointingLayer):
+    """Pre-norm block: attention, then MLP, each added to the residual stream. 12 D^2 + 9 D parameters."""
+
+    def __init__(self, config: GrowtxConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = GrowtxAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = GrowtxMLP(config)
+
+    def forward(self, hidden_BTD: torch.Tensor, rotary: Rotary, **kwargs: Any) -> torch.Tensor:
+        """Map the residual stream [B, T, D] to itself; `kwargs` go to the attention."""
+        attended_BTD, _ = self.self_attn(self.input_layernorm(hidden_BTD), rotary, **kwargs)
+        hidden_BTD = hidden_BTD + attended_BTD
+        output_BTD: torch.Tensor = hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+        return output_BTD
+
+
+def block_inputs(
+    config: GrowtxConfig,
+    hidden_BTD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None = None,
+    past_key_values: Cache | None = None,
+) -> dict[str, Any]:
+    """What all blocks of a forward pass share: rotary angles, mask and positions (after those in the cache)."""
+    if position_ids is None:
+        num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        position_ids = (torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) + num_past).unsqueeze(0)
+    mask = create_causal_mask(
+        config=config,
+        inputs_embeds=hidden_BTD,
+        attention_mask=attention_mask,
+        past_key_values=past_key_values,
+        position_ids=position_ids,
+    )
+    rotary = rotary_angles(position_ids, config.head_dim, config.rope_theta, hidden_BTD.dtype)
+    return {"rotary": rotary, "attention_mask": mask, "position_ids": position_ids}
+
+
+class SubstrateEmbedding(nn.Embedding):
+    """Looks up rows of the substrate [V, E] and expands them to the model's width D."""
+
+    def __init__(self, config: GrowtxConfig) -> None:
+        super().__init__(config.vocab_size, config.embedding_width)
+        self.expansion = config.substrate_expansion
+        self.num_repeats = config.hidden_size // config.embedding_width
+
+    def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        rows_BTE = super().forward(input_ids_BT)
+        if self.expansion == "interleave":
+            return rows_BTE.repeat_interleave(self.num_repeats, dim=-1)
+        return rows_BTE.repeat(1, 1, self.num_repeats) if self.expansion == "tile" else rows_BTE
+
+
+@torch.no_grad()
+def initialize_block(block: nn.Module, config: GrowtxConfig, generator: torch.Generator | None = None) -> None:
+    """Draw a block's parameters anew, deterministically for a given random generator; see `initialize_module`."""
+    for module in block.modules():
+        initialize_module(module, config, generator)
+
+
+def initialize_module(module: nn.Module, config: GrowtxConfig, generator: torch.Generator | None = None) -> None:
+    """Initialise the parameters that a module owns itself.
+
+    Weights are normal with `initializer_range`; those of a `ResidualLinear` are divided by sqrt(2 L), which keeps
+    the residual stream's variance independent of depth and a new block nearly silent. Biases are zero, norms the
+    identity.
+    """
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        is_residual = isinstance(module, ResidualLinear)
+        std = config.residual_initializer_range if is_residual else config.initializer_range
+        nn.init.normal_(module.weight, std=std, generator=generator)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+    bias = getattr(module, "bias", None)
+    if bias is not None:
+        nn.init.zeros_(bias)
 
 
 @dataclass
@@ -96,7 +288,7 @@ class GrowtxModel(GrowtxPreTrainedModel):
     def forward_prefix(
         self, input_ids: torch.Tensor, num_blocks: int, attention_mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """States [B, T, D] that leave the lowest `num_blocks` blocks, without autograd, cache or final norm."""
+        """Output states [B, T, D] of the lowest `num_blocks` blocks, without autograd, cache or final norm."""
         hidden_BTD: torch.Tensor = self.embed_tokens(input_ids)
         context = block_inputs(self.config, hidden_BTD, attention_mask, None, None)
         for block in self.layers[:num_blocks]:
@@ -156,7 +348,7 @@ class GrowtxForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         Args:
             labels: [B, T], aligned with `input_ids` (the shift happens here); -100 is ignored. With labels the
                 loss is computed in chunks and `logits` stay `None`, because they would be the largest tensor.
-            num_items_in_batch: divides the summed loss instead of the number of labels (gradient accumulation).
+            num_items_in_batch: divisor of the summed loss in place of the number of labels (gradient accumulation).
             prefix_hidden_states, first_block: states [B, T, D] that enter block `first_block`, from
                 `forward_prefix`; `input_ids` and everything below that block are then not used.
         """
@@ -192,3 +384,31 @@ class GrowtxForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         """States [B, T, D] that enter block `num_blocks`, computed without autograd; see `first_block`."""
         return self.model.forward_prefix(input_ids, num_blocks, attention_mask)
+
+
+# Models around tensors that exist already: nothing is initialised, nothing copied.
+
+
+Model = TypeVar("Model", bound=GrowtxPreTrainedModel)
+
+
+def build_around(
+    model_class: Callable[[Any], Model],
+    config: Any,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    like: GrowtxPreTrainedModel,
+) -> Model:
+    """A model whose parameters are the given tensors themselves (parameters stay the same objects).
+
+    Mode, attention implementation and generation defaults are those of `like`. The tensors of an ensemble's rule
+    are not among `tensors`: set the rule afterwards.
+    """
+    with torch.device("meta"):
+        model = model_class(config)
+    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
+    assert not unexpected and all(name.startswith("rule.") for name in missing), (missing, unexpected)
+    model.generation_config = like.generation_config
+    model.set_attn_implementation(like.config._attn_implementation)
+    model.train(like.training)
+    return model

@@ -72,7 +72,7 @@ class GrowtxConfig(PreTrainedConfig):
 
     @property
     def heads_per_member(self) -> int:
-        """Attention heads that share `hidden_size`; fewer than `num_attention_heads` in a wide ensemble only."""
+        """Attention heads that share `hidden_size`; fewer than `num_attention_heads` only in a fused ensemble."""
         return self.num_attention_heads
 
     @property
@@ -117,5 +117,5 @@ class GrowtxConfig(PreTrainedConfig):
             raise ConfigError(
                 f"substrate_expansion {self.substrate_expansion!r} does not fit a substrate of width "
                 f"{self.substrate_width} in a model of width {self.hidden_size}",
-                "Use none exactly where both widths are equal, else interleave or tile",
+                "Use none if both widths are equal, otherwise interleave or tile",
             )

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from growtx.exceptions import CorruptBlobError, StoreError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 
 BLOBS_DIR = "blobs"
 Tensors = Mapping[str, torch.Tensor]

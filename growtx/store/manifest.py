@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from growtx.exceptions import StoreError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 
 MANIFESTS_DIR = "manifests"
 LATEST = f"{MANIFESTS_DIR}/latest"

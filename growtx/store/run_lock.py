@@ -13,8 +13,7 @@ import socket
 import time
 
 from growtx.exceptions import ConfigError
-from growtx.location import submission_id
-from growtx.store.storage import Storage
+from growtx.storage import Storage, submission_id
 
 LOCK_FILE = "lock"  # says who holds it, or held it last
 _held: dict[str, int] = {}  # run directory -> descriptor, kept open until this process ends

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from growtx.storage import PART_SUFFIX
 from growtx.store.blobs import BLOBS_DIR, BlobStore, blob_path
 from growtx.store.manifest import list_manifests, read_lineage, read_manifest
-from growtx.store.storage import PART_SUFFIX
 
 
 @dataclass(frozen=True)

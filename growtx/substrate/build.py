@@ -6,24 +6,67 @@ Legend: V tokens, D hidden size, E stored width (a row fills D by repetition).
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import fsspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from growtx.config import ConfigModel
+from growtx.config import ConfigModel, fingerprint
 from growtx.exceptions import SubstrateError
-from growtx.substrate.cache import cached
 from growtx.substrate.codes import binary_codes, learned_start
 from growtx.substrate.collisions import separate
 from growtx.substrate.fonts import Font, find_font
 from growtx.substrate.glyph import principal_components
 from growtx.substrate.rendering import PUBLISHED, render
+
+# Finished substrate matrices, kept by what they were made from and named by what they are.
+#
+# A file is called after the hash of its recipe and the fingerprint of its content, so that a damaged one is noticed
+# and made again. The folder may be local or any fsspec URL.
+
+
+Matrix = NDArray[np.float32]
+Identify = Callable[[dict[str, Any], Matrix], str]
+
+
+def cached(cache_dir: str, recipe: dict[str, Any], identify: Identify, make: Callable[[], Matrix]) -> Matrix:
+    """The matrix of a recipe: from the cache if it is there and intact, else made and put there.
+
+    Raises:
+        SubstrateError: if the cache cannot be written.
+    """
+    filesystem, folder = fsspec.core.url_to_fs(cache_dir)
+    key = fingerprint(recipe)
+    for path in filesystem.glob(f"{folder}/{key}-*.npy"):
+        matrix = _read(filesystem, path)
+        if matrix is not None and path.endswith(f"-{identify(recipe, matrix)}.npy"):
+            return matrix
+    matrix = make()
+    unfinished = f"{folder}/{uuid.uuid4().hex}.part"
+    try:
+        filesystem.makedirs(folder, exist_ok=True)
+        with filesystem.open(unfinished, "wb") as file:
+            np.lib.format.write_array(file, matrix, allow_pickle=False)
+        filesystem.mv(unfinished, f"{folder}/{key}-{identify(recipe, matrix)}.npy")
+    except OSError as error:
+        raise SubstrateError(f"{cache_dir} cannot be written ({error})", "Free space or set cache_dir") from error
+    return matrix
+
+
+def _read(filesystem: Any, path: str) -> Matrix | None:
+    try:
+        return np.asarray(np.load(io.BytesIO(filesystem.cat_file(path)), allow_pickle=False))
+    except (OSError, ValueError, EOFError):
+        return None
+
 
 Kind = Literal["glyph", "glyph+code", "binary", "learned"]
 Expansion = Literal["none", "interleave", "tile"]
@@ -33,11 +76,11 @@ class SubstrateConfig(ConfigModel):
     """How tokens become vectors."""
 
     kind: Kind = Field(
-        default="glyph+code", description="pictures, pictures told apart, bits of ids, or learned vectors"
+        default="glyph+code", description="pictures, pictures made distinct, bits of ids, or learned vectors"
     )
     font: str | None = Field(default=None, description="font file; default: GNU Unifont, else the packaged fonts")
     cell_pixels: Literal[32, 64] = Field(default=32, description="side of a token's picture")
-    augment: bool = Field(default=True, description="rotate, shift, soil and blur pictures as published")
+    augment: bool = Field(default=True, description="rotate, shift, speckle and blur pictures as published")
     layout: Literal["interleave", "tile"] = Field(default="interleave", description="how bits fill hidden_size")
 
 
@@ -92,7 +135,7 @@ def build_substrate(
 
 
 def rebuild_substrate(recipe: dict[str, Any], surfaces: Sequence[str], font: str | None = None) -> Substrate:
-    """Build a substrate again from its recipe, on any machine, to prove its fingerprint.
+    """Rebuild a substrate from its recipe, on any machine, to verify its fingerprint.
 
     Args:
         recipe: of a `Substrate`.
@@ -100,7 +143,7 @@ def rebuild_substrate(recipe: dict[str, Any], surfaces: Sequence[str], font: str
         font: file of the font with the recipe's hash, if it is not where fonts usually are.
 
     Raises:
-        SubstrateError: if the tokenizer is another, or the font cannot be found.
+        SubstrateError: if the tokenizer is a different one, or the font cannot be found.
     """
     if recipe["kind"] == "binary":
         return _finish(recipe, binary_codes(recipe["vocab_size"], recipe["hidden_size"]))
@@ -141,3 +184,19 @@ def _drawn(recipe: dict[str, Any], surfaces: Sequence[str], font: Font, cache_di
 
 def _surfaces_sha256(surfaces: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(surfaces)).encode()).hexdigest()
+
+
+# What a run remembers of its substrate: `substrate.json`.
+
+
+SUBSTRATE_FILE = "substrate.json"
+
+
+class SubstrateRecord(ConfigModel):
+    """Which blob of a run holds the substrate, and how to make it again."""
+
+    blob: str
+    substrate_fingerprint: str
+    expansion: str
+    kind: str
+    recipe: dict[str, Any]

@@ -27,7 +27,7 @@ def separate(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Give every token that shares a vector with an earlier one a vector of its own; all others keep theirs.
 
     What is added has the length `CODE_LENGTH` and random signs that depend on the token id alone, so that a
-    look-alike stays near what it looks like and is told from it, and from others, in every component.
+    look-alike stays near what it looks like, but differs from it, and from others, in every component.
     """
     result = weight.copy()
     repeated = np.flatnonzero(first_alike(weight) != np.arange(len(weight)))

@@ -33,7 +33,7 @@ class Font:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file; of the hashes one after the other, if there are several files."""
+        """Hash of the file; with several files, of their concatenated hashes."""
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.paths]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -76,7 +76,7 @@ class Faces:
         self._characters = font.characters if len(font.paths) > 1 else ()
 
     def of(self, char: str) -> ImageFont.FreeTypeFont:
-        """The first file that has the character; the first of all draws what none has."""
+        """The first file that has the character; the very first draws characters that none has."""
         for face, known in zip(self._faces, self._characters, strict=False):
             if ord(char) in known:
                 return face

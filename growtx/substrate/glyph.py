@@ -37,7 +37,7 @@ def principal_components(packed: Pixels, num_components: int) -> NDArray[np.floa
     """
     num_pixels = packed.shape[1] * 8
     if num_components > num_pixels:
-        problem = f"A picture of {num_pixels} pixels has no {num_components} components, which hidden_size asks for"
+        problem = f"A picture of {num_pixels} pixels lacks the {num_components} components that hidden_size asks for"
         raise SubstrateError(problem, "Use a smaller hidden_size or substrate.cell_pixels=64")
     if len(packed) < num_pixels:
         return _from_tokens(packed, num_components)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from growtx.substrate import scripts
+from growtx.substrate import rendering
 from growtx.substrate.rendering import Pixels, polar_order
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def contact_sheet(packed: Pixels, surfaces: Sequence[str], report: dict[str, Any
 
 
 def look_alikes(packed: Pixels, report: dict[str, Any]) -> Figure:
-    """The largest groups of tokens with one picture: the picture, and who they are."""
+    """The largest groups of tokens that share a picture: the picture, and the tokens."""
     groups = report["look_alikes"]["largest"]
     counts = report["look_alikes"]
     title = f"{counts['num_tokens']:,} of {report['num_tokens']:,} tokens look exactly like another"
@@ -80,7 +80,7 @@ def spectrum(values: NDArray[np.float64], report: dict[str, Any]) -> Figure:
         right.plot([needed], [100 * float(share)], "o", color=ACCENT)
         text = f"{float(share):.0%} in {needed}"
         right.annotate(text, (needed, 100 * float(share)), (8, -12), textcoords="offset points", fontsize=9, color=INK)
-    right.set(xlabel="number of directions", ylabel="cumulated share, %", ylim=(0, 104))
+    right.set(xlabel="number of directions", ylabel="cumulative share, %", ylim=(0, 104))
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -109,12 +109,12 @@ def token_map(weight: NDArray[np.float32], surfaces: Sequence[str], report: dict
 
 
 def _map_kind(surface: str) -> str:
-    script = scripts.script_of(surface)
+    script = rendering.script_of(surface)
     return script if script in SCRIPT_COLOURS else ELSE
 
 
 def _sample(surfaces: Sequence[str]) -> NDArray[np.intp]:
-    """Tokens for the map: of every script the same number as far as it has so many, drawn with a fixed seed."""
+    """Tokens for the map: the same number of every script, if it has that many, drawn with a fixed seed."""
     kinds = np.array([_map_kind(surface) for surface in surfaces])
     source = np.random.RandomState(0)
     per_kind = MAP_TOKENS // len(set(kinds.tolist()))
@@ -126,12 +126,12 @@ def _sheet_rows(surfaces: Sequence[str]) -> list[tuple[str, list[int]]]:
     """Labels and tokens of the contact sheet: evenly spaced tokens of every script and length that is common."""
     groups: dict[tuple[str, int], list[int]] = {}
     for token, surface in enumerate(surfaces):
-        if scripts.is_control_name(surface):
-            key = (scripts.CONTROL, 1)
+        if rendering.is_control_name(surface):
+            key = (rendering.CONTROL, 1)
         elif all("\uff10" <= char <= "\uff26" for char in surface) and len(surface) % 2 == 0:
             key = ("Bytes", 1)
         else:
-            key = (scripts.script_of(surface), min(len(surface), 6))
+            key = (rendering.script_of(surface), min(len(surface), 6))
         groups.setdefault(key, []).append(token)
     common = [(key, tokens) for key, tokens in groups.items() if len(tokens) >= TOKENS_PER_ROW]
     common.sort(key=lambda item: (item[0][1], -len(item[1])))
@@ -150,7 +150,7 @@ def _sheet_rows(surfaces: Sequence[str]) -> list[tuple[str, list[int]]]:
 
 
 def _show(axes: Axes, images: Pixels, columns: int) -> None:
-    """Pictures in rows of so many, each on its own ground, so that empty ones show; one unit of the axes each."""
+    """Pictures in rows of `columns`, each on its own background, so that empty ones show; one unit of the axes each."""
     from matplotlib.colors import ListedColormap
 
     if not len(images):
@@ -171,7 +171,7 @@ def _readable(text: str) -> str:
 def _rows_figure(
     num_rows: int, width: int, cell: float, title: str, report: dict[str, Any], *, margin: float
 ) -> tuple[Figure, Axes]:
-    """Axes for rows of square cells of so many inches: a cell is one unit wide and high, rows count downwards."""
+    """Axes for rows of square cells of `cell` inches: a cell is one unit wide and high, rows count downwards."""
     inches = margin + width * cell + 0.2, 0.75 + num_rows * cell + 0.15
     figure = _figure(*inches, title, report, layout=None)
     place = (margin / inches[0], 0.15 / inches[1], width * cell / inches[0], num_rows * cell / inches[1])
@@ -191,6 +191,6 @@ def _figure(width: float, height: float, title: str, report: dict[str, Any], lay
     if layout is None:
         figure.text(0.5, 1 - 0.12 / height, title, ha="center", va="top", fontsize=13, color=INK)
     else:
-        figure.suptitle(f"{title}\n", fontsize=13, color=INK)  # with a y of ours the layout would leave it no room
+        figure.suptitle(f"{title}\n", fontsize=13, color=INK)  # with an explicit y the layout would leave it no room
     figure.text(0.5, 1 - 0.42 / height, source, ha="center", va="top", fontsize=9, color=GREY)
     return figure

@@ -3,7 +3,7 @@
 Legend: N tokens, C characters in each of them, S pixels along a cell's side, P = S * S pixels.
 
 The procedure (arXiv 2507.04886 and its notebooks) draws each character in its own cell, side by side; rotates,
-shifts, soils and blurs that strip; thresholds it; and squeezes it into one cell. Two facts make it fast without
+shifts, speckles and blurs that strip; thresholds it; and squeezes it into one cell. Two facts make it fast without
 changing a pixel. Its random generators start anew at the same seed for every token, so all strips of one length
 share one rotation, shift and noise: an index and a mask. And a character looks the same in every token, so it is
 drawn once.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import random
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ from growtx.substrate.fonts import Faces, Font
 if TYPE_CHECKING:
     from PIL import Image
 
+
 Pixels = NDArray[np.uint8]
 
 WHITE, BLACK, THRESHOLD = 255, 0, 128
@@ -36,7 +38,7 @@ BATCH_BYTES = 32_000_000
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a strip is disturbed: simple scripts in all ways, every other script only by `noise_elsewhere`."""
+    """How a strip is distorted: simple scripts in all ways, every other script only by `noise_elsewhere`."""
 
     rotation_degrees: float
     shift_pixels: int
@@ -149,7 +151,7 @@ class _Cells:
 
 
 def augment(strips_NSW: Pixels, augmentation: Augmentation, simple: bool) -> Pixels:
-    """Disturb strips of one length; all of them in the same way, as the published procedure does."""
+    """Distort strips of one length, all of them in the same way, as the published procedure does."""
     from PIL import Image, ImageFilter
 
     num_strips, side, width = strips_NSW.shape
@@ -167,7 +169,7 @@ def augment(strips_NSW: Pixels, augmentation: Augmentation, simple: bool) -> Pix
 
 @lru_cache(maxsize=64)
 def _warp(side: int, width: int, augmentation: Augmentation) -> NDArray[np.int32]:
-    """Source pixel of each pixel after rotation and shift, flat [S * W]; -1 is the white that comes in."""
+    """Source pixel of each pixel after rotation and shift, flat [S * W]; -1 is white that moves in from outside."""
     from PIL import Image
 
     source = random.Random(augmentation.seed)
@@ -201,3 +203,54 @@ def polar_order(side: int) -> NDArray[np.intp]:
         return dx * dx + dy * dy, math.atan2(dy, dx)
 
     return np.array(sorted(range(side * side), key=position))
+
+
+# What kind of writing a token is, for figures: the script of its characters, by their Unicode names.
+
+
+SCRIPTS = {
+    "LATIN": "Latin", "GREEK": "Greek", "CYRILLIC": "Cyrillic", "ARMENIAN": "Armenian", "GEORGIAN": "Georgian",
+    "HEBREW": "Hebrew", "ARABIC": "Arabic", "SYRIAC": "Arabic", "DEVANAGARI": "Indic", "BENGALI": "Indic",
+    "GURMUKHI": "Indic", "GUJARATI": "Indic", "ORIYA": "Indic", "TAMIL": "Indic", "TELUGU": "Indic", "KANNADA": "Indic",
+    "MALAYALAM": "Indic", "SINHALA": "Indic", "THAI": "Thai and Lao", "LAO": "Thai and Lao", "ETHIOPIC": "Ethiopic",
+    "CANADIAN": "Canadian syllabics", "YI": "Yi", "VAI": "Vai", "HANGUL": "Hangul", "HIRAGANA": "Kana",
+    "KATAKANA": "Kana", "CJK": "Han", "KANGXI": "Han", "BRAILLE": "Symbols", "BOX": "Symbols",
+}  # fmt: skip
+UNASSIGNED, OTHER, CONTROL = "Unassigned", "Symbols", "Control tokens"
+
+
+def script_of(text: str) -> str:
+    """The script of the first letter of a text; `Symbols` if it has none, `Unassigned` if nothing is assigned."""
+    found = UNASSIGNED
+    for char in text:
+        name = unicodedata.name(char, "")
+        script = SCRIPTS.get(name.split(" ")[0].split("-")[0])
+        if script is not None and unicodedata.category(char)[0] in "LM":
+            return script
+        if unicodedata.category(char) not in ("Cn", "Co", "Cs"):
+            found = OTHER
+    return found
+
+
+def is_control_name(surface: str) -> bool:
+    """Whether a surface is the name of a control token, such as `<pad>`."""
+    return len(surface) > 2 and surface[0] == "<" and surface[-1] == ">" and not surface[1:-1].isspace()
+
+
+def describe(surface: str) -> str:
+    """A token in words: its code points, and the name of a single character."""
+    points = " ".join(f"U+{ord(char):04X}" for char in surface[:6]) + (" ..." if len(surface) > 6 else "")
+    if len(surface) == 1:
+        return f"{points} {unicodedata.name(surface, 'without a name').lower()}"
+    return f"{points} {surface if surface.isprintable() else repr(surface)}"
+
+
+def runs(characters: Sequence[str]) -> list[tuple[int, int]]:
+    """Consecutive code points of sorted characters as (first, last), longest runs first."""
+    found: list[list[int]] = []
+    for code in map(ord, characters):
+        if found and found[-1][1] == code - 1:
+            found[-1][1] = code
+        else:
+            found.append([code, code])
+    return sorted(((first, last) for first, last in found), key=lambda run: (run[0] - run[1], run[0]))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growtx.exceptions import SubstrateError
-from growtx.substrate import pictures, scripts
+from growtx.substrate import pictures, rendering
 from growtx.substrate.build import SubstrateConfig, build_substrate
 from growtx.substrate.collisions import first_alike
 from growtx.substrate.fonts import Font, find_font
@@ -54,7 +54,7 @@ def substrate_report(
         cache_dir: as for `build_substrate`.
 
     Raises:
-        SubstrateError: if the substrate cannot be built, or `out_dir` not be written.
+        SubstrateError: if the substrate cannot be built, or `out_dir` cannot be written.
     """
     start = time.perf_counter()
     substrate = build_substrate(config, surfaces, hidden_size, cache_dir=cache_dir)
@@ -92,7 +92,7 @@ def substrate_report(
 def _examine_pictures(
     report: Report, config: SubstrateConfig, surfaces: Sequence[str], weight: NDArray[np.float32]
 ) -> Figures:
-    """Add to the report what only pictures tell, and return figures of them."""
+    """Add what only the pictures show to the report, and return figures of them."""
     font = find_font(config.font)
     packed = render(surfaces, font, config.cell_pixels, PUBLISHED[config.cell_pixels] if config.augment else None)
     alike = first_alike(packed)
@@ -167,7 +167,7 @@ def _groups(first: NDArray[np.int64], surfaces: Sequence[str]) -> Report:
             {
                 "size": int(sizes[token]),
                 "ids": members[token][:NUM_EXAMPLES].tolist(),
-                "examples": [scripts.describe(surfaces[member]) for member in members[token][:NUM_EXAMPLES]],
+                "examples": [rendering.describe(surfaces[member]) for member in members[token][:NUM_EXAMPLES]],
             }
             for token in largest
         ],
@@ -182,7 +182,7 @@ def _missing(surfaces: Sequence[str], font: Font) -> Report:
         "num_characters": len(missing),
         "num_assigned": sum(unicodedata.category(char) not in ("Cn", "Co", "Cs", "Cc") for char in missing),
         "num_tokens": sum(not absent.isdisjoint(surface) for surface in surfaces),
-        "largest_runs": [f"U+{first:04X}..U+{last:04X}" for first, last in scripts.runs(missing)[:NUM_GROUPS_SHOWN]],
+        "largest_runs": [f"U+{first:04X}..U+{last:04X}" for first, last in rendering.runs(missing)[:NUM_GROUPS_SHOWN]],
     }
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from growtx.data.packing import PackedData
-from growtx.data.sampling import window_indices
-from growtx.models.scoring import labels_of
+from growtx.data.packing import PackedData, window_indices
+from growtx.models.loss import labels_of
 from growtx.train.prefix_cache import PrefixCache
 
 

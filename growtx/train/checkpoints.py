@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from growtx.exceptions import StoreError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 from growtx.train.engine import MOMENTS, State
 
 logger = logging.getLogger(__name__)

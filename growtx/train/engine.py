@@ -20,8 +20,8 @@ from growtx.growth.forecast import bucket_elements
 from growtx.growth.freezing import frozen_parameters, hash_frozen
 from growtx.growth.plan import Stage
 from growtx.train.distributed import rank, world_size
-from growtx.train.held_bytes import GradientPeak, HeldBytes, storage_bytes
 from growtx.train.kernels import use_bf16
+from growtx.train.memory import GradientPeak, HeldBytes, storage_bytes
 from growtx.train.settings import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from growtx.data.packing import PackedData
-from growtx.models.loss import IGNORE_INDEX
-from growtx.models.scoring import TextScore, labels_of, score_windows
+from growtx.models.loss import IGNORE_INDEX, TextScore, labels_of, score_windows
 from growtx.train.distributed import rank, sum_over_ranks, world_size
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from growtx.config import ConfigModel, fingerprint
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
-from growtx.substrate.record import SubstrateRecord
+from growtx.substrate.build import SubstrateRecord
 from growtx.train.settings import ResourcesConfig, TrainingConfig
 from growtx.train.tracking import TrackingConfig
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
+
+from growtx.growth.forecast import Placement, forecast
+from growtx.growth.plan import Stage
+from growtx.models.configuration import GrowtxConfig
+from growtx.train.kernels import use_bf16
+from growtx.train.settings import TrainingConfig
 
 
 def reset_peak_memory() -> None:
@@ -30,3 +40,71 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(peak.split()[1]) * 1024
+
+
+# What a stage holds on one worker: as it is forecast before it runs, and as its tensors are while it trains.
+
+
+@dataclass(frozen=True)
+class HeldBytes:
+    """Bytes of the tensors that live as long as a step, by what they are for."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes behind tensors, what several of them share counted once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+class GradientPeak:
+    """Largest bytes of gradients that existed at the same time, until it is stopped.
+
+    Args:
+        parameters: of the model, once everything else that watches them (DeepSpeed) does.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.peak = 0
+        self._parameters = list(parameters)
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._look)  # type: ignore[no-untyped-call]
+            for parameter in self._parameters
+        ]
+
+    def _look(self, _: torch.Tensor) -> None:
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        self.peak = max(self.peak, storage_bytes(gradients))
+
+    def stop(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._parameters = [], []
+
+
+def placement(training: TrainingConfig, *, num_workers: int, bf16: bool) -> Placement:
+    """How a stage is spread over its workers."""
+    return Placement(
+        num_workers=num_workers,
+        zero_stage=training.zero_stage,
+        micro_batch=training.micro_batch(num_workers),
+        bf16=bf16,
+        offload_optimizer=training.offload_optimizer,
+        activation_checkpointing=training.activation_checkpointing,
+    )
+
+
+def memory_metrics(
+    held: HeldBytes, config: GrowtxConfig, stage: Stage, training: TrainingConfig, *, num_workers: int
+) -> dict[str, Any]:
+    """For the manifest: bytes as measured on this worker and as forecast; activations, where a GPU counts them."""
+    spread = placement(training, num_workers=num_workers, bf16=use_bf16(training))
+    tokens_per_step = training.global_batch_size * config.max_position_embeddings
+    (row,) = forecast(config, [stage], spread, tokens_per_step=tokens_per_step)
+    measured = asdict(held)
+    if torch.cuda.is_available():
+        measured["activations"] = int(torch.cuda.max_memory_allocated()) - sum(measured.values())
+    return {"held_bytes": measured, "forecast_bytes": asdict(row.memory)}

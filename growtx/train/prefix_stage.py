@@ -9,16 +9,15 @@ import torch
 
 from growtx.exceptions import ConfigError, StoreError
 from growtx.growth.assembly import assemble
+from growtx.growth.flops import PrefixPlan, plan_prefix
 from growtx.growth.plan import Stage
-from growtx.growth.prefix_plan import PrefixPlan, plan_prefix
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
 from growtx.train.batches import Batches
 from growtx.train.distributed import any_rank, on_all_ranks, on_rank_zero, rank, worker_device, world_size
 from growtx.train.job import TrainJob
 from growtx.train.kernels import use_bf16
-from growtx.train.prefix_cache import PrefixCache
-from growtx.train.prefix_job import PrefixWork, fill_by_job
+from growtx.train.prefix_cache import PrefixCache, PrefixWork, fill_by_job
 from growtx.train.settings import PrefixJobConfig
 
 logger = logging.getLogger(__name__)

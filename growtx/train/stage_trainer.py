@@ -13,7 +13,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from growtx.exceptions import GrowtxError, TrainingError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 from growtx.train.checkpoints import CHECKPOINTS_DIR
 from growtx.train.claims import Claims
 from growtx.train.cluster import check_cluster, first_sentence

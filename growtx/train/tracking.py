@@ -11,17 +11,104 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
+from ray.util.metrics import Gauge
 
 from growtx.config import ConfigModel, parse_yaml
 from growtx.exceptions import ConfigError, TrainingError
+from growtx.storage import Storage
 from growtx.store.runs import RUN_FILE
-from growtx.store.storage import Storage
-from growtx.train.tensorboard_log import TensorBoardLog, scalars
+
+# The newest row of `metrics.jsonl` as Prometheus gauges, for the dashboards in cluster/monitoring.
+#
+# Ray exports them from the node that they were set on, with the prefix `ray_`. They are for looking on; the record is
+# `metrics.jsonl`.
+
+
+DESCRIPTIONS = {
+    "train/loss": "nats per token, over the steps since the last row",
+    "train/learning_rate": "of the active blocks",
+    "train/tokens_per_second": "over all workers",
+    "train/grad_norm": "before clipping",
+    "eval/loss": "nats per token on held-out windows",
+    "eval/bits_per_byte": "on held-out windows",
+    "stage": "of the plan, from 1",
+    "num_blocks": "depth of the model in training",
+    "num_tokens": "trained on since the first stage",
+    "active_parameters": "parameters that receive gradients",
+    "peak_memory_bytes": "of the worker with rank 0",
+}
+
+
+def gauge_name(key: str) -> str:
+    """`train/loss` is exported as `ray_growtx_train_loss`."""
+    return f"growtx_{key.replace('/', '_')}"
+
+
+@cache
+def _gauges() -> dict[str, Gauge]:
+    """Once per process: a process may train several runs."""
+    return {key: Gauge(gauge_name(key), text, tag_keys=("run",)) for key, text in DESCRIPTIONS.items()}
+
+
+class TrainingGauges:
+    """One gauge per key of a row, labelled with the run directory; keys that a row does not have keep their value."""
+
+    def __init__(self, run: str) -> None:
+        self._tags = {"run": run}
+
+    def update(self, row: Mapping[str, Any]) -> None:
+        for key, gauge in _gauges().items():
+            if row.get(key) is not None:
+                gauge.set(float(row[key]), tags=self._tags)
+
+
+# The rows of `metrics.jsonl` as TensorBoard event files, for looking on: `tensorboard --logdir RUN/tensorboard`.
+
+
+TENSORBOARD_DIR = "tensorboard"
+_PLAIN = ("num_blocks", "active_parameters", "peak_memory_bytes")  # beside every key such as train/loss
+
+
+def scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row that make a curve."""
+    shown = {key: value for key, value in row.items() if "/" in key or key in _PLAIN}
+    return {key: value for key, value in shown.items() if isinstance(value, (int, float))}
+
+
+class TensorBoardLog:
+    """Writes one event file per stage and attempt; the x axis is tokens seen by the run.
+
+    Where the run directory is on a remote file system, the file is uploaded when it is closed.
+    """
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._directory = storage.path(TENSORBOARD_DIR) if storage.is_local else tempfile.mkdtemp()
+        self._writer: Any = None
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write the numbers of a row. What an earlier attempt wrote after the first row's tokens is hidden."""
+        tokens = int(row["num_tokens"])
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(self._directory, purge_step=tokens + 1, flush_secs=30)  # type: ignore[no-untyped-call]
+        for key, value in scalars(row).items():
+            self._writer.add_scalar(key, value, tokens)
+
+    def close(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._writer = None
+        if not self._storage.is_local:
+            self._storage.upload(self._directory, TENSORBOARD_DIR)
+
 
 TRACKING_FILE = "tracking.json"
 _LONGEST_PARAMETER = 500  # characters that every version of MLflow takes

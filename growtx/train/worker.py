@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 from growtx.exceptions import GrowtxError
+from growtx.storage import Storage
 from growtx.store.manifest import Manifest, list_manifests, read_manifest, stage_index
-from growtx.store.storage import Storage
 from growtx.train.claims import Claims
 from growtx.train.distributed import on_rank_zero
 from growtx.train.job import TrainJob
 from growtx.train.progress import Place
-from growtx.train.sealing import seal
-from growtx.train.stage_run import StageRun, StopRequested
+from growtx.train.stage_run import StageRun, StopRequested, seal
 from growtx.train.worker_context import WorkerContext
 
 

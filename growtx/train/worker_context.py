@@ -18,14 +18,12 @@ from growtx.data.tokenizer import load_tokenizer, token_num_bytes, tokenizer_fin
 from growtx.exceptions import ConfigError
 from growtx.growth.assembly import check_same
 from growtx.growth.lineage import TOKENIZER_DIR
-from growtx.location import STORAGE_VARIABLE
-from growtx.store.storage import Storage
+from growtx.storage import STORAGE_VARIABLE, Storage
 from growtx.train.distributed import on_all_ranks, on_rank_zero, rank
-from growtx.train.gauges import TrainingGauges
 from growtx.train.held_out import HeldOut
 from growtx.train.job import TrainJob
 from growtx.train.progress import BoardHandler, Place, Poster, StageProgress
-from growtx.train.tracking import Trackers
+from growtx.train.tracking import Trackers, TrainingGauges
 
 VISIBLE_WITHIN_SECONDS = 15.0  # network file systems show new files late
 

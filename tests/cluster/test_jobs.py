@@ -12,7 +12,7 @@ import pytest
 
 from growtx.store.runs import list_runs
 from growtx.store.verify import verify
-from growtx.train.gauges import gauge_name
+from growtx.train.tracking import gauge_name
 from tests.cluster.ray_nodes import PROJECT, RayNodes, wait_until
 
 pytestmark = pytest.mark.ray
@@ -122,7 +122,7 @@ def test_a_package_has_what_a_job_needs_and_no_junk(nodes: RayNodes) -> None:
     assert nodes.wait("package") == "SUCCEEDED"
     output = nodes.job("logs", "package").stdout
     files = {Path(line.removeprefix("file: ")) for line in output.splitlines() if line.startswith("file: ")}
-    assert {Path("rayjobs/grow.py"), Path("growtx/presets/demo.yaml"), Path("growtx/cli.py")} <= files
+    assert {Path("rayjobs/grow.py"), Path("growtx/presets/demo.yaml"), Path("growtx/cli/main.py")} <= files
     allowed = {"growtx", "rayjobs", "serve"} | {path.name for path in PROJECT.iterdir() if path.is_file()}
     assert {file.parts[0] for file in files} <= allowed
     assert not [file for file in files if file.suffix in {".pyc", ".safetensors", ".parquet", ".otf"}]

@@ -15,11 +15,11 @@ import pytest
 import ray
 import yaml
 
-from growtx.command import job_parser
+from growtx.cli.jobs import load_config
+from growtx.cli.main import parse
 from growtx.config import preset_names
-from growtx.pipeline.presets import load_config
-from growtx.pipeline.run_config import RunConfig, load_run_config
-from growtx.pipeline.specialists_config import SpecialistsConfig
+from growtx.run.config import RunConfig, load_run_config
+from growtx.specialists.config import SpecialistsConfig
 
 PROJECT = Path(__file__).parents[2]
 CLUSTER = PROJECT / "cluster"
@@ -196,7 +196,7 @@ def test_the_growth_of_the_job_is_one_that_can_be_configured() -> None:
     (job,) = documents("RayJob")
     program, *words = job["spec"]["entrypoint"].split()[1:]
     assert (PROJECT / program.removeprefix("/opt/growtx/")).exists()
-    arguments = job_parser("").parse_args(words)
+    arguments = parse(["grow", *words])
     config = load_run_config(arguments.preset, arguments.overrides)
     assert config.resources.wait_seconds >= 600, "nodes take minutes to come"
     assert arguments.resume, "a replaced cluster goes on"

@@ -11,8 +11,8 @@ import pytest
 import ray
 import yaml
 
-from growtx.train import gauges
-from growtx.train.gauges import DESCRIPTIONS, TrainingGauges, gauge_name
+from growtx.train import tracking
+from growtx.train.tracking import DESCRIPTIONS, TrainingGauges, gauge_name
 
 PROJECT = Path(__file__).parents[2]
 MONITORING = PROJECT / "cluster" / "monitoring"
@@ -25,7 +25,7 @@ def exported() -> set[str]:
     panels = Path(ray.__file__).parent / "dashboard" / "modules" / "metrics" / "dashboards"
     by_ray = {name for path in panels.glob("*_panels.py") for name in METRIC.findall(path.read_text())}
     by_growth = {f"ray_{gauge_name(key)}" for key in DESCRIPTIONS}
-    declared = re.findall(r'"(growtx_[a-z_]+)"', (PROJECT / "serve" / "metrics.py").read_text())
+    declared = re.findall(r'"(growtx_[a-z_]+)"', (PROJECT / "growtx" / "serving" / "metrics.py").read_text())
     by_endpoint = {f"ray_{name}{suffix}" for name in declared for suffix in ("", "_bucket")}  # buckets of histograms
     return by_ray | by_growth | by_endpoint
 
@@ -87,7 +87,7 @@ def test_gauges_take_what_a_row_has_and_leave_the_rest(monkeypatch: pytest.Monke
         def set(self, value: float, tags: dict[str, str]) -> None:
             written[self.name] = (value, tags)
 
-    monkeypatch.setattr("growtx.train.gauges.Gauge", Recorder)
-    monkeypatch.setattr("growtx.train.gauges._gauges", gauges._gauges.__wrapped__)
+    monkeypatch.setattr("growtx.train.tracking.Gauge", Recorder)
+    monkeypatch.setattr("growtx.train.tracking._gauges", tracking._gauges.__wrapped__)
     TrainingGauges("first").update({"train/loss": 2.5, "stage": 1, "stage_name": "depth-1", "eval/loss": None})
     assert written == {"growtx_train_loss": (2.5, {"run": "first"}), "growtx_stage": (1.0, {"run": "first"})}

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from growtx.data.content import HashMemo, content_fingerprint
+from growtx.data.pack_cache import HashMemo, content_fingerprint
 from growtx.data.sources import SourceConfig
 from growtx.exceptions import DataError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from growtx.data import ngram_counting
+from growtx.data import ngrams
 from growtx.data.ngrams import LANGUAGES, embedded_ngrams, leading, take_turns
 from growtx.data.sources import DataConfig
 
@@ -45,13 +45,13 @@ class TestCountedNgrams:
 
     def test_a_task_reads_a_file_unless_limits_span_files(self, data: DataConfig) -> None:
         fruit, limited = data.sources[0], data.sources[0].model_copy(update={"max_documents": 3})
-        assert [len(list(ngram_counting._parts(source, "x"))) for source in (fruit, limited)] == [2, 1]
+        assert [len(list(ngrams._parts(source, "x"))) for source in (fruit, limited)] == [2, 1]
 
     def test_counts_stay_within_words_and_keep_marks(self, data: DataConfig) -> None:
-        (part,) = ngram_counting._parts(data.sources[1], "woods")
-        rows = ngram_counting._table([])
-        texts = list(ngram_counting._training_texts(part, 0.0))
-        counted = ngram_counting._count(rows.from_pylist(texts), 3).to_pylist()
+        (part,) = ngrams._parts(data.sources[1], "woods")
+        rows = ngrams._table([])
+        texts = list(ngrams._training_texts(part, 0.0))
+        counted = ngrams._count(rows.from_pylist(texts), 3).to_pylist()
         assert {row["gram"]: row["count"] for row in counted} == {"वन": 160, "नव": 80, "वनव": 80, "नवन": 80}
 
     @pytest.mark.ray
@@ -60,15 +60,15 @@ class TestCountedNgrams:
 
         expected = []
         for name, source in zip(data.source_names, data.sources, strict=True):
-            parts = list(ngram_counting._parts(source, name))
-            texts = [text for part in parts for text in ngram_counting._training_texts(part, data.validation_fraction)]
-            counted = ngram_counting._count(ngram_counting._table([]).from_pylist(texts), 3).to_pylist()
+            parts = list(ngrams._parts(source, name))
+            texts = [text for part in parts for text in ngrams._training_texts(part, data.validation_fraction)]
+            counted = ngrams._count(ngrams._table([]).from_pylist(texts), 3).to_pylist()
             expected += [
                 leading({row["gram"]: row["count"] for row in counted if len(row["gram"]) == length})
                 for length in (2, 3)
             ]
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
-            assert ngram_counting.counted_ngrams(data, 3) == take_turns(expected)
+            assert ngrams.counted_ngrams(data, 3) == take_turns(expected)
         finally:
             ray.shutdown()

@@ -12,9 +12,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from growtx.config import build
-from growtx.data import pack_source
-from growtx.data.packing import PackedData, PackedSplit, open_packed, pack
-from growtx.data.sampling import window_indices
+from growtx.data import packing
+from growtx.data.packing import PackedData, PackedSplit, open_packed, pack, window_indices
 from growtx.data.sources import DataConfig, iterate_documents
 from growtx.exceptions import DataError
 from tests.data.byte_tokenizer import byte_tokenizer
@@ -106,7 +105,7 @@ def test_the_batches_that_are_tokenised_do_not_show(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _pack(config, tokenizer, tmp_path / "1")
-    monkeypatch.setattr(pack_source, "BATCH_CHARACTERS", 1)
+    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 1)
     assert _pack(config, tokenizer, tmp_path / "2").fingerprint == whole.fingerprint
 
 
@@ -114,7 +113,7 @@ def test_a_second_call_packs_nothing_and_opens_the_same(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _pack(config, tokenizer, tmp_path)
-    monkeypatch.setattr(pack_source.SourcePacker, "fill", None)
+    monkeypatch.setattr(packing.SourcePacker, "fill", None)
     second = _pack(config, tokenizer, tmp_path)
     assert second.fingerprint == first.fingerprint
     assert second.path == first.path
@@ -125,7 +124,7 @@ def test_new_weights_pack_nothing_again_but_are_another_mix(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _pack(config, tokenizer, tmp_path)
-    monkeypatch.setattr(pack_source.SourcePacker, "fill", None)
+    monkeypatch.setattr(packing.SourcePacker, "fill", None)
     second = _pack(_config(tmp_path, weight=3.0), tokenizer, tmp_path)
     assert second.fingerprint != first.fingerprint
     assert second.mix.shares == (0.75, 0.25)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growtx.cli import main
+from growtx.cli.main import main
 from growtx.data.tokenizer import TokenizerConfig, build_tokenizer, load_tokenizer, token_num_bytes, token_surfaces
 from growtx.exceptions import DataError
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from growtx.data.sampling import Mix, window_indices
+from growtx.data.packing import Mix, window_indices
 
 MIX = Mix(num_windows=(10, 25, 400), weights=(1.0, 1.0, 2.0))
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from growtx.data.text_files import ReadOptions, find_files, read_texts
+from growtx.data.sources import ReadOptions, find_files, read_texts
 from growtx.exceptions import ConfigError, DataError
 
 PARAGRAPH = "Der Fluß trägt Boote. Река несёт лодки. 河上有船。\n"
@@ -85,8 +85,8 @@ def test_json_lines_take_the_text_column_and_skip_what_is_empty(tmp_path: Path) 
     [
         (b'{"text": "unfinished', r"line 2: not valid JSON"),
         (b'["text"]', r"line 2: not a JSON object"),
-        (b'{"txt": "a"}', r"line 2: there is no 'text'.*Columns there: txt"),
-        (b'{"text": 5}', r"line 2: 'text' is not a text but 5"),
+        (b'{"txt": "a"}', r"line 2: there is no 'text'.*Its columns: txt"),
+        (b'{"text": 5}', r"line 2: 'text' is not text but 5"),
         (b'{"text": "\xff"}', r"line 2: not UTF-8 \(byte 0xff\)"),
         (b"[" * 100_000, r"line 2: not valid JSON"),
     ],
@@ -158,8 +158,8 @@ def test_names_with_glob_characters_can_be_read(tmp_path: Path) -> None:
         ("missing.txt", "There is no file .*missing.txt.*relative paths start at"),
         ("*.txt", r"No file matches .*\*\.txt"),
         ("folder", "folder is a directory.*folder/"),
-        ("table.csv", "table.csv is of a type that is not read.*jsonl.*parquet"),
-        ("noending", "noending is of a type that is not read"),
+        ("table.csv", "table.csv is of an unsupported type.*jsonl.*parquet"),
+        ("noending", "noending is of an unsupported type"),
     ],
 )
 def test_what_cannot_be_found_is_named(tmp_path: Path, pattern: str, message: str) -> None:

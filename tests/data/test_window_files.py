@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from growtx.data.window_files import WindowWriter, map_windows, sha256_of_windows
+from growtx.data.packing import WindowWriter, map_windows, sha256_of_windows
 
 
 def _write(path: Path, documents: list[list[int]], context_length: int = 8) -> dict[str, int | str]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from growtx.evaluate.baselines import chance, majority, shortest
+from growtx.evaluate.outcomes import chance, majority, shortest
 
 
 def test_chance_counts_every_question_by_its_choices() -> None:

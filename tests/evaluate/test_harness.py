@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from growtx.data.microworld import MicroworldConfig
 from growtx.evaluate import outcomes
 from growtx.exceptions import ConfigError, DataError
+from growtx.microworld import MicroworldConfig
 
 harness = pytest.importorskip("growtx.evaluate.harness")
 

@@ -17,9 +17,9 @@ from growtx.evaluate.maps import (
     save_maps,
     word_states,
 )
-from growtx.evaluate.report import write_report
 from growtx.exceptions import ConfigError
-from growtx.store.storage import Storage
+from growtx.report.growth import write_report
+from growtx.storage import Storage
 
 GROUPS = {"cities": ("Berlin", "Берлине", "柏林"), "people": ("Anna", "Анна", "安娜")}
 

@@ -7,7 +7,7 @@ import pytest
 
 from growtx.evaluate.results import Evaluation, Overlap, Score, read_evaluation, save_evaluation
 from growtx.exceptions import StoreError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 
 
 def score(task: str = "mmlu", depth: int = 1, value: float = 0.25, **changes: Any) -> Score:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from growtx.exceptions import BudgetError
 from growtx.growth.assembly import build_model, grow
-from growtx.growth.budget import active_parameters, check_budget, count_trainable
+from growtx.growth.flops import active_parameters, check_budget, count_trainable
 from growtx.growth.freezing import prepare_for_stage
 from growtx.growth.lora import num_adapter_parameters
 from growtx.growth.plan import LINEAR_TARGETS, BudgetConfig, LoraConfig, Stage

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from growtx.cli import main
+from growtx.cli.main import main
 from growtx.exceptions import ConfigError, CorruptBlobError, FingerprintError, GrowtxError, StoreError
 from growtx.growth.ensembles import (
     assemble_ensemble,
@@ -27,9 +27,9 @@ from growtx.growth.lineage import open_lineage
 from growtx.growth.loading import load_model
 from growtx.models import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble import member_of
+from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path
 from growtx.store.manifest import write_manifest
-from growtx.store.storage import Storage
 from tests import tiny
 
 # Drawn and disturbed alike, so that they share lower blocks.

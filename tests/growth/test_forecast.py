@@ -13,8 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from growtx.growth import forecast as forecasting
 from growtx.growth.assembly import grow
-from growtx.growth.budget import count_trainable
-from growtx.growth.flops import stage_flops
+from growtx.growth.flops import count_trainable, stage_flops
 from growtx.growth.forecast import Placement, StageForecast, forecast
 from growtx.growth.freezing import checkpoint_activations, prepare_for_stage
 from growtx.models.counting import num_params

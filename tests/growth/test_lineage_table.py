@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from growtx.growth.lineage import open_lineage
-from growtx.growth.lineage_table import blob_table, stage_table
+from growtx.growth.lineage import blob_table, open_lineage, stage_table
 
 
 def printed(table: Table, width: int = 100) -> str:

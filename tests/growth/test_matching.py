@@ -8,9 +8,8 @@ import pytest
 
 from growtx.config import build
 from growtx.growth.flops import stage_flops
-from growtx.growth.matching import resolve_matched, tokens_for_flops
 from growtx.growth.plan import PlanConfig, Stage
-from growtx.growth.scaling import plan_cost
+from growtx.growth.scaling import plan_cost, resolve_matched, tokens_for_flops
 from tests import tiny
 
 TOKENS_PER_STEP = 64

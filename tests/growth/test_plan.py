@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from growtx.config import build
 from growtx.exceptions import ConfigError
-from growtx.growth.plan import LINEAR_TARGETS, LoraConfig, PlanConfig, Stage, resolve
-from growtx.growth.stage_training import StageTraining
+from growtx.growth.plan import LINEAR_TARGETS, LoraConfig, PlanConfig, Stage, StageTraining, resolve
 
 TRAIN = {"steps": 10}
 

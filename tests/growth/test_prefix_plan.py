@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from growtx.growth.prefix_plan import PrefixPlan, plan_prefix
+from growtx.growth.flops import PrefixPlan, plan_prefix
 from growtx.models.counting import block_forward_flops
 from tests import tiny
 

@@ -6,7 +6,7 @@ import pytest
 
 from growtx.config import build
 from growtx.exceptions import ConfigError
-from growtx.growth.shape import ModelConfig
+from growtx.growth.plan import ModelConfig
 
 
 @pytest.mark.parametrize(("width", "heads"), [(128, 3), (12, 4), (10, 10)])

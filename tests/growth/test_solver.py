@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growtx.exceptions import BudgetError
-from growtx.growth.budget import active_parameters
+from growtx.growth.flops import active_parameters
 from growtx.growth.forecast import Placement, forecast
 from growtx.growth.plan import LoraConfig, Stage, resolve
 from growtx.growth.solver import Limits, Proposal, propose

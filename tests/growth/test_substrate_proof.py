@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from growtx.cli import main
+from growtx.cli.main import main
 from growtx.data.tokenizer import token_surfaces
 from growtx.exceptions import StoreError, SubstrateError
 from growtx.growth.assembly import SUBSTRATE_KEY
@@ -18,9 +18,8 @@ from growtx.growth.ensembles import assemble_ensemble, new_ensemble, write_ensem
 from growtx.growth.lineage import open_lineage
 from growtx.growth.substrate_proof import prove_substrate
 from growtx.store.blobs import BlobStore
-from growtx.substrate.build import Kind, SubstrateConfig, build_substrate
+from growtx.substrate.build import SUBSTRATE_FILE, Kind, SubstrateConfig, build_substrate
 from growtx.substrate.fonts import find_font
-from growtx.substrate.record import SUBSTRATE_FILE
 from tests import tiny
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from growtx.models import GrowtxConfig, GrowtxForCausalLM, initialize_block
-from growtx.models.block import SubstrateEmbedding, apply_rotary, rotary_angles
+from growtx.models.causal_lm import SubstrateEmbedding, apply_rotary, rotary_angles
 
 
 @pytest.mark.parametrize(("expansion", "expected"), [("interleave", [1, 1, 2, 2]), ("tile", [1, 2, 1, 2])])

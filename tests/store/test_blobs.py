@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growtx.exceptions import CorruptBlobError, StoreError
+from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path, canonical_bytes, hash_tensors
-from growtx.store.storage import Storage
 
 TENSORS = {
     "weight": torch.arange(12.0).view(3, 4),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from growtx.exceptions import StoreError
+from growtx.storage import Storage
 from growtx.store.manifest import (
     LATEST,
     BlockRef,
@@ -21,7 +22,6 @@ from growtx.store.manifest import (
     read_manifest,
     write_manifest,
 )
-from growtx.store.storage import Storage
 from tests.store.manifests import manifest, write_lineage
 
 

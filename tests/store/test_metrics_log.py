@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from growtx.store.metrics_log import METRICS_FILE, MetricsLog, read_metrics
-from growtx.store.storage import Storage
+from growtx.storage import Storage
+from growtx.store.runs import METRICS_FILE, MetricsLog, read_metrics
 
 
 @pytest.fixture(params=["local", "memory"])

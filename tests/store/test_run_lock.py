@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from growtx.exceptions import ConfigError
+from growtx.storage import Storage
 from growtx.store.run_lock import hold, is_held
 from growtx.store.runs import list_runs
-from growtx.store.storage import Storage
 
 OTHER = """
 import sys
 from growtx.store.run_lock import hold
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 hold(Storage(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

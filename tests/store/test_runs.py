@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from growtx.exceptions import StoreError
+from growtx.storage import Storage
 from growtx.store.runs import list_runs
-from growtx.store.storage import Storage
 
 LATER = timedelta(hours=1)
 

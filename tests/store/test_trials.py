@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from growtx.exceptions import StoreError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 from growtx.store.trials import Evaluation, TrialRecord, best_trial, read_trials, trial_dir, write_trial
 
 

@@ -5,12 +5,12 @@ import random
 import numpy as np
 import pytest
 
+from benchmarks import plain_glyphs as reference
 from growtx.exceptions import SubstrateError
 from growtx.substrate.fonts import find_font
 from growtx.substrate.glyph import principal_components
 from growtx.substrate.rendering import PUBLISHED, Pixels, render
 from tests.data.small_tokenizers import NGRAMS
-from tests.substrate import reference
 
 
 def random_tokens(count: int) -> list[str]:
@@ -71,7 +71,7 @@ def test_a_vocabulary_larger_than_a_chunk_is_streamed(monkeypatch: pytest.Monkey
 
 
 def test_more_components_than_pixels_are_refused(pictures: Pixels) -> None:
-    with pytest.raises(SubstrateError, match=r"1024 pixels has no 1025 components.*cell_pixels=64"):
+    with pytest.raises(SubstrateError, match=r"1024 pixels lacks the 1025 components.*cell_pixels=64"):
         principal_components(pictures, 1025)
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
+from benchmarks import plain_glyphs as reference
 from growtx.substrate.fonts import Font, find_font
 from growtx.substrate.rendering import PUBLISHED, is_simple, polar_order, render
-from tests.substrate import reference
 from tests.substrate.test_glyph import random_tokens
 
 SPECIAL_CASES = [

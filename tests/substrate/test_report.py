@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from growtx.exceptions import SubstrateError
-from growtx.substrate import scripts
+from growtx.substrate import rendering
 from growtx.substrate.build import Kind, SubstrateConfig
 from growtx.substrate.fonts import find_font
 from growtx.substrate.pictures import unpack
@@ -90,8 +90,8 @@ def test_unpacked_pictures_are_upright() -> None:
     [("ab", "Latin"), ("1ж", "Cyrillic"), ("山", "Han"), ("い", "Kana"), ("+", "Symbols"), ("\u0378", "Unassigned")],
 )
 def test_scripts_are_told_by_the_first_letter(text: str, script: str) -> None:
-    assert scripts.script_of(text) == script
+    assert rendering.script_of(text) == script
 
 
 def test_runs_of_code_points_are_joined_longest_first() -> None:
-    assert scripts.runs(list("abcxz{|}")) == [(ord("z"), ord("}")), (ord("a"), ord("c")), (ord("x"), ord("x"))]
+    assert rendering.runs(list("abcxz{|}")) == [(ord("z"), ord("}")), (ord("a"), ord("c")), (ord("x"), ord("x"))]

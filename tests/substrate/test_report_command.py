@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from growtx.cli import main
+from growtx.cli.main import main
 from tests.data import small_tokenizers
 
 
@@ -24,7 +24,7 @@ def test_what_cannot_be_is_one_sentence(vocabulary: str, tmp_path: Path, capsys:
     cases = {
         ("--font", str(tmp_path / "text.ttf")): "text.ttf is not a font",
         ("--font", str(tmp_path / "none.ttf")): "There is no font file",
-        ("--hidden-size", "2000"): "A picture of 1024 pixels has no 2000 components, which hidden_size asks for",
+        ("--hidden-size", "2000"): "A picture of 1024 pixels lacks the 2000 components that hidden_size asks for",
     }
     for options, sentence in cases.items():
         assert report(vocabulary, *options) != 0

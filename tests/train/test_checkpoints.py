@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from growtx.exceptions import StoreError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 from growtx.train.checkpoints import (
     INFO_FILE,
     STATE_FILE,
@@ -144,7 +144,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_one_before(tmp_path: Path, mon
     run = Storage(str(tmp_path))
     save(run, 10)
     with monkeypatch.context() as patch:
-        patch.setattr("growtx.store.storage.os.fsync", full)
+        patch.setattr("growtx.storage.os.fsync", full)
         with pytest.raises(StoreError, match="the disk is full"):
             save(run, 20, keep=1)
     found = find_checkpoint(run, 2, "this")

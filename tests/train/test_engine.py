@@ -13,7 +13,7 @@ import torch
 
 from growtx.growth.lora import base_model
 from growtx.train.engine import MOMENTS, Engine, deepspeed_config, parameter_groups
-from growtx.train.held_bytes import HeldBytes, memory_metrics
+from growtx.train.memory import HeldBytes, memory_metrics
 from growtx.train.settings import TrainingConfig
 from tests import tiny
 from tests.train.engines import BATCH, MICRO_BATCH, Checkpoint, checkpoint, make_engine, run, stage, two_ranks

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from growtx.growth.assembly import describe_model
-from growtx.substrate.record import SubstrateRecord
+from growtx.substrate.build import SubstrateRecord
 from growtx.train.job import TrainJob
 from growtx.train.settings import ResourcesConfig, TrainingConfig
 from tests import tiny

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from growtx.exceptions import StoreError
+from growtx.storage import Storage
 from growtx.store.manifest import list_manifests, read_manifest
-from growtx.store.storage import Storage
-from growtx.train import prefix_job
-from growtx.train.prefix_cache import PrefixCache
-from growtx.train.prefix_job import PrefixWork, ShardFiller
+from growtx.train import prefix_cache
+from growtx.train.prefix_cache import PrefixCache, PrefixWork, ShardFiller
 from growtx.train.settings import PrefixJobConfig
 from tests.train.windows import packed
 
@@ -22,7 +21,7 @@ DATA = packed(train=(6, 4))
 
 @pytest.fixture
 def work(tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> PrefixWork:
-    monkeypatch.setattr(prefix_job, "open_packed", lambda path: DATA)
+    monkeypatch.setattr(prefix_cache, "open_packed", lambda path: DATA)
     run = Storage(str(finished_run))
     parent = read_manifest(run, list_manifests(run)[-1])  # with adapters merged into its blocks
     return PrefixWork(str(tmp_path), "packed", run.root, parent, num_frozen=2, dtype=torch.float32, micro_batch=4)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growtx.growth.stage_training import StageTraining
-from growtx.train.schedule import learning_rate_factor
+from growtx.growth.plan import StageTraining
+from growtx.train.stage_run import learning_rate_factor
 
 
 def factors(num_steps: int, **train: object) -> list[float]:

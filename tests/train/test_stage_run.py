@@ -14,11 +14,11 @@ import torch
 
 from growtx.exceptions import GrowtxError, StoreError
 from growtx.growth.lineage import open_lineage
-from growtx.pipeline.preparation import prepare
+from growtx.run.prepare import prepare
+from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
-from growtx.store.metrics_log import read_metrics
-from growtx.store.storage import Storage
+from growtx.store.runs import read_metrics
 from growtx.store.verify import verify
 from growtx.train import prefix_cache
 from growtx.train.checkpoints import CHECKPOINTS_DIR, STATE_FILE
@@ -26,7 +26,7 @@ from growtx.train.job import TrainJob
 from growtx.train.prefix_cache import PrefixCache
 from growtx.train.stage_run import StageRun
 from growtx.train.worker import train_jobs
-from tests.pipeline.configs import config, write_corpus
+from tests.run.configs import config, write_corpus
 
 pytestmark = pytest.mark.usefixtures("process_group")
 EXACT = 1e-5  # nats
@@ -179,7 +179,7 @@ def test_a_disk_that_fills_while_caching_costs_the_run_nothing_unless_the_cache_
         original(self, shard, states)
 
     monkeypatch.setattr(PrefixCache, "_write", second_shard_does_not_fit)
-    monkeypatch.setattr("growtx.growth.prefix_plan.WORTHWHILE", 99.0)
+    monkeypatch.setattr("growtx.growth.flops.WORTHWHILE", 99.0)
     problem = train(the_job)
     assert not any(path.suffix == ".npy" for path in cached_shards(the_job)), "half a cache would keep the disk full"
     if prefix == "auto":

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from growtx.store.storage import Storage
-from growtx.train.tensorboard_log import TENSORBOARD_DIR, TensorBoardLog
+from growtx.storage import Storage
+from growtx.train.tracking import TENSORBOARD_DIR, TensorBoardLog
 
 
 def row(tokens: int, loss: float) -> dict[str, Any]:

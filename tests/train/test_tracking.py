@@ -10,7 +10,7 @@ import pytest
 
 from growtx.config import build
 from growtx.exceptions import ConfigError, TrainingError
-from growtx.store.storage import Storage
+from growtx.storage import Storage
 from growtx.train import tracking
 from growtx.train.tracking import TRACKING_FILE, Trackers, TrackingConfig
 

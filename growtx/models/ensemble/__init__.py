@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM, GrowtxEnsembleOutput
+from growtx.models.ensemble.fused import GrowtxWideEnsembleConfig, GrowtxWideEnsembleForCausalLM, to_wide
 from growtx.models.ensemble.members import (
     from_members,
     member_of,
@@ -13,8 +14,6 @@ from growtx.models.ensemble.members import (
     without_member,
 )
 from growtx.models.ensemble.rules import RULES, CombinationRule, build_rule
-from growtx.models.ensemble.wide import GrowtxWideEnsembleConfig, GrowtxWideEnsembleForCausalLM
-from growtx.models.ensemble.widening import to_wide
 
 __all__ = [
     "RULES",

@@ -35,7 +35,7 @@ def fit_rule(
 
     Raises:
         DataError: there is no text.
-        ConfigError: the rule is one for another number of members.
+        ConfigError: the rule was built for another number of members.
     """
     if not len(labels_WT):
         raise DataError("there is no held-out text to fit a combination rule on", "Give at least one window")

@@ -17,8 +17,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.output_capturing import capture_outputs
 
 from growtx.exceptions import ConfigError
-from growtx.models.block import GrowtxBlock, SubstrateEmbedding, block_inputs
-from growtx.models.causal_lm import GrowtxOutput, GrowtxPreTrainedModel
+from growtx.models.causal_lm import GrowtxBlock, GrowtxOutput, GrowtxPreTrainedModel, SubstrateEmbedding, block_inputs
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.history import History
 from growtx.models.ensemble.rules import CombinationRule, TextSoFar, build_rule
@@ -29,7 +28,7 @@ MemberWeights = Sequence[float] | torch.Tensor
 
 @dataclass
 class GrowtxEnsembleOutput(GrowtxOutput):
-    """`member_weights` [B, T, N]: what each member weighed at each position (T as in the logits)."""
+    """`member_weights` [B, T, N]: the weight of each member at each position (T as in the logits)."""
 
     member_weights: torch.Tensor | None = None
 
@@ -38,8 +37,8 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
     """Specialists on one frozen substrate whose outputs are combined at every token.
 
     Members may differ in depth; blocks that they share are computed once. There is one KV cache with a layer per
-    block, so `generate()`, beams, static caches and continuous batching treat it as any decoder. Every linear map
-    is a plain module, so peft and the training loop treat it so too. `from_members` builds one.
+    block, so `generate()`, beams, static caches and continuous batching treat it like any decoder. Every linear map
+    is a plain module, so peft and the training loop do so too. `from_members` builds one.
     """
 
     config_class = GrowtxEnsembleConfig
@@ -106,7 +105,7 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
 
         Args:
             rule: combines this call's outputs; a name means that rule with its default options, or the ensemble's
-                own where it is the one of that name.
+                own rule if it has that name.
             member_weights: N numbers, or [B, N], in place of the rule's weights. Without a cache, members of weight
                 0 are not computed: `[0, 1]` is the second member alone, bit for bit.
         """

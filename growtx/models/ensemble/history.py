@@ -22,7 +22,7 @@ class History:
     """Rows of the positions so far, and which of them each new position may look at.
 
     Args:
-        first_layer: index of the cache layer behind those of the blocks.
+        first_layer: index of the first cache layer after those of the blocks.
         num_past: positions in the cache before this call (ignored by a paged cache).
         attention_mask: as the model's caller passed it: none, [B, S] or [B, 1, T, S].
         paged: the arguments that continuous batching sends down to the attention (with `cache`), or none.

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from growtx.exceptions import ConfigError, FingerprintError, StoreError
-from growtx.models.building import build_around
-from growtx.models.causal_lm import GrowtxForCausalLM
+from growtx.models.causal_lm import GrowtxForCausalLM, build_around
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
@@ -96,7 +95,7 @@ def member_of(ensemble: GrowtxEnsembleForCausalLM, name: str) -> GrowtxForCausal
 def with_member(ensemble: GrowtxEnsembleForCausalLM, name: str, model: GrowtxForCausalLM) -> GrowtxEnsembleForCausalLM:
     """The ensemble and one more member. What its rule had learned is for other members and is dropped."""
     if name in (ensemble.config.member_names or []):
-        raise ConfigError(f"the ensemble has a member {name} already", "Choose another name, or replace the member")
+        raise ConfigError(f"the ensemble already has a member {name}", "Choose another name, or replace the member")
     return from_members({**members_of(ensemble), name: model}, rule=ensemble.rule.name)
 
 
@@ -142,7 +141,7 @@ def _check_pair(first_name: str, first: GrowtxForCausalLM, name: str, model: Gro
     # A substrate that was trained before it was frozen has the recipe's fingerprint, whatever it became.
     if not torch.equal(first.model.embed_tokens.weight, model.model.embed_tokens.weight):
         raise FingerprintError(
-            f"{pair} have substrates of one recipe ({first.config.substrate_fingerprint}) but unequal weights",
+            f"{pair} have substrates of the same recipe ({first.config.substrate_fingerprint}) but unequal weights",
             "Grow both from a common first stage, or use a substrate that is never trained",
         )
 

@@ -83,7 +83,7 @@ def test_unknown_and_double_names_are_refused(members: Members) -> None:
     ensemble = from_members(members)
     with pytest.raises(ConfigError, match="no member fr"):
         without_member(ensemble, "fr")
-    with pytest.raises(ConfigError, match="has a member ru already"):
+    with pytest.raises(ConfigError, match="already has a member ru"):
         with_member(ensemble, "ru", members["ru"])
     with pytest.raises(ConfigError, match="at least one member"):
         from_members({})

@@ -1,0 +1,270 @@
+"""Performance as ratios, each beside its bound, measured by running the ways in turn.
+
+growtx benchmark growth                 a stage's step against the monolithic one, over the depth
+growtx benchmark growth --depths 2,12 --rounds 15 --workers none     without Ray: steps and memory alone
+growtx benchmark sweep                  eight trials of a stage at depth 8, with and without the shared cache
+growtx benchmark substrate              building 65,536 x 1024, against the plain procedure
+growtx benchmark tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
+growtx benchmark serving                an ensemble at 1, 8 and 32 clients against the naive loop
+growtx benchmark serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from growtx.command import run_command
+from growtx.exceptions import ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one benchmark and print its table; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="growtx benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    benchmarks = parser.add_subparsers(required=True, dest="benchmark")
+    growth = benchmarks.add_parser("growth", help="step time and memory of growing against monolithic training")
+    growth.add_argument("--depths", default="2,4,8,12", help="comma-separated")
+    growth.add_argument("--rounds", type=int, default=7)
+    growth.add_argument("--workers", default="1,2", help="comma-separated numbers of Ray workers; 'none': no Ray")
+    growth.add_argument("--width", type=int, default=256, help="hidden size")
+    growth.set_defaults(run=_growth)
+    sweep = benchmarks.add_parser("sweep", help="the trials of a stage with and without their shared prefix cache")
+    sweep.add_argument("--trials", type=int, default=8)
+    sweep.add_argument("--depth", type=int, default=8)
+    sweep.add_argument("--rounds", type=int, default=3)
+    sweep.set_defaults(run=_sweep)
+    substrate = benchmarks.add_parser("substrate", help="time and memory of building a substrate")
+    substrate.add_argument("--vocabulary", default="unicode-2-3", choices=["unicode-2-3", "unicode-max"])
+    substrate.add_argument("--hidden-size", type=int, default=1024)
+    substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
+    substrate.set_defaults(run=_substrate)
+    tokenizers = benchmarks.add_parser("tokenizers", help="speed and density of tokenizers on the same text")
+    tokenizers.add_argument("--texts", required=True, help="glob of files; their column `lang` names the language")
+    tokenizers.add_argument(
+        "--tokenizer",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="also measure this one: a Hugging Face directory, a .tiktoken or a tekken.json file",
+    )
+    tokenizers.add_argument("--max-bytes", type=int, default=2_000_000, help="text of each language, at most")
+    tokenizers.set_defaults(run=_tokenizers)
+    serving = benchmarks.add_parser("serving", help="tokens per second and latencies of an ensemble")
+    serving.add_argument(
+        "--soak", type=float, metavar="SECONDS", help="instead: mixed traffic for so long, on a local Ray"
+    )
+    serving.add_argument(
+        "--warm-up", type=float, default=180.0, metavar="SECONDS", help="of --soak, before it measures"
+    )
+    serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
+    serving.set_defaults(run=_serving)
+    arguments = parser.parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:,.3g}" for value in row))
+    Console().print(table)
+
+
+def _growth(arguments: argparse.Namespace) -> int:
+    from benchmarks.growth import Shape, peak_memory, step_ratios
+
+    depths = _numbers("--depths", arguments.depths)
+    workers = _numbers("--workers", arguments.workers) if arguments.workers != "none" else []
+    shape = Shape(hidden_size=arguments.width, max_depth=max(depths))
+    _print_table(
+        f"Step time, one thread, {shape}",
+        ("way", "depth", "ms / step", "of monolithic", "FLOP bound", "x bound"),
+        (
+            (row.way, str(row.depth), row.seconds * 1e3, row.ratio, row.bound, row.ratio / row.bound)
+            for row in step_ratios(shape, depths, rounds=arguments.rounds)
+        ),
+    )
+    _print_table(
+        "Peak memory above an empty worker's, MiB",
+        ("way", "depth", "peak", "of monolithic", "frozen weights", "forecast", "x forecast"),
+        (
+            (row.way, str(row.depth), row.peak_bytes / 2**20, row.ratio, row.frozen_bytes / 2**20, *_forecast(row))
+            for row in peak_memory(shape, depths)
+        ),
+    )
+    if workers:
+        _print_groups(shape, depths[-1], workers)
+    return 0
+
+
+def _numbers(option: str, given: str) -> list[int]:
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} {given}: not numbers", "Write them as 2,4,8") from error
+
+
+def _forecast(row: Any) -> tuple[Any, Any]:
+    if row.forecast_bytes is None:
+        return "-", "-"
+    return row.forecast_bytes / 2**20, row.peak_bytes / row.forecast_bytes
+
+
+def _print_groups(shape: Any, depth: int, num_workers: Sequence[int]) -> None:
+    from benchmarks.workers import group_figures
+
+    rows = group_figures(shape, depth, num_workers, rounds=3, num_steps=20)
+    _print_table(
+        f"Newest block and head at depth {depth} on Ray workers of one thread, {shape.micro_batch} windows on each",
+        ("workers", "tokens/s", f"x {num_workers[0]}", "bound", "last step to next stage's first, s"),
+        (
+            (
+                str(row.num_workers),
+                row.tokens_per_second,
+                row.ratio,
+                row.num_workers / num_workers[0],
+                row.pause_seconds,
+            )
+            for row in rows
+        ),
+    )
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from benchmarks.prefix_cache import SWEEP_SHAPE, sweep_timing
+
+    timing = sweep_timing(
+        SWEEP_SHAPE, depth=arguments.depth, num_trials=arguments.trials, num_steps=6, rounds=arguments.rounds
+    )
+    _print_table(
+        f"{timing.num_trials} trials of a stage at depth {timing.depth}, one thread, {SWEEP_SHAPE}",
+        ("recomputing, s", "shared cache, s", "of which filling, s", "x faster", "FLOP bound"),
+        [(f"{timing.recompute_seconds:.3g}", timing.shared_seconds, timing.fill_seconds, timing.speedup, timing.bound)],
+    )
+    return 0
+
+
+def _substrate(arguments: argparse.Namespace) -> int:
+    from benchmarks.plain_glyphs import picture
+    from benchmarks.substrate import run
+    from growtx.config import build
+    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer, token_surfaces
+    from growtx.substrate.build import SubstrateConfig
+
+    surfaces = token_surfaces(build_tokenizer(build(TokenizerConfig, {"family": arguments.vocabulary})))
+    config = build(SubstrateConfig, {"kind": "glyph", "cell_pixels": arguments.cell_pixels})
+    rows = run(surfaces, config, arguments.hidden_size, picture)
+    title = f"Substrate of {arguments.vocabulary}, {len(surfaces):,} x {arguments.hidden_size}"
+    _print_table(title, ("measure", "value", "unit"), ((row["measure"], row["value"], row["unit"]) for row in rows))
+    return 0
+
+
+def _tokenizers(arguments: argparse.Namespace) -> int:
+    from benchmarks.tokenizers import gpt2_style, run
+    from growtx.config import build
+    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer, load_tokenizer
+
+    named = dict(_name_and_path(given) for given in arguments.tokenizer)
+    texts = _texts_by_language(arguments.texts, arguments.max_bytes)
+    everything = [text for documents in texts.values() for text in documents]
+    tokenizers = {
+        "unicode-2-3": build_tokenizer(build(TokenizerConfig, {"family": "unicode-2-3"})),
+        "unicode-max": build_tokenizer(build(TokenizerConfig, {"family": "unicode-max"})),
+        "compact, of this text": build_tokenizer(build(TokenizerConfig, {"family": "compact"}), everything),
+        "GPT-2 style, of this text": gpt2_style(everything, 50_257),
+        **{name: load_tokenizer(path) for name, path in named.items()},
+    }
+    columns = ("tokenizer", "vocab_size", "language", "megabytes_per_second", "characters_per_token", "bytes_per_token")
+    rows = run(tokenizers, texts)
+    values = ([str(row[key]) if isinstance(row[key], (str, int)) else row[key] for key in columns] for row in rows)
+    _print_table("Tokenizers", ("tokenizer", "ids", "language", "MB/s", "characters/token", "bytes/token"), values)
+    return 0
+
+
+def _name_and_path(given: str) -> tuple[str, str]:
+    name, separator, path = given.partition("=")
+    if not (name and separator and path):
+        raise ConfigError(f"--tokenizer {given}: not NAME=PATH", "Write it as GPT-2=assets/gpt2.tiktoken")
+    return name, path
+
+
+def _texts_by_language(glob: str, max_bytes: int) -> dict[str, list[str]]:
+    """The first documents of each language, up to a number of bytes."""
+    import datasets
+
+    from growtx.data.sources import SourceConfig, source_files
+
+    files = list(source_files(SourceConfig(files=glob)))
+    texts: dict[str, list[str]] = {}
+    num_bytes: dict[str, int] = {}
+    for row in datasets.load_dataset("parquet", data_files=files, split="train"):
+        language, size = row.get("lang", "all"), len(row["text"].encode())
+        if num_bytes.get(language, 0) + size <= max_bytes:
+            texts.setdefault(language, []).append(row["text"])
+            num_bytes[language] = num_bytes.get(language, 0) + size
+    return texts
+
+
+def _serving(arguments: argparse.Namespace) -> int:
+    from benchmarks.serving import measure_serving, random_ensemble
+    from growtx.config import build
+    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
+
+    tokenizer = build_tokenizer(build(TokenizerConfig, {"family": "compact", "vocab_size": 270}), ["hello world " * 99])
+    if arguments.soak is not None:
+        return _soak(tokenizer, arguments)
+    _print_table(
+        "Two members of random weights",
+        ("system", "clients", "tokens/s", "x naive", "TTFT ms p50", "p99", "ITL ms p50", "p99", "bound tokens/s"),
+        (
+            (
+                row.system,
+                str(row.num_clients),
+                row.tokens_per_second,
+                row.ratio_to_naive,
+                row.first_token_p50_seconds * 1e3,
+                row.first_token_p99_seconds * 1e3,
+                row.inter_token_p50_seconds * 1e3,
+                row.inter_token_p99_seconds * 1e3,
+                row.bound_tokens_per_second,
+            )
+            for row in measure_serving(random_ensemble(tokenizer), tokenizer)
+        ),
+    )
+    return 0
+
+
+def _soak(tokenizer: Any, arguments: argparse.Namespace) -> int:
+    from benchmarks.soak import run_soak
+
+    soak = run_soak(tokenizer, arguments.soak, arguments.rate, warm_up_seconds=arguments.warm_up)
+    answers = ((kind, str(status), str(count)) for (kind, status), count in sorted(soak.answers.items()))
+    _print_table(
+        f"Answers in {arguments.warm_up + arguments.soak:g} s", ("kind of request", "status", "count"), answers
+    )
+    costs = (
+        ("private_bytes", "private MiB", 2**20),
+        ("resident_bytes", "resident MiB", 2**20),
+        ("num_threads", "threads", 1),
+        ("num_files", "open files", 1),
+    )
+    rows = (
+        (process, title, *(value / unit for value in soak.change(process, name)))
+        for process in soak.costs
+        for name, title, unit in costs
+    )
+    columns = ("process", "what", "first quarter", "last quarter", "slope / minute")
+    _print_table(f"{arguments.soak:g} s after a warm-up of {arguments.warm_up:g} s", columns, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

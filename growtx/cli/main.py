@@ -1,0 +1,328 @@
+"""The `growtx` command: run jobs, look at results and verify them, export them, try them out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from growtx import __version__
+from growtx.cli.jobs import add_jobs
+from growtx.command import Commands, add_command, run_command
+from growtx.exceptions import ConfigError
+
+INTERMIXED = ("grow", "specialists", "sweep", "study", "evaluate", "plan")  # overrides may stand between their options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `growtx` command; returns the exit status."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    return run_command(lambda: int(arguments.handler(arguments)))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line, with the function that runs them as `handler`."""
+    parser, commands = _parser()
+    name, *words = argv or ("",)
+    if name in INTERMIXED:  # argparse cannot intermix options and positional arguments below a subcommand
+        arguments: argparse.Namespace = commands.choices[name].parse_intermixed_args(words)
+        return arguments
+    if name == "benchmark" and words:  # the benchmarks declare their own options
+        return argparse.Namespace(handler=commands.choices[name].get_default("handler"), arguments=words)
+    return parser.parse_args(argv)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Commands]:
+    parser = argparse.ArgumentParser(prog="growtx", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"growtx {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_jobs(commands)
+    _add_plan(commands)
+    _add_results(commands)
+    _add_merge(commands)
+    _add_substrate(commands)
+    runs = add_command(commands, "runs", _runs, "list runs with their state")
+    runs.add_argument("path", nargs="?", default="runs", help="directory that holds runs (default: runs)")
+    presets = add_command(commands, "presets", _presets, "list the shipped presets, or print one resolved")
+    presets.add_argument("name", nargs="?")
+    completion = add_command(commands, "completion", _completion, "print a completion script for a shell")
+    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    return parser, commands
+
+
+def _add_results(commands: Commands) -> None:
+    inspect = add_command(
+        commands, "inspect", _inspect, "print the lineage of a run: stages, parameters, bits per byte, hashes"
+    )
+    inspect.add_argument("path", help="run directory or manifest")
+    inspect.add_argument("--json", action="store_true", help="print the manifests as JSON")
+
+    verify = add_command(commands, "verify", _verify, "hash everything again; exit status 1 names what does not match")
+    verify.add_argument("path", help="run directory, a manifest in it, or an ensemble")
+    verify.add_argument("--prune", action="store_true", help="remove files that no manifest refers to")
+    verify.add_argument("--substrate", action="store_true", help="also build the substrate again from its recipe")
+    verify.add_argument("--font", help="with --substrate: the font of the recipe, if it is in no usual place")
+
+    generate = add_command(commands, "generate", _generate, "continue a prompt")
+    generate.add_argument("path", help="run directory, manifest or Hugging Face directory")
+    generate.add_argument("--prompt", required=True)
+    generate.add_argument("--depth", type=int, help="use the stage with this many blocks (default: the last)")
+    generate.add_argument("--max-tokens", type=int, default=64)
+    generate.add_argument("--temperature", type=float, default=0.7, help="0: greedy")
+    generate.add_argument("--seed", type=int, default=0)
+
+    export = add_command(commands, "export", _export, "write a model in a stock architecture with identical logits")
+    export.add_argument("path", help="run directory, manifest or Hugging Face directory")
+    export.add_argument("directory", help="where to write; must not exist yet")
+    export.add_argument("--format", required=True, help="gpt_neox, phi or llama (refused: it cannot be exact)")
+    export.add_argument("--depth", type=int, help="use the stage with this many blocks (default: the last)")
+
+
+def _add_merge(commands: Commands) -> None:
+    merge = add_command(commands, "merge", _merge, "combine runs into an ensemble, and report what it gains and loses")
+    merge.add_argument("paths", nargs="+", metavar="RUN", help="run, manifest, NAME=PATH; an ensemble may come first")
+    merge.add_argument("--out", required=True, metavar="DIR", help="where the ensemble goes")
+    merge.add_argument("--rule", default="mean", help="combination rule of the ensemble (default: mean)")
+    merge.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out a member")
+    merge.add_argument("--require-gain", action="store_true", help="refuse a merge that loses to its best member")
+    merge.add_argument(
+        "--data", action="append", default=[], metavar="FILES", help="text to measure on, instead of the held-out text"
+    )
+    merge.add_argument("--set", action="append", default=[], metavar="key=value", help="such as num_windows=128")
+
+
+def _add_substrate(commands: Commands) -> None:
+    substrate = add_command(commands, "substrate", _substrate_report, "build a substrate and report what it is like")
+    substrate.add_argument("action", choices=["report"])
+    substrate.add_argument(
+        "--vocabulary", default="unicode-2-3", help="unicode-2-3, unicode-max, or a tokenizer's directory"
+    )
+    substrate.add_argument("--kind", default="glyph+code", choices=["glyph", "glyph+code", "binary", "learned"])
+    substrate.add_argument("--font", help="font file (default: GNU Unifont, else the packaged font)")
+    substrate.add_argument("--hidden-size", type=int, default=1024)
+    substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
+    substrate.add_argument("--out", help="folder for report.json and pictures (default: runs/substrate-KIND)")
+
+
+def _add_plan(commands: Commands) -> None:
+    plan = add_command(
+        commands, "plan", _plan, "forecast the stages of a plan, or propose stages for a budget or a memory size"
+    )
+    plan.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
+    plan.add_argument(
+        "--budget",
+        type=int,
+        metavar="ACTIVE_PARAMETERS",
+        help="propose stages with at most this many active parameters",
+    )
+    plan.add_argument("--memory-gib", type=float, metavar="N", help="propose stages that fit a worker's memory")
+    plan.add_argument("--blocks", type=int, metavar="L", help="target depth of the proposal (default: the preset's)")
+    plan.add_argument("--data-tokens", type=int, metavar="N", help="tokens of the training data, for the prefix cache")
+    plan.add_argument("--trials", type=int, default=1, metavar="N", help="runs that will share the prefix cache")
+    plan.add_argument("--out", metavar="FILE", help="also write the proposal as a preset: growtx grow --preset FILE")
+    plan.add_argument("overrides", nargs="*", metavar="section.key=value")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from growtx.growth.lineage import blob_table, open_lineage, stage_table
+
+    lineage = open_lineage(arguments.path)
+    if arguments.json:
+        print(json.dumps([manifest.model_dump(mode="json") for manifest in lineage.manifests], ensure_ascii=False))
+    else:
+        Console().print(stage_table(lineage), blob_table(lineage), sep="\n")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from growtx.growth.ensembles import is_ensemble
+    from growtx.growth.lineage import open_lineage, tokenizer_of
+    from growtx.growth.substrate_proof import prove_substrate
+    from growtx.store.verify import verify
+
+    if arguments.font and not arguments.substrate:
+        raise ConfigError("--font belongs to --substrate", "Add --substrate, or leave --font out")
+    if is_ensemble(arguments.path):
+        return _verify_ensemble(arguments.path, arguments.font, substrate=arguments.substrate)
+    lineage = open_lineage(arguments.path)
+    report = verify(lineage.storage.root, prune=arguments.prune)
+    for problem, blobs in (("missing", report.missing), ("corrupt", report.corrupt)):
+        for blob, manifests in blobs.items():
+            print(f"{problem}: blob {blob} (needed by {', '.join(manifests)})")
+    for name in report.moved:
+        print(f"moved: frozen tensors changed during {name}")
+    if report.orphans:
+        done = f"removed, {report.pruned_bytes:,} bytes" if arguments.prune else "--prune removes them"
+        print(f"{len(report.orphans)} files that no manifest refers to ({done})")
+    tokenizer_of(lineage)  # raises when it is not the one that the manifests name
+    if arguments.substrate:
+        print(prove_substrate(lineage, arguments.font))
+    summary = f"{report.num_manifests} manifests, {report.num_blobs} blobs, {report.num_bytes:,} bytes"
+    print(f"{'intact' if report.is_intact else 'NOT intact'}: {summary}")
+    return 0 if report.is_intact else 1
+
+
+def _verify_ensemble(path: str, font: str | None, *, substrate: bool) -> int:
+    from growtx.growth.ensembles import ensemble_root, open_member, read_ensemble, verify_ensemble
+    from growtx.growth.substrate_proof import prove_substrate
+
+    problems, members = verify_ensemble(path), read_ensemble(path).members
+    if substrate and not problems:  # one member stands for all: intact ones have one substrate
+        print(prove_substrate(open_member(ensemble_root(path), members[0])[0], font))
+    print(*problems, f"{'NOT intact' if problems else 'intact'}: {len(members)} members", sep="\n")
+    return 1 if problems else 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from growtx.growth.loading import load_model
+
+    if arguments.max_tokens < 1 or not arguments.temperature >= 0:
+        raise ConfigError("--max-tokens below 1 or --temperature below 0", "Give positive values")
+    if not 0 <= arguments.seed < 2**63:
+        raise ConfigError(f"--seed {arguments.seed} is out of range", "Give one from 0 to 2^63 - 1")
+    model, tokenizer = load_model(arguments.path, depth=arguments.depth)
+    ids_1T = torch.tensor([tokenizer(arguments.prompt)["input_ids"] or [tokenizer.bos_token_id]])
+    limit = model.config.max_position_embeddings
+    if ids_1T.shape[1] + arguments.max_tokens > limit:
+        raise ConfigError(
+            f"--prompt has {ids_1T.shape[1]} tokens and --max-tokens={arguments.max_tokens}, the context has {limit}",
+            "Shorten the prompt or ask for fewer tokens",
+        )
+    torch.manual_seed(arguments.seed)
+    sampling = (
+        {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature else {"do_sample": False}
+    )
+    output_1T = model.generate(
+        ids_1T,
+        attention_mask=torch.ones_like(ids_1T),
+        max_new_tokens=arguments.max_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        **sampling,
+    )
+    print(arguments.prompt + tokenizer.decode(output_1T[0, ids_1T.shape[1] :], skip_special_tokens=True))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from growtx.growth.loading import load_model
+    from growtx.models.export import export
+
+    model, tokenizer = load_model(arguments.path, depth=arguments.depth)
+    difference = export(model, arguments.format, Path(arguments.directory), tokenizer)
+    print(f"{arguments.directory}: {arguments.format}, largest logit difference {difference:.1e}")
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from growtx.config import apply_overrides, build
+    from growtx.merge.driver import MergeConfig, merge, named_members
+
+    settings = {"rule": arguments.rule, "require_gain": arguments.require_gain}
+    config = build(MergeConfig, apply_overrides(settings, arguments.set))
+    manifest = named_members(arguments.out, arguments.paths, rule=config.rule, without=arguments.without)
+    result = merge(manifest, arguments.out, config, texts=arguments.data)
+    print(result.verdict.sentence(), f"report: {result.report}", sep="\n")
+    return 0
+
+
+def _substrate_report(arguments: argparse.Namespace) -> int:
+    from growtx.config import build
+    from growtx.data.tokenizer import PUBLISHED_SIZES, TokenizerConfig, build_tokenizer, token_surfaces
+    from growtx.substrate.build import SubstrateConfig
+    from growtx.substrate.report import as_text, substrate_report
+
+    name = arguments.vocabulary
+    family = {"family": name} if name in PUBLISHED_SIZES else {"family": "surface", "path": name}
+    settings = {"kind": arguments.kind, "font": arguments.font, "cell_pixels": arguments.cell_pixels}
+    out_dir = arguments.out or f"runs/substrate-{arguments.kind}"
+    report = substrate_report(
+        token_surfaces(build_tokenizer(build(TokenizerConfig, family))),
+        build(SubstrateConfig, settings),
+        hidden_size=arguments.hidden_size,
+        vocabulary=name,
+        out_dir=out_dir,
+    )
+    print(as_text(report))
+    print(f"pictures and report.json: {out_dir}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from growtx.run.config import load_run_config
+    from growtx.run.forecast import forecast_tables, solved_preset
+
+    limits = {"budget": arguments.budget, "memory_gib": arguments.memory_gib, "num_blocks": arguments.blocks}
+    sharing = {"data_tokens": arguments.data_tokens, "num_trials": arguments.trials}
+    if all(value is None for value in limits.values()):
+        config = load_run_config(arguments.preset, arguments.overrides)
+        Console().print(*forecast_tables(config, **sharing), sep="\n")
+        return 0
+    config, text = solved_preset(arguments.preset, arguments.overrides, **limits)
+    Console().print(*forecast_tables(config, **sharing), sep="\n")
+    print(text, end="")
+    if arguments.out:
+        Path(arguments.out).write_text(text, encoding="utf-8")
+    return 0
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from growtx.storage import resolve_address
+    from growtx.store.runs import list_runs
+
+    table = Table()
+    for column in ("run", "state", "stages", "tokens", "bits/byte", "updated (UTC)", "job"):
+        table.add_column(column)
+    for run in list_runs(resolve_address(arguments.path)):
+        table.add_row(
+            run.name,
+            run.state,
+            f"{run.num_finished_stages}/{run.num_stages if run.num_stages is not None else '?'}",
+            "-" if run.num_tokens is None else f"{run.num_tokens:,}",
+            "-" if run.bits_per_byte is None else f"{run.bits_per_byte:.3f}",
+            "-" if run.updated is None else run.updated.strftime("%Y-%m-%d %H:%M"),
+            run.job_id or "-",
+        )
+    Console().print(table)
+    return 0
+
+
+def _presets(arguments: argparse.Namespace) -> int:
+    from growtx.config import load_preset, preset_names, to_yaml
+
+    if arguments.name:
+        from growtx.cli.jobs import load_config
+
+        print(to_yaml(load_config(arguments.name)), end="")
+        return 0
+    for name in preset_names():
+        print(f"{name:20} {load_preset(name).get('description', '')}")
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ImportError as error:
+        raise ConfigError(
+            "completion needs the package shtab, which is not installed", "Run pip install shtab"
+        ) from error
+    print(shtab.complete(_parser()[0], shell=arguments.shell))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,367 @@
+"""The merge report: what a merge gained and lost, as a page for people and as `merge.json` for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from growtx import formatting as fmt
+from growtx.evaluate.intervals import Interval
+from growtx.merge.scores import FITTED, Measured, MergeScore, MergeScores
+from growtx.report.page import Page, Section, Table, Tile, render
+from growtx.report.plot_style import Theme, label_axes, new_figure, save
+from growtx.storage import Storage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+# The two figures of a merge: bits per byte of members and rules by domain, and member weights along a document.
+
+
+KIND_STYLE = {"member": (0, "o"), "control": (6, "D"), "rule": (2, "s"), "fitted rule": (1, "^")}
+MOST_SHOWN = 1.6  # times the best member's value; what is worse is not drawn to scale
+SHORTEST_LABEL = 0.04  # share of the axis that a piece needs to be written into
+
+
+def scores_by_domain(scores: MergeScores, chosen: str, theme: Theme) -> Figure:
+    """A panel for each domain, a row for each member and rule, the best member as a line."""
+    names = list(scores.kinds)[::-1]
+    domains = list(scores.domains)
+    columns = min(4, len(domains))
+    rows = -(-len(domains) // columns)
+    height = 0.9 + rows * (0.9 + 0.27 * len(names))
+    figure, panels = new_figure(theme, width=11, columns=columns, panels=len(domains), height=height)
+    for number, (axes, domain) in enumerate(zip(panels, domains, strict=True)):
+        _panel(axes, scores, domain, names, theme)
+        labels = names if number % columns == 0 else [""] * len(names)
+        axes.set_yticks(range(len(names)), labels)
+        for label, name in zip(axes.get_yticklabels(), names, strict=True):
+            label.set_color(theme.foreground)
+            label.set_fontweight("bold" if name == chosen else "normal")
+    figure.supxlabel("bits per byte, lower is better (bold: the rule of this ensemble)", fontsize=10.5)
+    return figure
+
+
+def _panel(axes: Axes, scores: MergeScores, domain: str, names: Sequence[str], theme: Theme) -> None:
+    measured = scores.domains[domain]
+    intervals = {name: measured.interval(name) for name in names}
+    for row, name in enumerate(names):
+        value, low, high = intervals[name]
+        colour, marker = KIND_STYLE[scores.kinds[name]]
+        axes.hlines(row, low or value, high or value, color=theme.cycle[colour], linewidth=1.6)
+        axes.plot(value, row, marker, color=theme.cycle[colour], markersize=6)
+    best = measured.best(scores.names("member"))
+    axes.axvline(intervals[best].value, color=theme.muted, linestyle="--", linewidth=1.2, zorder=1)
+    axes.set_ylim(-0.7, len(names) - 0.3)
+    axes.locator_params(axis="x", nbins=4)
+    # A member that cannot read a script, or a badly fitted rule, would squeeze all others: cut off, marked by an arrow.
+    right = MOST_SHOWN * intervals[best].value
+    shown = [(i.low or i.value, i.high or i.value) for i in intervals.values() if i.value <= right]
+    left, right = min(low for low, _ in shown), max(high for _, high in shown)
+    margin = 0.08 * (right - left) or 0.01
+    axes.set_xlim(left - margin, right + margin)
+    for row, name in enumerate(names):
+        if intervals[name].value > right + margin:
+            label = f"{intervals[name].value:.2f} →"
+            axes.annotate(label, (right + margin, row), ha="right", va="center", fontsize=8.5, color=theme.muted)
+    label_axes(axes, x="", y="", title=domain)
+    axes.title.set_fontsize(10.5)
+
+
+def weights_along_text(scores: MergeScores, parts: Sequence[tuple[str, int]], theme: Theme) -> Figure:
+    """A strip for each rule: the members' weights at each token; above them, the language of the text."""
+    strips = list(scores.weights.items())
+    members = scores.names("member")
+    figure, panels = new_figure(theme, width=10, height=1.3 + 0.75 * len(strips), panels=len(strips) + 1)
+    num_positions = len(strips[0][1])
+    _languages(panels[0], parts, num_positions, theme)
+    for axes, (name, weights_TN) in zip(panels[1:], strips, strict=True):
+        edges_TN = np.concatenate([np.zeros((num_positions, 1)), weights_TN.cumsum(1)], axis=1)
+        positions = np.arange(num_positions)
+        for number, member in enumerate(members):
+            lower, upper = edges_TN[:, number], edges_TN[:, number + 1]
+            colour = theme.cycle[number % len(theme.cycle)]
+            axes.fill_between(positions, lower, upper, step="mid", color=colour, linewidth=0, label=member)
+        axes.set_ylim(0, 1)
+        axes.set_yticks([])
+        axes.set_ylabel(name.replace(" ", "\n"), rotation=0, ha="right", va="center")
+    for axes in panels:
+        axes.set_xlim(-0.5, num_positions - 0.5)
+        axes.grid(visible=False)
+        axes.tick_params(labelbottom=axes is panels[-1])
+    panels[-1].set_xlabel("token of the document")
+    handles, labels = panels[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(labels)), title="member")
+    return figure
+
+
+def _languages(axes: Axes, parts: Sequence[tuple[str, int]], num_positions: int, theme: Theme) -> None:
+    start = 0
+    for number, (name, ends_before) in enumerate(parts):
+        end = min(ends_before, num_positions)
+        shade = theme.band if number % 2 == 0 else theme.grid
+        axes.axvspan(start - 0.5, end - 0.5, color=shade, linewidth=0)
+        if end - start > SHORTEST_LABEL * num_positions:
+            axes.text((start + end) / 2, 0.5, name, ha="center", va="center")
+        start = end
+    axes.set_ylim(0, 1)
+    axes.set_yticks([])
+    axes.set_ylabel("text", rotation=0, ha="right", va="center")
+
+
+REPORT_FILE = "report.html"
+SCORES_FILE = "merge.json"
+UNIT = "bits per byte"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a merge is better than the best of its members, on the domain that it is judged on.
+
+    Attributes:
+        rule: the chosen one, as it is saved (fitted if it learns).
+        gain: bits per byte saved against `best_member`, paired over windows; negative: lost.
+        best_rule: the best of all that were tried.
+        worst: the single-language domain where the chosen rule does worst against that domain's best member, with
+            the ratio of their bits per byte minus one.
+    """
+
+    rule: str
+    domain: str
+    best_member: str
+    gain: Interval
+    best_rule: str
+    best_gain: Interval
+    worst: tuple[str, float]
+
+    @property
+    def has_gained(self) -> bool:
+        return self.gain.value > 0
+
+    def sentence(self) -> str:
+        """In plain words."""
+        verb = "gains" if self.has_gained else "loses"
+        sure = (self.gain.low or 0) > 0 or (self.gain.high or 0) < 0
+        words = (
+            f"On {self.domain} the merge by {self.rule} {verb} {abs(self.gain.value):.3f} {UNIT} against its best "
+            f"member, {self.best_member} (95 % interval of the gain {_signed(self.gain)}"
+            f"{'' if sure else ', so not significant'})"
+        )
+        domain, ratio = self.worst
+        if ratio > 0:
+            words += f"; on {domain} it is {fmt.percent(ratio)} worse than the best member on that text"
+        else:
+            words += f"; even on {domain}, where it does worst, it is {fmt.percent(-ratio)} better than any member"
+        if self.best_rule != self.rule:
+            words += f". The best rule tried is {self.best_rule}, with a gain of {fmt.signed(self.best_gain.value)}"
+        return words + "."
+
+
+def judge(scores: MergeScores, rule: str) -> Verdict:
+    """Compare a rule with the best member.
+
+    Args:
+        rule: name of a rule; where it was fitted, that is what is judged.
+    """
+    chosen = FITTED.format(rule) if FITTED.format(rule) in scores.kinds else rule
+    members, rules = scores.names("member"), scores.names("rule", "fitted rule")
+    main = scores.domains[scores.main]
+    best_member, best_rule = main.best(members), main.best(rules)
+    against = {
+        domain: measured.interval(chosen).value / measured.interval(measured.best(members)).value - 1
+        for domain, measured in scores.domains.items()
+        if domain != scores.main or len(scores.domains) == 1
+    }
+    worst = max(against, key=lambda domain: against[domain])
+    return Verdict(
+        rule=chosen,
+        domain=scores.main,
+        best_member=best_member,
+        gain=main.gain(chosen, best_member),
+        best_rule=best_rule,
+        best_gain=main.gain(best_rule, best_member),
+        worst=(worst, against[worst]),
+    )
+
+
+def write_merge_report(
+    out: str,
+    scores: MergeScores,
+    verdict: Verdict,
+    *,
+    parts: Sequence[tuple[str, int]] = (),
+    before: Sequence[MergeScore] = (),
+    title: str = "merge",
+    facts: Mapping[str, Any] | None = None,
+    command: str = "",
+) -> str:
+    """Write `report.html`, `plots/*.png` and `merge.json` into an ensemble's directory; returns the page's address.
+
+    Args:
+        parts: languages of the first mixed document, each with the position that it ends before.
+        before: scores of the same members before their heads were tuned.
+        facts: what else `merge.json` records (windows, settings).
+    """
+    storage = Storage(out)
+    record = {
+        "sentence": verdict.sentence(),
+        "gain": verdict.gain._asdict(),
+        "rule": verdict.rule,
+        "best_rule": verdict.best_rule,
+        "scores": [row.model_dump() for row in scores.rows()],
+        "notes": scores.notes,
+        **(facts or {}),
+    }
+    page = Page(
+        title=f"growtx · {title}",
+        headline=verdict.sentence(),
+        subtitle=storage.path(""),
+        tiles=_tiles(scores, verdict),
+        sections=list(_sections(storage, scores, verdict, parts, before)),
+        missing=scores.notes,
+        command=command,
+        config="\n".join(f"{key}: {value}" for key, value in (facts or {}).items()),
+    )
+    storage.write_text(SCORES_FILE, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    storage.write_text(REPORT_FILE, render(page))
+    return storage.path(REPORT_FILE)
+
+
+def _tiles(scores: MergeScores, verdict: Verdict) -> list[Tile]:
+    main = scores.domains[scores.main]
+    tiles = [
+        Tile(fmt.signed(verdict.gain.value), f"{UNIT} gained over the best member"),
+        Tile(fmt.decimal(main.interval(verdict.rule).value), f"{verdict.rule}, {scores.main}"),
+        Tile(fmt.decimal(main.interval(verdict.best_member).value), f"{verdict.best_member}, the best member"),
+        Tile(fmt.decimal(main.interval(verdict.best_rule).value), f"{verdict.best_rule}, the best rule"),
+    ]
+    return tiles + [Tile(fmt.decimal(main.interval(name).value), name) for name in scores.names("control")]
+
+
+def _sections(
+    storage: Storage,
+    scores: MergeScores,
+    verdict: Verdict,
+    parts: Sequence[tuple[str, int]],
+    before: Sequence[MergeScore],
+) -> Iterator[Section]:
+    yield Section(
+        title="Members and rules on every kind of text",
+        lead=f"{UNIT.capitalize()}, lower is better; bars are 95 % intervals over windows. The dashed line is the best "
+        "member on that text: points left of it are gains. An arrow marks a value far to the right.",
+        picture=save(partial(scores_by_domain, scores, verdict.rule), storage, "merge_scores"),
+        table=_table(scores),
+        note="All were measured on the same windows. Rules were fitted on different held-out documents. "
+        "An asterisk marks the lowest value of a column.",
+    )
+    yield Section(
+        title="What every rule gains over the best member",
+        lead="Paired over windows, so these intervals are narrower than those above: an interval above zero is a gain. "
+        "Percentages are relative to the best member's value on that text.",
+        table=_gains(scores),
+        note="A control is one dense model on the data of all members." if scores.names("control") else "",
+    )
+    if before:
+        yield Section(
+            title="What tuning the heads changed",
+            lead=f"{UNIT.capitalize()} before and after the members' heads were tuned on the data of all members; "
+            "the windows are the same.",
+            table=_changes(scores, before),
+        )
+    if scores.weights and parts:
+        yield Section(
+            title="Member weights along a document",
+            lead="Weights of the members along one document that switches language; the bar at the top is the "
+            "language of the text itself.",
+            picture=save(partial(weights_along_text, scores, parts), storage, "merge_weights"),
+            table=_weight_table(scores, parts),
+            note="Means over the pieces of the document. Rules with the same weights everywhere are not drawn.",
+        )
+
+
+def _table(scores: MergeScores) -> Table:
+    cells = dict(scores.domains)
+    lowest = {domain: measured.best(list(scores.kinds)) for domain, measured in cells.items()}
+    rows = [
+        [
+            name,
+            kind,
+            *(
+                _cell(measured.interval(name)) + ("*" if lowest[domain] == name else "")
+                for domain, measured in cells.items()
+            ),
+        ]
+        for name, kind in scores.kinds.items()
+    ]
+    return Table(["name", "kind", *cells], rows, text_columns=(0, 1))
+
+
+def _gains(scores: MergeScores) -> Table:
+    best = {domain: measured.best(scores.names("member")) for domain, measured in scores.domains.items()}
+    rows = [
+        [name, *(_gain_cell(measured, name, best[domain]) for domain, measured in scores.domains.items())]
+        for name in scores.names("rule", "fitted rule", "control")
+    ]
+    return Table(["rule", *scores.domains], rows)
+
+
+def _gain_cell(measured: Measured, name: str, best: str) -> str:
+    """Absolute, in percent of the best member's value, and the interval."""
+    gain = measured.gain(name, best)
+    share = gain.value / measured.interval(best).value
+    return f"{fmt.signed(gain.value)} ({fmt.signed(100 * share, 1)}{fmt.NBSP}%) [{_signed(gain)}]"
+
+
+def _weight_table(scores: MergeScores, parts: Sequence[tuple[str, int]]) -> Table:
+    """The mean weight of each member in each piece of the document."""
+    members = scores.names("member")
+    rows = []
+    for rule, weights_TN in scores.weights.items():
+        start = 0
+        for piece, ends_before in parts:
+            if len(weights_TN[start:ends_before]):
+                means = weights_TN[start:ends_before].mean(axis=0)
+                rows.append([rule, piece, *(fmt.percent(float(mean), 0) for mean in means)])
+            start = ends_before
+    return Table(["rule", "piece of the text", *members], rows, text_columns=(0, 1))
+
+
+def _changes(scores: MergeScores, before: Sequence[MergeScore]) -> Table:
+    """Values before and after, of the names and domains that both merges have."""
+    old = {(score.domain, score.name): score.value for score in before}
+    domains = [domain for domain in scores.domains if any(known == domain for known, _ in old)]
+    rows = []
+    for name in scores.names("member", "rule", "fitted rule"):
+        pairs = [(old.get((domain, name)), scores.domains[domain].interval(name).value) for domain in domains]
+        if any(first is not None for first, _ in pairs):
+            rows.append([name, *(_change_cell(first, second) for first, second in pairs)])
+    return Table(["name", *domains], rows)
+
+
+def _change_cell(before: float | None, after: float) -> str:
+    if before is None:
+        return fmt.MISSING
+    return f"{fmt.decimal(before)} → {fmt.decimal(after)} ({fmt.signed(100 * (after / before - 1), 1)}{fmt.NBSP}%)"
+
+
+def read_scores(out: str) -> tuple[MergeScore, ...]:
+    """The scores that an earlier merge left in its directory; none if there was none."""
+    storage = Storage(out)
+    if not storage.exists(SCORES_FILE):
+        return ()
+    return tuple(MergeScore.model_validate(score) for score in json.loads(storage.read_text(SCORES_FILE))["scores"])
+
+
+def _cell(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{fmt.decimal(interval.low)}, {fmt.decimal(interval.high)}]"
+
+
+def _signed(interval: Interval) -> str:
+    return f"{fmt.signed(interval.low)} to {fmt.signed(interval.high)}"

@@ -1,0 +1,20 @@
+"""Adding an evaluation to what is there: `evaluation.json`, the model card, and the page that a person opens."""
+
+from __future__ import annotations
+
+from growtx.evaluate.cluster import run_directory
+from growtx.evaluate.results import Evaluation, save_evaluation
+from growtx.report.evaluation import write_evaluation_page
+from growtx.report.growth import write_report
+from growtx.report.model_card import CARD_FILE, write_model_card
+from growtx.storage import Storage
+from growtx.store.runs import RUN_FILE
+
+
+def publish(path: str, evaluation: Evaluation) -> str:
+    """Add an evaluation to `evaluation.json` beside its model and to the report there; returns the page's address."""
+    storage = Storage(run_directory(path))
+    together = save_evaluation(storage, evaluation)
+    if storage.exists(CARD_FILE):
+        write_model_card(storage.root)
+    return write_report(storage.root) if storage.exists(RUN_FILE) else write_evaluation_page(together, storage)

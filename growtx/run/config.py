@@ -1,0 +1,165 @@
+"""The configuration of a run: one block for each part, resolved before anything starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from growtx.config import ConfigModel, apply_overrides, build, load_preset
+from growtx.data.sources import DataConfig
+from growtx.data.tokenizer import TokenizerConfig
+from growtx.exceptions import ConfigError
+from growtx.growth.plan import BudgetConfig, ModelConfig, PlanConfig, resolve
+from growtx.substrate.build import SubstrateConfig
+from growtx.train.settings import ResourcesConfig, TrainingConfig
+from growtx.train.tracking import TrackingConfig
+
+if TYPE_CHECKING:
+    from growtx.evaluate.evaluation import BenchmarkConfig
+
+
+# The block `capability`: what is measured when a run has ended, and the controls that stand beside it.
+
+
+Controls = Literal["none", "last", "all"]
+
+
+class CapabilityConfig(ConfigModel):
+    """The block `capability`: what is measured when a run has ended."""
+
+    tasks: tuple[str, ...] = Field((), description="tasks to score at every depth; empty: none")
+    data_dir: str | None = Field(None, description="directory of the JSON lines that growtx's own tasks read")
+    limit: int | None = Field(None, ge=1, description="questions per task; null: all")
+    protocols: tuple[Literal["log-likelihood", "sampled letter"], ...] = ("log-likelihood",)
+    controls: Controls = Field(
+        "none", description="monolithic models to train beside, of equal FLOPs: of the final depth, or of every depth"
+    )
+
+    def benchmark(self) -> BenchmarkConfig:
+        """The same as growtx evaluate would be told."""
+        from growtx.evaluate.evaluation import BenchmarkConfig
+
+        return BenchmarkConfig(tasks=self.tasks, data_dir=self.data_dir, limit=self.limit, protocols=self.protocols)
+
+    def check(self) -> None:
+        """Before anything is trained.
+
+        Raises:
+            ConfigError: a task does not exist, what scores it is not installed, or controls would be measured on none.
+        """
+        if self.tasks:
+            from growtx.evaluate.evaluation import resolve_tasks
+
+            resolve_tasks(self.benchmark())
+        elif self.controls != "none":
+            raise ConfigError(f"capability.controls={self.controls} without tasks", "Set capability.tasks too")
+
+
+def control_plans(plan: PlanConfig, which: Controls) -> dict[int, PlanConfig]:
+    """Plans of the controls by depth: monolithic, with the FLOPs that the grown model took to reach that depth.
+
+    The first stage needs none where it trains all there is: grown and monolithic are the same there.
+
+    Raises:
+        ConfigError: the plan's own FLOPs are not known in advance, or it is monolithic itself.
+    """
+    if which == "none":
+        return {}
+    stages, written = resolve(plan), plan.written_stages()
+    if plan.mode == "monolithic" or any(stage.train.seconds or stage.train.convergence for stage in stages):
+        raise ConfigError(
+            f"capability.controls={which}: the plan is monolithic itself, or a stage ends by seconds or convergence",
+            "Set capability.controls=none, or limit every stage by train.tokens or train.steps",
+        )
+    ends = {stage.num_blocks: index for index, stage in enumerate(stages, start=1)}  # the last stage of each depth
+    depths = [depth for depth, index in ends.items() if index > 1]
+    shared = {"mode": "monolithic", "match": "flops", "grow": None, "budget": BudgetConfig()}
+    return {
+        depth: plan.model_copy(update={**shared, "stages": written[: ends[depth]]})
+        for depth in (depths if which == "all" else depths[-1:])
+    }
+
+
+DEFAULT_PRESET = "demo"
+
+# What may differ between a run and its resumption: nothing that decides which numbers come out.
+_FREE_ON_RESUME = ("name", "description", "license", "resources", "tracking", "capability", "cache_dir", "provenance")
+_FREE_TRAINING = (
+    "zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile",
+    "activation_checkpointing", "loss_kernel", "prefix", "prefix_cache_gib",
+)  # fmt: skip
+
+
+class JobConfig(ConfigModel):
+    """What every job that trains has."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="runs are named NAME-TIME by default")
+    description: str = ""
+    license: str | None = Field(None, description="of the model, for its card; SPDX identifier")
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    substrate: SubstrateConfig = SubstrateConfig()
+    parent: str | None = Field(None, description="run directory or manifest whose model the plan continues")
+    training: TrainingConfig = TrainingConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    cache_dir: str | None = Field(None, description="packed data and substrates; null: `cache` beside the run")
+    provenance: dict[str, Any] | None = Field(None, description="written into run.yaml, never read")
+
+    def decisive(self) -> dict[str, Any]:
+        """The part that decides the results; a run directory belongs to exactly one such part."""
+        tree = self.model_dump(mode="json", exclude=set(_FREE_ON_RESUME))
+        tree["training"] = {key: value for key, value in tree["training"].items() if key not in _FREE_TRAINING}
+        return tree
+
+
+class RunConfig(JobConfig):
+    """Everything that `growtx grow` needs."""
+
+    data: DataConfig = DataConfig()
+    plan: PlanConfig
+    capability: CapabilityConfig = CapabilityConfig()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step over all workers."""
+        return self.training.global_batch_size * self.model.context_length
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> RunConfig:
+        self.training.check_workers(self.resources.num_workers)
+        for stage in self.plan.written_stages():
+            batch = stage.train.get("global_batch_size", self.plan.train.get("global_batch_size"))
+            self.training.with_batch(batch).check_workers(stage.num_workers or self.resources.num_workers)
+        return self
+
+    def largest_group(self) -> ResourcesConfig:
+        """What the stage with most workers runs on."""
+        counts = [stage.num_workers or self.resources.num_workers for stage in self.plan.stages or ()]
+        return self.resources.model_copy(update={"num_workers": max([self.resources.num_workers, *counts])})
+
+
+def load_run_config(preset: str | None, overrides: list[str]) -> RunConfig:
+    """A validated configuration from a preset (or file) and dotted overrides.
+
+    Raises:
+        ConfigError: naming key, value and remedy.
+    """
+    tree = load_preset(preset or DEFAULT_PRESET)
+    if kind := tree.get("kind"):
+        raise ConfigError(f"--preset {preset}: a preset of {kind}, not of one run", f"Use `growtx {kind}` with it")
+    return build(RunConfig, apply_overrides(tree, overrides))
+
+
+def differing_keys(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys at which two trees differ."""
+    keys: list[str] = []
+    for key in sorted(first.keys() | second.keys()):
+        one, other = first.get(key), second.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            keys += differing_keys(one, other, f"{prefix}{key}.")
+        elif one != other:
+            keys.append(prefix + key)
+    return keys

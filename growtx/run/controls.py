@@ -1,0 +1,99 @@
+"""What a run can do at every depth, and what a monolithic model of the same cost can: the block `capability`.
+
+The controls lie in `RUN/controls/depth-N` as runs of their own, with the tokenizer and the substrate of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from growtx.command import command_line
+from growtx.evaluate.cluster import evaluate_path
+from growtx.evaluate.evaluation import resolve_tasks
+from growtx.evaluate.results import MICROWORLD_TASK, Evaluation, read_evaluation, save_evaluation
+from growtx.exceptions import ConfigError, DataError
+from growtx.run.config import CapabilityConfig, RunConfig, control_plans
+from growtx.run.directory import claim, write_status
+from growtx.run.prepare import cache_dir, prepare, share_foundation
+from growtx.storage import Storage
+from growtx.store.manifest import latest_manifest
+from growtx.store.runs import RUN_FILE
+from growtx.train.checkpoints import remove_checkpoints
+from growtx.train.job import TrainJob
+from growtx.train.tracking import TrackingConfig
+
+CONTROLS_DIR = "controls"
+CONTROL = "monolithic"
+
+
+def checked_capability(config: RunConfig) -> CapabilityConfig:
+    """The block as far as it fits the data: a microworld's questions mean nothing to who was not trained on one.
+
+    Raises:
+        ConfigError: a task does not exist, its package is not installed, or a control cannot be made.
+    """
+    capability = config.capability
+    capability.check()
+    if not any(source.microworld for source in config.data.sources):
+        tasks = tuple(task for task in capability.tasks if not task.startswith(MICROWORLD_TASK))
+        controls = capability.controls if tasks else "none"
+        capability = capability.model_copy(update={"tasks": tasks, "controls": controls})
+    if capability.controls != "none" and config.parent is not None:
+        raise ConfigError(
+            f"capability.controls={capability.controls}: a run that continues another has no control",
+            "Set capability.controls=none",
+        )
+    control_plans(config.plan, capability.controls)
+    return capability
+
+
+def prepare_controls(config: RunConfig, run: Storage) -> dict[int, TrainJob]:
+    """The controls by depth, each in a run directory of its own."""
+    jobs = {}
+    for depth, plan in control_plans(config.plan, config.capability.controls).items():
+        changes = {
+            "name": f"{config.name}-control-{depth}",
+            "description": f"monolithic, of the FLOPs that {config.name} took to grow {depth} blocks",
+            "plan": plan,
+            "capability": CapabilityConfig(),
+            "tracking": TrackingConfig(),
+            "cache_dir": cache_dir(config, run),
+        }
+        resolved = config.model_copy(update=changes)
+        own = run.child(f"{CONTROLS_DIR}/depth-{depth}")
+        claim(own.root, resolved, resume=own.exists(RUN_FILE))
+        share_foundation(own, run)
+        jobs[depth] = prepare(resolved, own).job
+        write_status(own, "running", jobs[depth].num_stages)
+    return jobs
+
+
+def finish_controls(controls: Mapping[int, TrainJob]) -> None:
+    """Let finished controls say so, without their checkpoints."""
+    for job in controls.values():
+        own = Storage(job.run_dir)
+        if latest_manifest(own) is not None:
+            remove_checkpoints(own)
+            write_status(own, "finished", job.num_stages)
+
+
+def measure(
+    config: CapabilityConfig, run: Storage, controls: Mapping[int, TrainJob], say: Callable[[str], None]
+) -> Evaluation | None:
+    """Score the run at all depths, and its controls; Ray must be connected. The scores stay in the run directory.
+
+    Questions that cannot be had cost a sentence, not the report of a run that has been trained.
+    """
+    benchmark = config.benchmark()
+    last, before = latest_manifest(run), read_evaluation(run)
+    if before and last and last.num_blocks in before.depths and set(resolve_tasks(benchmark)) <= set(before.tasks):
+        return before
+    try:
+        evaluation = evaluate_path(run.root, benchmark, depths="all", command=command_line(), say=say)
+        for depth, job in controls.items():
+            say(f"monolithic control of {depth} blocks:")
+            evaluation = evaluation.beside(evaluate_path(job.run_dir, benchmark, say=say), CONTROL)
+    except DataError as error:
+        say(f"capability was not measured: {error}")
+        return None
+    return save_evaluation(run, evaluation)

@@ -1,0 +1,198 @@
+"""A run's directory: claimed by one configuration, resumed by the same one, never mixed with another."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from growtx import __version__
+from growtx.command import command_line
+from growtx.config import apply_overrides, build, parse_yaml, to_yaml
+from growtx.exceptions import ConfigError
+from growtx.run.config import JobConfig, RunConfig, differing_keys
+from growtx.storage import Storage, resolve_address, submission_id
+from growtx.store.manifest import list_manifests
+from growtx.store.run_lock import hold
+from growtx.store.runs import METRICS_FILE, RUN_FILE, STATUS_FILE
+from growtx.substrate.build import SUBSTRATE_FILE
+
+Config = TypeVar("Config", bound=JobConfig)
+_PACKAGES = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "peft", "safetensors")
+
+
+def default_run_dir(name: str) -> str:
+    """`runs/NAME-TIME`, as a user would name it."""
+    return f"runs/{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
+def requested_run(
+    arguments: argparse.Namespace, kind: type[Config], load: Callable[[str | None, list[str]], Config]
+) -> tuple[Config, str]:
+    """The configuration and the run directory that the arguments of a job (`command.job_parser`) ask for.
+
+    `--resume` alone goes on with the configuration of the run directory. With `--preset` it also begins a run that does
+    not exist yet, so that a command which is repeated until it succeeds needs no second form.
+
+    Args:
+        load: makes a configuration from a preset and overrides.
+
+    Raises:
+        ConfigError: naming key, value and remedy.
+    """
+    if arguments.run_dir is None:
+        if arguments.resume:
+            raise ConfigError("--resume does not say which run", "Add its --run-dir")
+        config = load(arguments.preset, arguments.overrides)
+        return config, resolve_address(default_run_dir(config.name))
+    if arguments.resume and arguments.preset is None:
+        return resumed_config(arguments.run_dir, arguments.overrides, kind), resolve_address(arguments.run_dir)
+    return load(arguments.preset, arguments.overrides), resolve_address(arguments.run_dir)
+
+
+def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
+    """Make the directory this run's, or check that it already is; until this process ends, no other may claim it.
+
+    Raises:
+        ConfigError: it holds a run and `resume` is off, it holds another run, or another process works on it.
+    """
+    storage = Storage(resolve_address(run_dir))
+    hold(storage)
+    _release_if_nothing_trained(storage)
+    if storage.exists(RUN_FILE):
+        if not resume:
+            raise ConfigError(
+                f"--run-dir {run_dir} already holds a run", "Add --resume to go on with it, or name another directory"
+            )
+        _check_same_run(run_dir, recorded_config(storage, type(config)), config)
+    resolved = config.model_copy(update={"provenance": provenance()})
+    storage.write_text(RUN_FILE, to_yaml(resolved))
+    return storage
+
+
+def begin_run(run_dir: str, config: JobConfig, *, resume: bool, console: Console) -> Storage:
+    """Claim a run's directory and say which one it is, and what the configuration came to."""
+    run = claim(run_dir, config, resume=resume)
+    console.print(f"run directory: {run.root}", highlight=False, markup=False, soft_wrap=True)
+    console.print(to_yaml(config), highlight=False, markup=False, end="")
+    return run
+
+
+def _release_if_nothing_trained(storage: Storage) -> None:
+    """A run that failed before its first stage (a mistyped path, say) has nothing to keep: it may start anew."""
+    if not storage.exists(STATUS_FILE) or json.loads(storage.read_text(STATUS_FILE)).get("state") != "failed":
+        return
+    if not (list_manifests(storage) or storage.exists(METRICS_FILE)):
+        for name in (RUN_FILE, SUBSTRATE_FILE, "tokenizer"):
+            if storage.exists(name):
+                storage.remove(name)
+
+
+def recorded_config(storage: Storage, kind: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
+    """The configuration that a run directory was made with."""
+    tree = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
+    return build(kind, tree if isinstance(tree, dict) else {})
+
+
+def resumed_config(
+    run_dir: str,
+    overrides: list[str],
+    kind: type[Config] = RunConfig,  # type: ignore[assignment]
+) -> Config:
+    """The configuration of a run that is to go on, with overrides of what may change (resources, for example)."""
+    storage = Storage(resolve_address(run_dir))
+    if not storage.exists(RUN_FILE):
+        raise ConfigError(f"--resume: {storage.root} holds no run", "Check it, or add --preset to begin one there")
+    return build(kind, apply_overrides(recorded_config(storage, kind).model_dump(mode="json"), overrides))
+
+
+def _check_same_run(run_dir: str, recorded: JobConfig, config: JobConfig) -> None:
+    keys = differing_keys(recorded.decisive(), config.decisive())
+    if keys:
+        shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+        raise ConfigError(
+            f"--run-dir {run_dir} holds another run: {shown} differ",
+            "Resume with the configuration in its run.yaml (--preset FILE), or name another directory",
+        )
+
+
+def provenance() -> dict[str, Any]:
+    """What a reader needs to repeat a run: versions, commit, command."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "versions": {"growtx": __version__, **{name: version(name) for name in _PACKAGES}},
+    }
+
+
+def _git_commit() -> str | None:
+    result = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or None
+
+
+def write_status(storage: Storage, state: str, num_stages: int | None) -> None:
+    """Say how the run is doing; `growtx runs` reads it."""
+    status = {
+        "state": state,
+        "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        "job_id": submission_id(),
+        "num_stages": num_stages,
+        "num_finished_stages": len(list_manifests(storage)),
+    }
+    storage.write_text(STATUS_FILE, json.dumps(status) + "\n")
+
+
+class RunStatus:
+    """What a command that works on a run tells about it meanwhile; see `working_on`."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self.num_stages: int | None = None  # None: not known, or the run consists of runs
+        self.is_stopped = False
+
+    def begin(self, num_stages: int | None = None) -> None:
+        """The run is running."""
+        self.num_stages = num_stages
+        self.write("running")
+
+    def stop(self) -> None:
+        """A stop was asked for. It is written at once: what stops jobs may not wait for the end."""
+        self.is_stopped = True
+        self.write("stopped")
+
+    def write(self, state: str) -> None:
+        write_status(self._storage, state, self.num_stages)
+
+
+@contextmanager
+def working_on(run: Storage) -> Iterator[RunStatus]:
+    """Let the status file say how the block ends: finished, stopped or failed."""
+    status = RunStatus(run)
+    status.begin()
+    try:
+        yield status
+    except BaseException as error:
+        asked = isinstance(error, (KeyboardInterrupt, SystemExit))  # by Ctrl-C, or by Ray's handler of SIGTERM
+        status.write("stopped" if asked or status.is_stopped else "failed")
+        raise
+    status.write("stopped" if status.is_stopped else "finished")

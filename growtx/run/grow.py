@@ -1,0 +1,218 @@
+"""Running a plan: prepare, train the stages group by group, leave a model and a report."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from growtx.exceptions import GrowtxError, RunsFailedError
+from growtx.growth.flops import active_parameters
+from growtx.growth.loading import load_model
+from growtx.growth.plan import Stage
+from growtx.models.configuration import GrowtxConfig
+from growtx.models.counting import num_params
+from growtx.report.growth import write_report
+from growtx.report.model_card import write_model_card
+from growtx.run.config import RunConfig
+from growtx.run.controls import checked_capability, finish_controls, measure, prepare_controls
+from growtx.run.directory import RunStatus, begin_run, working_on
+from growtx.run.prepare import prepare
+from growtx.storage import Storage
+from growtx.store.manifest import Manifest, latest_manifest
+from growtx.train.checkpoints import remove_checkpoints
+from growtx.train.claims import Claims
+from growtx.train.cluster import connected
+from growtx.train.job import TrainJob
+from growtx.train.progress import ProgressBoard, show_progress
+from growtx.train.stage_trainer import train_group
+
+MODEL_DIR = "model"
+
+
+@dataclass(frozen=True)
+class GrowthResult:
+    """What a run leaves.
+
+    Attributes:
+        stopped: whether it was asked to stop before the end; `--resume` goes on.
+        seconds: by phase (preparing, training, reporting).
+    """
+
+    run_dir: str
+    last: Manifest | None
+    report: str | None
+    stopped: bool
+    seconds: dict[str, float]
+
+
+def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Console | None = None) -> GrowthResult:
+    """Run a plan from its first unfinished stage to its end.
+
+    Raises:
+        GrowtxError: in one sentence; everything already finished is kept.
+    """
+    console = console or Console()
+    capability = checked_capability(config)
+    run = begin_run(run_dir, config, resume=resume, console=console)
+    clock = _Clock()
+    with working_on(run) as status:
+        with connected(config.largest_group()):
+            with clock("preparing"), console.status("Preparing tokenizer, substrate and data ..."):
+                prepared = prepare(config, run)
+                controls = prepare_controls(config.model_copy(update={"capability": capability}), run)
+            console.print(_plan_table(prepared.job, controls))
+            status.begin(prepared.job.num_stages)
+            with clock("training"):
+                status.is_stopped = _train([prepared.job, *controls.values()], status, console)
+            if capability.tasks and not status.is_stopped:
+                with clock("evaluating"):
+                    finish_controls(controls)
+                    measure(capability, run, controls, partial(console.print, highlight=False, markup=False))
+        with clock("reporting"):
+            report = finish_run(run, finished=not status.is_stopped)
+    return GrowthResult(run.root, latest_manifest(run), report, status.is_stopped, clock.seconds)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = round(time.monotonic() - start, 1)
+
+
+def _train(jobs: list[TrainJob], status: RunStatus, console: Console) -> bool:
+    """The run and its controls, one after the other on one worker group; returns whether a stop was asked for."""
+    board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
+
+    def request_stop() -> None:
+        board.request_stop.remote()
+        status.stop()
+
+    with show_progress({"growing": board}, console), stopping(request_stop, console):
+        return train_unfinished(jobs, board)
+
+
+def unfinished_stages(job: TrainJob) -> list[Stage]:
+    """Stages of the job that have no manifest yet."""
+    last = latest_manifest(Storage(job.run_dir))
+    return [stage for stage in job.stages if last is None or stage.index > last.index]
+
+
+def train_unfinished(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | None = None) -> bool:
+    """Train all unfinished stages, a worker group for each change of resources; returns whether a stop was asked for.
+
+    Raises:
+        GrowtxError: of the run.
+        RunsFailedError: naming those of several runs that failed.
+    """
+    failed: dict[str, GrowtxError] = {}
+    parts = [part for job in jobs for part in _parts(job)]
+    for _, group in itertools.groupby(parts, key=lambda part: part.resources):
+        if todo := [part for part in group if part.run_dir not in failed]:
+            outcome = train_group(todo, board, claims)
+            failed |= outcome.failed
+            if outcome.stopped:
+                return True
+    if failed and len({job.run_dir for job in jobs}) > 1:
+        raise RunsFailedError(failed)
+    for error in failed.values():
+        raise error
+    return False
+
+
+def _parts(job: TrainJob) -> Iterator[TrainJob]:
+    """The unfinished stages of a job, as a job for each change of resources."""
+    for resources, stages in itertools.groupby(unfinished_stages(job), key=job.resources_of):
+        yield job.model_copy(update={"stages": tuple(stages), "resources": resources})
+
+
+@contextmanager
+def stopping(request_stop: Callable[[], Any], console: Console) -> Iterator[None]:
+    """SIGTERM (pre-emption) and the first Ctrl-C save a checkpoint and leave; a second Ctrl-C leaves at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, _frame: Any) -> None:
+        console.print(f"{signal.Signals(number).name}: saving a checkpoint and stopping ...")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        request_stop()
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def finish_run(run: Storage, *, finished: bool) -> str | None:
+    """Write the Hugging Face directory and the report of what is there."""
+    if latest_manifest(run) is None:
+        return None
+    if finished:
+        remove_checkpoints(run)
+    transformers_logging.disable_progress_bar()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports DeepSpeed, which would speak of it on the terminal
+    model, tokenizer = load_model(run.root)
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        run.upload(directory, MODEL_DIR)
+    write_model_card(run.root)
+    return write_report(run.root)
+
+
+def _plan_table(job: TrainJob, controls: Mapping[int, TrainJob]) -> Table:
+    """The stages before anything runs: blocks, what trains, how long."""
+    table = Table(title=f"Plan: {len(job.stages)} stages", title_justify="left")
+    for column in ("#", "stage", "blocks", "trains", "LoRA r", "active", "total", "tokens"):
+        table.add_column(
+            column, justify="left" if column in ("stage", "trains") else "right", no_wrap=column != "trains"
+        )
+    rows = [(str(stage.index), stage.name, job, stage) for stage in job.stages]
+    rows += [("-", "control", control, stage) for control in controls.values() for stage in control.stages]
+    for number, name, owner, stage in rows:
+        config: GrowtxConfig = owner.model_at(stage.num_blocks)
+        table.add_row(
+            number,
+            name,
+            str(stage.num_blocks),
+            _what_trains(stage),
+            str(stage.lora.rank) if stage.lora else "-",
+            f"{active_parameters(config, stage):,}",
+            f"{num_params(config).total:,}",
+            f"{owner.num_tokens(stage):,}",
+        )
+    return table
+
+
+def _what_trains(stage: Stage) -> str:
+    parts = []
+    if stage.train_substrate:
+        parts.append("substrate")
+    if stage.num_active:
+        first = stage.num_frozen + 1
+        parts.append(f"block {first}" if stage.num_active == 1 else f"blocks {first}-{stage.num_blocks}")
+    if stage.head:
+        parts.append("head")
+    return " + ".join(parts)

@@ -1,0 +1,189 @@
+"""Before the first stage: tokenizer, substrate and packed data, each made once and identified by a fingerprint."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from growtx.config import build, fingerprint, parse_yaml
+from growtx.data.packing import PackedData, pack
+from growtx.data.sources import iterate_documents
+from growtx.data.tokenizer import build_tokenizer, load_tokenizer, token_surfaces, tokenizer_fingerprint
+from growtx.exceptions import ConfigError
+from growtx.growth.assembly import SUBSTRATE_KEY, check_same, describe_model
+from growtx.growth.flops import check_budget
+from growtx.growth.lineage import TOKENIZER_DIR, import_lineage
+from growtx.growth.plan import resolve
+from growtx.growth.scaling import plan_cost, resolve_matched
+from growtx.models.configuration import GrowtxConfig
+from growtx.run.config import JobConfig, RunConfig
+from growtx.storage import Storage, resolve_address
+from growtx.store.blobs import BlobStore
+from growtx.store.manifest import Manifest
+from growtx.substrate.build import SUBSTRATE_FILE, SubstrateRecord, build_substrate
+from growtx.train.job import TrainJob
+
+_SHAPE_KEYS = (
+    "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings", "rope_theta",
+    "layer_norm_eps", "lm_head_bias", "substrate_width", "substrate_expansion",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all stages of a run share."""
+
+    job: TrainJob  # with all stages of the plan
+    tokenizer: PreTrainedTokenizerFast
+    data: PackedData
+
+
+def prepare(config: RunConfig, run: Storage) -> Prepared:
+    """Build or reopen everything that training stands on, and check the budget.
+
+    Raises:
+        ConfigError, BudgetError, DataError, SubstrateError: before anything has been trained.
+    """
+    config.tracking.check_installed()
+    parent = _import_parent(config, run)
+    before = {
+        "num_stages_before": parent.index if parent else 0,
+        "num_blocks_before": parent.num_blocks if parent else 0,
+    }
+    num_blocks = resolve(config.plan, **before)[-1].num_blocks
+    tokenizer = _tokenizer(config, run)
+    if parent is not None:
+        found = tokenizer_fingerprint(tokenizer)
+        check_same("tokenizer", parent.tokenizer_fingerprint, found, f"parent={config.parent}")
+    substrate = _substrate(config, run, tokenizer)
+    if parent is not None:
+        found = substrate.substrate_fingerprint
+        check_same("substrate", parent.substrate_fingerprint, found, f"parent={config.parent}")
+    architecture = _architecture(config, run, substrate, tokenizer, num_blocks)
+    if parent is not None:
+        _check_shape(parent, architecture, str(config.parent))
+    stages = resolve_matched(config.plan, architecture, tokens_per_step=config.tokens_per_step, **before)
+    check_budget(architecture, stages, config.plan.budget)
+    data = pack(config.data, tokenizer, context_length=config.model.context_length, cache_dir=cache_dir(config, run))
+    weights = tuple(
+        plan_cost(architecture, [stage], "flops", tokens_per_step=config.tokens_per_step) for stage in stages
+    )
+    job = TrainJob(
+        run_dir=run.root,
+        packed_path=data.path,
+        prefix_cache_dir=f"{cache_dir(config, run)}/prefix",
+        seed=config.seed,
+        architecture=describe_model(architecture),
+        substrate=substrate,
+        data_fingerprint=data.fingerprint,
+        config_fingerprint=fingerprint(config.decisive()),
+        stages=stages,
+        num_stages=stages[-1].index,
+        stage_weights=(0.0,) * (stages[0].index - 1) + weights,
+        training=config.training,
+        resources=config.resources,
+        tracking=config.tracking,
+    )
+    return Prepared(job, tokenizer, data)
+
+
+def share_foundation(own: Storage, other: Storage, *, substrate: bool = True) -> None:
+    """Give a run that is not prepared yet the tokenizer of another one and, where both want the same, its substrate."""
+    if own.exists(SUBSTRATE_FILE):
+        return
+    files = list(other.list_files(TOKENIZER_DIR))
+    if substrate:
+        BlobStore(own.root).copy_from(BlobStore(other.root), _recorded_substrate(other).blob)
+        files.append(SUBSTRATE_FILE)  # last: it is looked for
+    for file in files:
+        own.write_bytes(file, other.read_bytes(file))
+
+
+def _check_shape(parent: Manifest, architecture: GrowtxConfig, where: str) -> None:
+    """Blocks of another shape would load, or fail to, only on the workers."""
+    wanted = describe_model(architecture)
+    for key, value in parent.model.items():
+        if key in _SHAPE_KEYS and wanted[key] != value:
+            raise ConfigError(
+                f"parent={where} has {key}={value}, the configuration makes it {wanted[key]}",
+                "Give the `model` block the values of the parent's run.yaml",
+            )
+
+
+def cache_dir(config: JobConfig, run: Storage) -> str:
+    """Where packed data lies: shared by the runs beside this one, because it is keyed by its content."""
+    return resolve_address(config.cache_dir) if config.cache_dir else run.root.rsplit("/", 1)[0] + "/cache"
+
+
+def _import_parent(config: RunConfig, run: Storage) -> Manifest | None:
+    """Bring the lineage that the plan continues into this run, once."""
+    if config.parent is None:
+        return None
+    return import_lineage(resolve_address(config.parent), run)
+
+
+def _tokenizer(config: RunConfig, run: Storage) -> PreTrainedTokenizerFast:
+    if run.exists(f"{TOKENIZER_DIR}/tokenizer.json"):
+        return load_tokenizer(run.download(TOKENIZER_DIR))
+    tokenizer = build_tokenizer(config.tokenizer, _training_texts(config), config.data)
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save_pretrained(directory)
+        run.upload(directory, TOKENIZER_DIR)
+    return tokenizer
+
+
+def _training_texts(config: RunConfig) -> Iterator[str]:
+    return (document.text for document in iterate_documents(config.data) if document.split == "train")
+
+
+def _substrate(config: RunConfig, run: Storage, tokenizer: PreTrainedTokenizerFast) -> SubstrateRecord:
+    if run.exists(SUBSTRATE_FILE):
+        return _recorded_substrate(run)
+    substrate = build_substrate(
+        config.substrate,
+        token_surfaces(tokenizer),
+        config.model.hidden_size,
+        seed=config.seed if config.substrate.kind == "learned" else 42,
+        cache_dir=f"{cache_dir(config, run)}/substrates",
+    )
+    record = SubstrateRecord(
+        blob=BlobStore(run.root).put({SUBSTRATE_KEY: substrate.weight}),
+        substrate_fingerprint=substrate.fingerprint,
+        expansion=substrate.expansion,
+        kind=config.substrate.kind,
+        recipe=substrate.recipe,
+    )
+    run.write_text(SUBSTRATE_FILE, record.model_dump_json(indent=1) + "\n")
+    return record
+
+
+def _recorded_substrate(run: Storage) -> SubstrateRecord:
+    return build(SubstrateRecord, parse_yaml(run.read_text(SUBSTRATE_FILE), run.path(SUBSTRATE_FILE)))
+
+
+def _architecture(
+    config: RunConfig, run: Storage, substrate: SubstrateRecord, tokenizer: PreTrainedTokenizerFast, num_blocks: int
+) -> GrowtxConfig:
+    """The finished model's configuration, with the identities of what it stands on."""
+    vocab_size, width = BlobStore(run.root).get(substrate.blob)[SUBSTRATE_KEY].shape
+    if vocab_size != len(tokenizer):
+        raise ConfigError(
+            f"the substrate of {run.root} has {vocab_size} rows, its tokenizer {len(tokenizer)} tokens",
+            f"Delete {SUBSTRATE_FILE} and the tokenizer directory there, or use another run directory",
+        )
+    architecture = config.model.architecture(
+        vocab_size=vocab_size,
+        num_blocks=num_blocks,
+        final_num_blocks=num_blocks,
+        substrate_width=width,
+        expansion=substrate.expansion,
+    )
+    architecture.substrate_fingerprint = substrate.substrate_fingerprint
+    architecture.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
+    architecture.bos_token_id = tokenizer.bos_token_id
+    architecture.eos_token_id = tokenizer.eos_token_id
+    architecture.pad_token_id = tokenizer.pad_token_id
+    return architecture

@@ -1,0 +1,331 @@
+"""Continuous batching over one model: requests join and leave at every step, each with its own way of sampling."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessor,
+    ContinuousBatchingLogitsProcessorList,
+)
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
+from transformers.generation.logits_process import LogitsProcessorList
+
+from growtx.exceptions import ConfigError
+from growtx.models.varlen_attention import register_varlen_attention
+from growtx.serving.decoder import Decoder
+from growtx.serving.requests import EngineError, Generation, ModelCard, OverloadedError, Sampling, Token
+
+PAGE_SIZE = 32  # positions per page of the cache, and the granularity in which prompts share their beginnings
+BYTES_PER_GIB = 2**30
+START_POLL_SECONDS = 0.002
+ABANDONED = Sampling(temperature=0.0)  # for a request whose consumer left a moment ago
+
+logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
+
+
+@dataclass(eq=False)
+class Stream:
+    """A running request as its consumer sees it: tokens arrive in the queue from the generation thread."""
+
+    sampling: Sampling
+    num_left: int
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Token | EngineError] = field(default_factory=asyncio.Queue)
+
+
+class Engine:
+    """One model, one generation thread.
+
+    Args:
+        model: causal language model or ensemble, in evaluation mode.
+        max_batch_size: requests that are computed together.
+        max_queue: further requests that may wait.
+        max_batch_tokens: new tokens per step; longer prompts are read over several steps.
+        kv_cache_gib: memory for keys and values; requests that do not fit wait or are computed again later.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        max_batch_size: int = 32,
+        max_queue: int = 32,
+        max_batch_tokens: int = 512,
+        kv_cache_gib: float = 1.0,
+    ) -> None:
+        self.decoder = Decoder(model, self._after_step)
+        if model.device.type == "cpu":
+            self.decoder.config._attn_implementation = register_varlen_attention()
+        self.max_batch_size = max_batch_size
+        self.max_queue = max_queue
+        self.context_length: int = model.config.max_position_embeddings
+        self.eos_token_ids = _eos_token_ids(model)
+        self._streams: dict[str, Stream] = {}
+        num_pages = _num_pages(self.decoder, max_batch_size * self.context_length, self.context_length, kv_cache_gib)
+        self._manager = ContinuousBatchingManager(
+            self.decoder,
+            GenerationConfig(do_sample=False, eos_token_id=self.eos_token_ids or -1),
+            ContinuousBatchingConfig(
+                page_size=PAGE_SIZE,
+                num_blocks=num_pages,
+                max_batch_tokens=max(max_batch_tokens, max_batch_size),
+                max_requests_per_batch=max_batch_size,
+                use_async_batching=False,
+                use_cuda_graph=False,  # the choice of tokens runs Python
+            ),
+        )
+        self._manager.logit_processor = ContinuousBatchingLogitsProcessorList(
+            LogitsProcessorList([_StepObserver(self)])
+        )
+        self._manager.logit_processor.tensors_required = 1
+        self._manager.output_router = _ErrorRouter(self)
+        self._step_streams: list[Stream | None] = []
+        self.batch_size = 0
+
+    def start(self) -> None:
+        """Start the generation thread, and wait until it is ready.
+
+        On its way it seeds torch's global generator, which would spoil what others draw from it at the same time.
+
+        Raises:
+            EngineError: it could not begin.
+        """
+        self._manager.start()
+        while self._manager.batch_processor is None and self._manager.is_running():
+            time.sleep(START_POLL_SECONDS)
+        self.check_health()
+
+    def stop(self) -> None:
+        """End the generation thread; running requests fail with `EngineError`."""
+        self._manager.stop(block=True, hard_stop=True)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that run or wait."""
+        return len(self._streams)
+
+    def check_health(self) -> None:
+        """Raise `EngineError` if the generation thread has died."""
+        if not self._manager.is_running():
+            raise EngineError(f"the generation thread ended: {self._manager.background_thread_status.fatal_error}")
+
+    async def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:
+        """Go on with a text; yields the tokens that are new since the last time.
+
+        The last token has a `finish_reason`: `stop` after an end-of-text token, else `length`. Leaving the iterator
+        frees the request's place at the next step.
+
+        Raises:
+            OverloadedError: no place is free, before anything was computed.
+            EngineError: the generation thread ended.
+        """
+        if self.num_running >= self.max_batch_size + self.max_queue:
+            raise OverloadedError(f"{self.num_running} requests are running or waiting")
+        name = uuid.uuid4().hex
+        stream = Stream(request.sampling, request.max_tokens, asyncio.get_running_loop())
+        self._streams[name] = stream
+        is_finished = False
+        try:
+            self._submit(name, request)
+            while not is_finished:
+                tokens = await _next_tokens(stream.queue)
+                is_finished = tokens[-1].finish_reason is not None
+                yield tokens
+        finally:
+            del self._streams[name]
+            if not is_finished:
+                self._manager.cancel_request(name)
+
+    def _submit(self, name: str, request: Generation) -> None:
+        accepted = self._manager.add_request(
+            list(request.token_ids), request_id=name, max_new_tokens=request.max_tokens, eos_token_id=self.eos_token_ids
+        )
+        if accepted is None:
+            raise EngineError("the generation thread is stopping")
+
+    async def score(self, token_ids: tuple[int, ...], sampling: Sampling) -> list[Token]:
+        """Tokens of a prompt from the second on with their probabilities."""
+        return await asyncio.to_thread(self.decoder.score, token_ids, sampling)
+
+    def _before_step(self, requests: list[Any]) -> None:
+        """Called in the generation thread with the requests that get a token in the coming step."""
+        self._step_streams = [self._streams.get(request.state.request_id) for request in requests]
+        self.decoder.choices = [
+            (ABANDONED if stream is None else stream.sampling, _text_length(request.state))
+            for stream, request in zip(self._step_streams, requests, strict=True)
+        ]
+
+    def _after_step(self, tokens: list[Token]) -> None:
+        """Called in the generation thread with the tokens that were chosen; one wake-up of the event loop for all."""
+        news = []
+        for stream, token in zip(self._step_streams, tokens, strict=True):
+            if stream is not None:
+                stream.num_left -= 1
+                news.append((stream, self._finished(token, stream.num_left)))
+        if news:
+            self.batch_size = len(news)
+            news[0][0].loop.call_soon_threadsafe(_deliver, news)
+
+    def _finished(self, token: Token, num_left: int) -> Token:
+        if token.id in self.eos_token_ids:
+            return replace(token, finish_reason="stop")
+        return token if num_left else replace(token, finish_reason="length")
+
+    def fail(self, name: str, problem: str) -> None:
+        """Called in the generation thread for a request that cannot go on."""
+        stream = self._streams.get(name)
+        if stream is not None:
+            stream.loop.call_soon_threadsafe(stream.queue.put_nowait, EngineError(problem))
+
+
+class _StepObserver(ContinuousBatchingLogitsProcessor):
+    """Continuous batching tells its logits processors, before a step, which requests are in it."""
+
+    supported_kwargs: dict[str, type] = {}  # noqa: RUF012 - the type that the base class declares
+    ignored_kwargs: tuple[str, ...] = ()
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def fill_defaults(self, arguments: torch.Tensor) -> None:
+        arguments.zero_()
+
+    def prepare_tensor_args(self, requests: list[Any]) -> torch.Tensor:
+        self.engine._before_step(requests)
+        return torch.zeros(len(requests), dtype=torch.int32)
+
+    def __call__(self, scores: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return scores
+
+
+class _ErrorRouter(OutputRouter):
+    """Tokens take a shorter way; of what continuous batching puts out, only errors matter."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.engine = engine
+
+    def deliver(self, output: Any) -> None:
+        if output.error is not None:
+            self.engine.fail(output.request_id, output.error)
+
+    def deliver_batch(self, outputs: list[Any]) -> None:
+        for output in outputs:
+            self.deliver(output)
+
+
+def _deliver(news: list[tuple[Stream, Token]]) -> None:
+    for stream, token in news:
+        stream.queue.put_nowait(token)
+
+
+async def _next_tokens(queue: asyncio.Queue[Token | EngineError]) -> list[Token]:
+    """At least one token, and whatever else has arrived."""
+    items = [await queue.get()]
+    while not queue.empty():
+        items.append(queue.get_nowait())
+    tokens = [item for item in items if isinstance(item, Token)]
+    if not tokens:
+        raise next(item for item in items if isinstance(item, EngineError))
+    return tokens
+
+
+def _text_length(state: Any) -> int:
+    return len(state.initial_tokens) + len(state.generated_tokens)
+
+
+def _eos_token_ids(model: PreTrainedModel) -> list[int]:
+    found = model.generation_config.eos_token_id if model.generation_config else None
+    found = model.config.eos_token_id if found is None else found
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
+def _num_pages(model: Decoder, wanted_tokens: int, context_length: int, kv_cache_gib: float) -> int | None:
+    """Pages that the budget buys on CPU, no more than a full batch can use; None on accelerators: what is free."""
+    if model.device.type != "cpu":
+        return None
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    page_bytes: int = 2 * PAGE_SIZE * config.num_hidden_layers * heads * config.head_dim * model.dtype.itemsize
+    affordable: int = int(kv_cache_gib * BYTES_PER_GIB) // page_bytes
+    needed = context_length // PAGE_SIZE + 1
+    if affordable < needed:
+        raise ConfigError(
+            f"kv_cache_gib={kv_cache_gib:g} holds {affordable * PAGE_SIZE} positions of this model, fewer than one "
+            f"text of {context_length}",
+            f"Set it to {needed * page_bytes / BYTES_PER_GIB:.2g} or more",
+        )
+    return min(affordable, wanted_tokens // PAGE_SIZE + 1)
+
+
+# All engines of one process: one for every depth of a lineage that is served.
+
+
+class Engines:
+    """An engine for every depth of a lineage, in this process.
+
+    Args:
+        models: by depth; `None` is what a request gets that names no depth.
+        options: of every `Engine`.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[int | None, PreTrainedModel],
+        tokenizer: PreTrainedTokenizerFast,
+        **options: int | float,
+    ) -> None:
+        self._engines = {depth: Engine(model, **options) for depth, model in models.items()}  # type: ignore[arg-type]
+        self._tokenizer = tokenizer
+        for engine in self._engines.values():
+            engine.start()
+
+    def stop(self) -> None:
+        """End all generation threads."""
+        for engine in self._engines.values():
+            engine.stop()
+
+    def check_health(self) -> None:
+        """Raise `EngineError` if a generation thread has died."""
+        for engine in self._engines.values():
+            engine.check_health()
+
+    @property
+    def num_running(self) -> int:
+        """Texts that run or wait."""
+        return sum(engine.num_running for engine in self._engines.values())
+
+    @property
+    def batch_size(self) -> int:
+        """Texts that the last step computed together."""
+        return max(engine.batch_size if engine.num_running else 0 for engine in self._engines.values())
+
+    async def card(self) -> ModelCard:
+        engine = self._engines[None]
+        return ModelCard(
+            tokenizer_json=self._tokenizer.backend_tokenizer.to_str(),
+            vocab_size=engine.decoder.config.vocab_size,
+            context_length=engine.context_length,
+            depths=tuple(depth for depth in self._engines if depth is not None),
+            members=engine.decoder.members,
+            rules=tuple(engine.decoder.rules),
+            start_token_id=self._tokenizer.eos_token_id,
+        )
+
+    def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:
+        return self._engines[request.depth].generate(request)
+
+    async def score(self, token_ids: tuple[int, ...], sampling: Sampling, depth: int | None) -> list[Token]:
+        return await self._engines[depth].score(token_ids, sampling)
+
+    async def metrics(self) -> str:
+        return f"# TYPE growtx_running_texts gauge\ngrowtx_running_texts {self.num_running}\n"

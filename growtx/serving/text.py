@@ -1,0 +1,124 @@
+"""Between text and token ids, and from a stream of tokens to a stream of text that stops where it should."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tokenizers import Tokenizer
+
+from growtx.serving.requests import ModelCard, Token
+
+LONGEST_CHARACTER = 4  # bytes in UTF-8
+INCOMPLETE = "\ufffd"  # what a decoder puts for bytes that are not (yet) a character
+
+
+class Codec:
+    """A tokenizer as the model card carries it."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self._tokenizer = Tokenizer.from_str(card.tokenizer_json)
+        self._tokenizer.encode_special_tokens = True  # text that spells a special token is text
+        self._longest_token = max(len(token) for token in self._tokenizer.get_vocab())
+        self.context_length = card.context_length
+        self.start_token_id = card.start_token_id
+
+    def encode(self, text: str) -> list[int] | None:
+        """Ids of a document that begins with `text`; None if it is too long for any model context."""
+        if len(text) > self.context_length * self._longest_token:
+            return None  # the library would spend seconds on a megabyte only to find the same
+        return [self.start_token_id, *self._tokenizer.encode(text, add_special_tokens=False).ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of some ids; special tokens have none."""
+        return str(self._tokenizer.decode(list(ids)))
+
+    def name(self, token_id: int) -> str:
+        """The text of a token by itself; bytes that are no character as `bytes:\\x..`."""
+        text = self.decode([token_id])
+        if INCOMPLETE not in text:
+            return text
+        raw = str(self._tokenizer.id_to_token(token_id))
+        return f"bytes:\\x{raw[3:5].lower()}" if raw.startswith("<0x") else text
+
+
+@dataclass
+class Piece:
+    """What became sendable: text, and the tokens that begin inside it with their offsets in the whole text."""
+
+    text: str = ""
+    tokens: list[tuple[Token, int]] = field(default_factory=list)
+    finish_reason: str | None = None
+    is_generated: bool = False  # and not an echo of the prompt
+
+
+class TextStream:
+    """Turns tokens into text as they come.
+
+    Text is held back while it could be the beginning of a stop sequence or of a character, so what has been sent
+    never has to be taken back.
+
+    Args:
+        stop: sequences that end the text and are not part of it.
+        offset: characters before the first one of this stream (an echoed prompt).
+    """
+
+    def __init__(self, codec: Codec, stop: Sequence[str] = (), offset: int = 0) -> None:
+        self._codec = codec
+        self._stop = stop
+        self._offset = offset
+        self._window: list[int] = []  # ids that are no whole character yet
+        self._text = ""  # everything decoded
+        self._num_sent = 0
+        self._pending: list[tuple[Token, int]] = []
+
+    def push(self, tokens: Sequence[Token]) -> Piece:
+        """Add tokens; the piece has a `finish_reason` when the text ends with it."""
+        reason = None
+        for token in tokens:
+            self._decode(token, is_last=token.finish_reason is not None)
+            end = self._find_stop()
+            if end is not None:
+                self._text = self._text[:end]
+                self._pending = [(kept, start) for kept, start in self._pending if start - self._offset < end]
+                return self._piece(end, "stop")
+            reason = token.finish_reason
+        return self._piece(len(self._text) if reason else self._num_safe(), reason)
+
+    def _decode(self, token: Token, *, is_last: bool) -> None:
+        """Add the text of a token, or keep it until it is a whole character with those after it."""
+        alone = self._codec.decode([token.id])
+        if INCOMPLETE not in alone:
+            self._flush()  # bytes that cannot become a character any more
+        self._pending.append((token, self._offset + len(self._text)))
+        if INCOMPLETE not in alone:
+            self._text += alone
+            return
+        self._window.append(token.id)
+        is_whole = INCOMPLETE not in self._codec.decode(self._window)
+        if is_whole or is_last or len(self._window) == LONGEST_CHARACTER:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._window:
+            self._text += self._codec.decode(self._window)
+            self._window = []
+
+    def _find_stop(self) -> int | None:
+        begins = [self._text.find(stop, max(0, self._num_sent - len(stop))) for stop in self._stop]
+        found = [begin for begin in begins if begin >= self._num_sent]
+        return min(found) if found else None
+
+    def _num_safe(self) -> int:
+        """Length of the text without an ending that may become a stop sequence."""
+        for start in range(self._num_sent, len(self._text)):
+            if any(stop.startswith(self._text[start:]) for stop in self._stop):
+                return start
+        return len(self._text)
+
+    def _piece(self, end: int, reason: str | None) -> Piece:
+        text = self._text[self._num_sent : end]
+        self._num_sent = end
+        ready = [item for item in self._pending if reason or item[1] - self._offset < end]
+        self._pending = self._pending[len(ready) :]
+        return Piece(text, ready, reason, is_generated=True)

@@ -1,0 +1,153 @@
+"""The configuration of specialists: what they share, what each has of its own, and how they are merged."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from growtx.config import ConfigModel, apply_overrides, build, load_preset
+from growtx.data.sources import DataConfig, SourceConfig
+from growtx.exceptions import ConfigError
+from growtx.growth.plan import BudgetConfig, PlanConfig, StageConfig, resolve
+from growtx.merge.driver import MergeConfig
+from growtx.run.config import JobConfig, RunConfig
+from growtx.train.settings import ResourcesConfig
+
+DEFAULT_PRESET = "specialists-demo"
+CONTROL = "control"
+
+
+class SpecialistConfig(ConfigModel):
+    """One specialist; what is left out is shared."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    data: DataConfig
+    plan: PlanConfig | None = Field(None, description="null: the shared plan")
+    resources: ResourcesConfig | None = Field(None, description="its share of the cluster; null: the shared one")
+    seed: int | None = Field(None, ge=0, description="null: the shared seed")
+
+
+class TuneHeadsConfig(ConfigModel):
+    """A stage for every member after its plan: the head alone trains, on the data of all."""
+
+    tokens: int = Field(gt=0, description="tokens for each member")
+    learning_rate: float = Field(1e-3, gt=0)
+
+
+class SpecialistsConfig(JobConfig):
+    """Everything that `growtx specialists` needs."""
+
+    kind: Literal["specialists"] = "specialists"
+    plan: PlanConfig
+    specialists: tuple[SpecialistConfig, ...] = Field(min_length=1)
+    retries: int = Field(1, ge=0, description="times that a failed specialist starts again, beside the others")
+    control: bool = Field(False, description="also train one dense model on all data with the FLOPs of all plans")
+    tune_heads: TuneHeadsConfig | None = None
+    merge: MergeConfig = MergeConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SpecialistsConfig:
+        names = [specialist.name for specialist in self.specialists]
+        if len(set(names)) != len(names) or CONTROL in names:
+            raise ValueError(f"each specialist needs a name of its own, and none may be called {CONTROL}")
+        fractions = {specialist.data.validation_fraction for specialist in self.specialists}
+        if len(fractions) > 1:
+            raise ValueError(
+                "all specialists must hold out the same data.validation_fraction, or one would train on what "
+                "another one is measured on"
+            )
+        for specialist in self.specialists:
+            _check_batches(self, specialist)
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        return [specialist.name for specialist in self.specialists]
+
+    def resources_of(self, name: str) -> ResourcesConfig:
+        """What a specialist, or the control, runs on."""
+        own = {specialist.name: specialist.resources for specialist in self.specialists}
+        return own.get(name) or self.resources
+
+    def decisive(self) -> dict[str, Any]:
+        tree = super().decisive()
+        del tree["retries"]
+        for specialist in tree["specialists"]:
+            del specialist["resources"]
+        return tree
+
+    def run_config(self, specialist: SpecialistConfig) -> RunConfig:
+        """A specialist as a run of its own."""
+        seed = self.seed if specialist.seed is None else specialist.seed
+        plan = specialist.plan or self.plan
+        return self._run(specialist.name, specialist.data, plan, self.resources_of(specialist.name), seed)
+
+    def shared_config(self) -> RunConfig:
+        """A run on all data that is never trained: its tokenizer, substrate and packed data are everybody's."""
+        return self._run("shared", all_data(self), self.plan, self.resources, self.seed)
+
+    def control_config(self, *, num_blocks: int, num_blocks_before: int, num_tokens: int) -> RunConfig:
+        """The control: the shape of a specialist, every block trained in one stage on all data."""
+        first = resolve(self.plan, num_blocks_before=num_blocks_before)[0].train
+        train = first.model_dump(mode="json", exclude={"steps", "seconds", "convergence"}) | {"tokens": num_tokens}
+        add = num_blocks - num_blocks_before
+        stage = StageConfig(name="monolithic", add=add, active=num_blocks, train=train)
+        plan = self.plan.model_copy(
+            update={"grow": None, "stages": (stage,), "train": {}, "budget": BudgetConfig(), "init": "random"}
+        )
+        return self._run(CONTROL, all_data(self), plan, self.resources, self.seed)
+
+    def _run(self, name: str, data: DataConfig, plan: PlanConfig, resources: ResourcesConfig, seed: int) -> RunConfig:
+        shared = {key: getattr(self, key) for key in JobConfig.model_fields if key != "provenance"}
+        changes = {"name": name, "description": "", "seed": seed, "resources": resources}
+        return RunConfig(**{**shared, **changes}, data=data, plan=plan)
+
+
+def _check_batches(config: SpecialistsConfig, specialist: SpecialistConfig) -> None:
+    resources = specialist.resources or config.resources
+    stages = (specialist.plan or config.plan).stages or ()
+    for num_workers in (resources.num_workers, *(stage.num_workers for stage in stages if stage.num_workers)):
+        config.training.check_workers(num_workers)
+
+
+def all_data(config: SpecialistsConfig) -> DataConfig:
+    """The data of all specialists as one mix, in which every specialist's has the same share.
+
+    A source that several specialists read is there once, with the sum of its shares.
+    """
+    weights: dict[str, float] = {}
+    sources: dict[str, SourceConfig] = {}
+    for specialist in config.specialists:
+        total = sum(source.weight for source in specialist.data.sources)
+        for name, source in zip(specialist.data.source_names, specialist.data.sources, strict=True):
+            same = next((key for key, known in sources.items() if _reads_the_same(known, source)), None)
+            key = same or (name if name not in sources else f"{specialist.name}-{name}")
+            sources.setdefault(key, source)
+            weights[key] = weights.get(key, 0.0) + source.weight / total
+    return DataConfig(
+        sources=tuple(
+            source.model_copy(update={"name": key, "weight": round(weights[key], 12)})
+            for key, source in sources.items()
+        ),
+        validation_fraction=config.specialists[0].data.validation_fraction,
+    )
+
+
+def _reads_the_same(first: SourceConfig, second: SourceConfig) -> bool:
+    free = {"name", "weight"}
+    return first.model_dump(exclude=free) == second.model_dump(exclude=free)
+
+
+def load_specialists_config(preset: str | None, overrides: list[str]) -> SpecialistsConfig:
+    """A validated configuration from a preset (or file) and dotted overrides.
+
+    Raises:
+        ConfigError: naming key, value and remedy.
+    """
+    tree = load_preset(preset or DEFAULT_PRESET)
+    if tree.get("kind") != "specialists":
+        raise ConfigError(
+            f"--preset {preset}: not a preset of specialists", f"Use one with `kind: specialists`: {DEFAULT_PRESET}"
+        )
+    return build(SpecialistsConfig, apply_overrides(tree, overrides))

@@ -1,0 +1,201 @@
+"""Specialists: several models grown at the same time on one tokenizer and substrate, then merged by their logits.
+
+RUN/run.yaml                 the resolved configuration
+RUN/shared/                  tokenizer and substrate, made of the data of all
+RUN/specialists/NAME/        a run directory for each, as `growtx grow` leaves it
+RUN/control/                 the dense control, where asked for
+RUN/ensemble/                ensemble.json and its merge report
+RUN/ensemble-tuned/          the same after the heads were tuned on the data of all, where asked for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from growtx.exceptions import ConfigError, TrainingError
+from growtx.growth.ensembles import ENSEMBLE_FILE, new_ensemble, read_ensemble
+from growtx.growth.lineage import open_lineage
+from growtx.growth.loading import load_model
+from growtx.growth.plan import PlanConfig, StageConfig, resolve
+from growtx.merge.driver import MergeConfig, MergeResult, merge
+from growtx.models.counting import monolithic_flops
+from growtx.run.config import RunConfig
+from growtx.run.directory import begin_run, claim, working_on, write_status
+from growtx.run.grow import finish_run
+from growtx.run.pool import TrainTask, train_together
+from growtx.run.prepare import Prepared, cache_dir, prepare, share_foundation
+from growtx.specialists.config import CONTROL, SpecialistsConfig, TuneHeadsConfig
+from growtx.storage import Storage
+from growtx.store.manifest import MANIFESTS_DIR, list_manifests, stage_index
+from growtx.store.runs import RUN_FILE
+from growtx.train.cluster import check_cluster, connected
+from growtx.train.job import TrainJob
+
+SPECIALISTS_DIR = "specialists"
+ENSEMBLE_DIR = "ensemble"
+TUNED_DIR = "ensemble-tuned"
+
+
+@dataclass(frozen=True)
+class SpecialistsResult:
+    """What is left: the merges (of the grown members, then of the tuned ones) made now; `stopped`: resume goes on."""
+
+    run_dir: str
+    stopped: bool
+    merges: tuple[MergeResult, ...]
+
+
+def grow_specialists(
+    config: SpecialistsConfig, run_dir: str, *, resume: bool = False, console: Console | None = None
+) -> SpecialistsResult:
+    """Grow all specialists, merge them and report.
+
+    Raises:
+        GrowtxError: in one sentence; whatever is finished is kept, and other specialists go on to their ends first.
+    """
+    console = console or Console()
+    run = begin_run(run_dir, config, resume=resume, console=console)
+    config = config.model_copy(update={"cache_dir": cache_dir(config, run)})
+    with working_on(run) as status:
+        with connected(config.resources):
+            for name in config.names:
+                check_cluster(config.resources_of(name))
+            with console.status("Preparing tokenizer, substrate and data ..."):
+                tasks = prepare_tasks(config, run)
+            console.print(_task_table(tasks))
+            result = train_together(tasks, retries=config.retries, on_stop=status.stop, console=console)
+            status.is_stopped = result.stopped
+        for task in tasks:
+            _finish(task, has_failed=task.name in result.failed)
+        if result.failed:
+            raise _failure(result.failed)
+        merges = () if result.stopped else merge_all(config, run, tasks)
+    return SpecialistsResult(run.root, result.stopped, merges)
+
+
+def prepare_tasks(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
+    """Make what is shared, then every specialist's own run directory; the control comes last."""
+    shared_dir = run.child("shared")
+    shared = prepare(config.shared_config(), shared_dir)
+    tasks, total_flops, depth = [], 0.0, 0
+    for specialist in config.specialists:
+        prepared = _prepare_member(config.run_config(specialist), run, shared_dir)
+        jobs = [prepared.job]
+        total_flops += sum(prepared.job.stage_weights)
+        depth = max(depth, prepared.job.stages[-1].num_blocks)
+        if config.tune_heads is not None:
+            jobs = tuning_jobs(prepared.job, shared, config.tune_heads)
+        tasks.append(TrainTask(specialist.name, tuple(jobs)))
+    if config.control:
+        control = config.control_config(
+            num_blocks=depth,
+            num_blocks_before=shared.job.stages[0].num_blocks_before,
+            num_tokens=round(total_flops / monolithic_flops(shared.job.model_at(depth), _context(shared.job)).total),
+        )
+        tasks.append(TrainTask(CONTROL, (_prepare_member(control, run, shared_dir).job,)))
+    return tasks
+
+
+def tuning_jobs(job: TrainJob, shared: Prepared, settings: TuneHeadsConfig) -> list[TrainJob]:
+    """A specialist's own plan, and after it a stage that tunes its head on the data of all."""
+    last = job.stages[-1]
+    train = {**last.train.model_dump(exclude={"steps", "seconds", "convergence"}), **settings.model_dump()}
+    plan = PlanConfig(stages=(StageConfig(add=0, active=0, train=train),))
+    stages = resolve(plan, num_stages_before=last.index, num_blocks_before=last.num_blocks)
+    per_token = monolithic_flops(job.model_at(last.num_blocks), _context(job)).total / 3  # forward passes, about
+    weights = (*job.stage_weights, per_token * settings.tokens)
+    whole = {"num_stages": last.index + 1, "stage_weights": weights}
+    mixed = {"stages": stages, "packed_path": shared.data.path, "data_fingerprint": shared.data.fingerprint}
+    return [job.model_copy(update=whole), job.model_copy(update={**whole, **mixed})]
+
+
+def merge_all(config: SpecialistsConfig, run: Storage, tasks: list[TrainTask]) -> tuple[MergeResult, ...]:
+    """The ensemble of the grown specialists and, where heads were tuned, the ensemble of the tuned ones."""
+    members = [task for task in tasks if task.name != CONTROL]
+    grown = {task.name: _manifest_path(task.jobs[0]) for task in members}
+    tuned = {task.name: _manifest_path(task.jobs[-1]) for task in members}
+    made = [_merge(config.merge, run.path(ENSEMBLE_DIR), grown, _controls(config, run), config.name)]
+    if config.tune_heads is not None:
+        title, before = f"{config.name}, heads tuned", run.path(ENSEMBLE_DIR)
+        made.append(_merge(config.merge, run.path(TUNED_DIR), tuned, _controls(config, run), title, before=before))
+    return tuple(result for result in made if result is not None)
+
+
+def _merge(
+    config: MergeConfig,
+    out: str,
+    members: Mapping[str, str],
+    controls: Mapping[str, nn.Module],
+    title: str,
+    *,
+    before: str | None = None,
+) -> MergeResult | None:
+    """Merge, unless the same members were merged before."""
+    manifest = new_ensemble(out, members, rule=config.rule)
+    if Storage(out).exists(ENSEMBLE_FILE) and read_ensemble(out).members == manifest.members:
+        return None
+    return merge(manifest, out, config, controls=controls, before=before, title=title)
+
+
+def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepared:
+    """Claim the run directory of a specialist or the control, with the shared tokenizer and substrate in it."""
+    place = CONTROL if config.name == CONTROL else f"{SPECIALISTS_DIR}/{config.name}"
+    own = run.child(place)
+    claim(own.root, config, resume=own.exists(RUN_FILE))
+    if config.parent is None:
+        share_foundation(own, shared)
+    prepared = prepare(config, own)
+    write_status(own, "running", prepared.job.num_stages)
+    return prepared
+
+
+def _finish(task: TrainTask, *, has_failed: bool) -> None:
+    """Leave the specialist's model directory, report and status."""
+    job = task.jobs[-1]
+    run = Storage(job.run_dir)
+    finish_run(run, finished=task.is_finished)
+    state = "finished" if task.is_finished else "failed" if has_failed else "stopped"
+    write_status(run, state, job.num_stages)
+
+
+def _failure(failed: Mapping[str, Exception]) -> TrainingError:
+    reasons = "; ".join(f"{name}: {str(error).rstrip('.')}" for name, error in failed.items())
+    names = ", ".join(failed)
+    return TrainingError(f"{names} failed ({reasons})", "The others are finished; --resume repeats only what is not")
+
+
+def _manifest_path(job: TrainJob) -> str:
+    """The manifest that a job ends with."""
+    storage = Storage(job.run_dir)
+    last = job.stages[-1].index
+    name = next((name for name in list_manifests(storage) if stage_index(name) == last), None)
+    if name is None:
+        raise ConfigError(f"{storage.root} has no finished stage {last}", "Resume the run")
+    return storage.path(f"{MANIFESTS_DIR}/{name}")
+
+
+def _controls(config: SpecialistsConfig, run: Storage) -> dict[str, nn.Module]:
+    return {CONTROL: load_model(open_lineage(run.path(CONTROL)).storage.root)[0]} if config.control else {}
+
+
+def _context(job: TrainJob) -> int:
+    return int(job.architecture["max_position_embeddings"])
+
+
+def _task_table(tasks: list[TrainTask]) -> Table:
+    """Who trains what, before it starts."""
+    table = Table(title=f"{len(tasks)} runs", title_justify="left")
+    for column in ("name", "stages", "blocks", "tokens", "FLOPs", "workers", "CPUs"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for task in tasks:
+        stages = [stage for job in task.jobs for stage in job.stages]
+        job = task.jobs[-1]
+        tokens = sum(job.num_tokens(stage) for stage in stages)
+        cells = (len(stages), stages[-1].num_blocks, f"{tokens:,}", f"{sum(job.stage_weights):.2e}")
+        table.add_row(task.name, *map(str, cells), str(job.resources.num_workers), f"{task.needs[0]:g}")
+    return table

@@ -1,0 +1,235 @@
+"""One directory on any fsspec file system, with writes that happen wholly or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from growtx.exceptions import ConfigError, StoreError
+
+PART_SUFFIX = ".part"  # of a file that is being written
+
+
+class Storage:
+    """Bytes under a root such as `runs/demo`, `/mnt/nfs/runs/demo`, `s3://bucket/runs/demo`.
+
+    Paths are relative to the root, with `/` between parts.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.fspath(root).rstrip("/")
+        try:
+            self._fs, self._base = fsspec.url_to_fs(self.root)
+        except (ImportError, ValueError) as error:
+            raise StoreError(
+                f"{self.root}: this kind of storage cannot be opened ({error})",
+                "Install its fsspec package (for example s3fs or gcsfs), or give a local path",
+            ) from error
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._fs, LocalFileSystem)
+
+    def path(self, relative: str) -> str:
+        """The full address of a relative path, for messages and for other libraries."""
+        base = self._base if self.is_local else self.root
+        return f"{base}/{relative}" if relative else str(base)
+
+    def child(self, relative: str) -> Storage:
+        return Storage(self.path(relative))
+
+    def exists(self, relative: str = "") -> bool:
+        return bool(self._fs.exists(self._at(relative)))
+
+    def size_bytes(self, relative: str) -> int:
+        return int(self._fs.size(self._at(relative)))
+
+    def read_bytes(self, relative: str) -> bytes:
+        try:
+            with self._fs.open(self._at(relative), "rb") as file:
+                return bytes(file.read())
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.path(relative)}: there is no such file", "Check the path") from error
+        except OSError as error:
+            raise StoreError(f"{self.path(relative)} cannot be read: {error.strerror or error}") from error
+
+    def read_tail(self, relative: str, num_bytes: int = 64 * 1024) -> str:
+        """The end of a text file, which may begin inside a line; empty when there is no such file."""
+        if not self.exists(relative):
+            return ""
+        return bytes(self._fs.tail(self._at(relative), num_bytes)).decode("utf-8", errors="ignore")
+
+    def modified(self, relative: str) -> datetime | None:
+        """When a file was last written (UTC); None when there is no such file."""
+        if not self.exists(relative):
+            return None
+        time: datetime = self._fs.modified(self._at(relative))
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+    def read_text(self, relative: str) -> str:
+        try:
+            return self.read_bytes(relative).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise StoreError(f"{self.path(relative)} is damaged: it is not UTF-8 text") from error
+
+    def write_bytes(self, relative: str, data: bytes) -> None:
+        """Write atomically: readers see the old file or the whole new one, also after a crash."""
+        try:
+            if self.is_local:
+                _replace_local(Path(self._at(relative)), data)
+            else:
+                self._fs.pipe_file(self._at(relative), data)  # object stores make an upload visible when it is complete
+        except OSError as error:
+            raise write_error(self.path(relative), error) from error
+
+    def write_text(self, relative: str, text: str) -> None:
+        self.write_bytes(relative, text.encode("utf-8"))
+
+    def append_text(self, relative: str, text: str) -> None:
+        """Append to a local file; object stores cannot, so there the file is written anew."""
+        try:
+            if self.is_local:
+                path = Path(self._at(relative))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(text)
+            else:
+                self.write_text(relative, (self.read_text(relative) if self.exists(relative) else "") + text)
+        except OSError as error:
+            raise write_error(self.path(relative), error) from error
+
+    def remove(self, relative: str) -> None:
+        self._fs.rm(self._at(relative), recursive=True)
+
+    def list_files(self, relative: str = "", suffix: str = "") -> list[str]:
+        """Relative paths of all files below `relative`, sorted."""
+        if not self.exists(relative):
+            return []
+        found = self._fs.find(self._at(relative))
+        return sorted(str(path)[len(str(self._base)) :].lstrip("/") for path in found if str(path).endswith(suffix))
+
+    def list_names(self, relative: str = "") -> list[str]:
+        """Names of the direct children of a directory, sorted."""
+        if not self.exists(relative):
+            return []
+        entries = self._fs.ls(self._at(relative), detail=False, refresh=True)
+        return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+
+    def upload(self, local_dir: str, relative: str) -> None:
+        """Copy a local directory tree below `relative`."""
+        for file in sorted(Path(local_dir).rglob("*")):
+            if file.is_file():
+                self.write_bytes(f"{relative}/{file.relative_to(local_dir).as_posix()}", file.read_bytes())
+
+    def download(self, relative: str) -> str:
+        """A local directory with the content of `relative` (itself when the storage is local)."""
+        if self.is_local:
+            return self._at(relative)
+        target = tempfile.mkdtemp(prefix="growtx-")
+        for path in self.list_files(relative):
+            local = Path(target) / path[len(relative) :].lstrip("/")
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(self.read_bytes(path))
+        return target
+
+    def _at(self, relative: str) -> str:
+        return f"{self._base}/{relative}" if relative else str(self._base)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Storage, (self.root,))
+
+
+def _replace_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART_SUFFIX)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_error(path: str, error: OSError) -> StoreError:
+    """The sentence for a failed write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StoreError(
+            f"{path} cannot be written: the disk is full",
+            "Free some space and run the same command with --resume; finished stages are kept",
+        )
+    return StoreError(f"{path} cannot be written: {error.strerror or error}", "Check the path and its permissions")
+
+
+# Paths and URLs alike: one way to the filesystem that something lies on.
+
+
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+def open_filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a path or URL, and the path on it (absolute for local ones).
+
+    Raises:
+        ConfigError: a URL scheme that is unknown or whose package is not installed.
+    """
+    try:
+        filesystem, stripped = fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        scheme = path.partition("://")[0]
+        reason = " ".join(str(error).split())[:150]
+        remedy = f"Run pip install 'growtx[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else "Use a local path or s3://"
+        raise ConfigError(f"{path} cannot be reached ({reason})", remedy) from error
+    return filesystem, str(stripped)
+
+
+def is_local(filesystem: Any) -> bool:
+    """Whether files can be memory-mapped where they are."""
+    protocols = filesystem.protocol
+    return "file" in ((protocols,) if isinstance(protocols, str) else protocols)
+
+
+# Where runs lie, and which Ray job this process belongs to: both read from the environment alone.
+
+
+STORAGE_VARIABLE = "GROWTX_STORAGE"
+HOME_DIR = "growtx"  # in the home directory: where a job keeps its runs if no storage is set
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server for entrypoints; the name is meant literally
+
+
+def submission_id() -> str | None:
+    """The id that `ray job submit` printed and `ray job stop` takes; None outside of a job."""
+    try:
+        config = json.loads(os.environ.get(_JOB_VARIABLE, "{}"))
+    except ValueError:
+        return None
+    return config.get("metadata", {}).get("job_submission_id")  # type: ignore[no-any-return]
+
+
+def root() -> str:
+    """Where relative addresses of runs start: `GROWTX_STORAGE`, which clusters set, or the working directory.
+
+    The working directory of a Ray job is a copy that Ray deletes with the job: there it is `~/growtx` instead.
+    """
+    if storage := os.environ.get(STORAGE_VARIABLE):
+        return storage.rstrip("/")
+    return str(Path.cwd() if submission_id() is None else Path.home() / HOME_DIR)
+
+
+def resolve_address(path: str) -> str:
+    """The full address of a run directory, of a directory of runs, or of a model in one, as commands name it."""
+    if "://" in path or Path(path).is_absolute():
+        return path
+    start = root()
+    return f"{start}/{PurePosixPath(path)}" if "://" in start else str(Path(start, path))

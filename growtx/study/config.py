@@ -1,0 +1,99 @@
+"""The configuration of a study: one base run, and named variants of it that are compared on one protocol."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from growtx.config import ConfigModel, apply_overrides, build, load_preset, merged
+from growtx.data.sources import DataConfig
+from growtx.exceptions import ConfigError
+from growtx.growth.plan import PlanConfig
+from growtx.growth.scaling import Measure
+from growtx.run.config import JobConfig, RunConfig
+
+DEFAULT_PRESET = "study-demo"
+# What a study may change between a start and its resumption: every run in it is identified by itself.
+_FREE = ("variants", "control", "seeds", "equal", "learning_rates", "tasks", "task_limit", "data_dir", "lanes")
+
+
+class VariantConfig(ConfigModel):
+    """One way to train: what it changes in the base run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    change: dict[str, Any] = Field(default_factory=dict, description="merged into the base run, key by key")
+    learning_rates: tuple[float, ...] | None = Field(None, description="to try; null: the study's")
+
+
+class StudyConfig(JobConfig):
+    """Everything that `growtx study` needs."""
+
+    kind: Literal["study"] = "study"
+    data: DataConfig = DataConfig()
+    plan: PlanConfig
+    control: str = Field(description="variant whose plan says how many tokens and FLOPs the others get")
+    variants: tuple[VariantConfig, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    equal: tuple[Measure, ...] = Field(("tokens", "flops"), min_length=1, description="what all variants spend alike")
+    learning_rates: tuple[float, ...] = Field(
+        (), description="each is tried on the first seed, the best serves the others; empty: the plan's"
+    )
+    tasks: tuple[str, ...] = Field((), description="tasks scored at all depths of the first seed's runs")
+    task_limit: int | None = Field(None, ge=1, description="questions per task; null: all")
+    data_dir: str | None = Field(None, description="directory of the JSON lines that growtx's own tasks read")
+    lanes: int | None = Field(None, ge=1, description="runs side by side, at most; null: as many as fit")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyConfig:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError("each variant needs a name of its own")
+        if self.control not in names:
+            raise ValueError(f"control={self.control} is none of the variants {', '.join(names)}")
+        if self.training.prefix == "auto":
+            raise ValueError("training.prefix=auto: FLOPs would not be known in advance; use recompute")
+        for variant in self.variants:
+            self.base_run(variant)
+        return self
+
+    def decisive(self) -> dict[str, Any]:
+        return {key: value for key, value in super().decisive().items() if key not in _FREE}
+
+    def base_run(self, variant: VariantConfig) -> RunConfig:
+        """The variant as a run, before its length, learning rate and seed are set."""
+        base = self.model_dump(mode="json", include=set(RunConfig.model_fields) - {"provenance", "description"})
+        try:
+            return build(RunConfig, merged(base, variant.change))
+        except ConfigError as error:
+            raise ConfigError(f"variant {variant.name}: {error.problem}", error.remedy) from error
+
+    def rates_of(self, variant: VariantConfig) -> tuple[float, ...]:
+        """Learning rates to try."""
+        own = self.learning_rates if variant.learning_rates is None else variant.learning_rates
+        return own or (float(self.base_run(variant).plan.train.get("learning_rate", 1e-3)),)
+
+
+def load_study_config(preset: str | None, overrides: list[str]) -> StudyConfig:
+    """A validated configuration from a preset (or file) and dotted overrides.
+
+    A preset of one run with the shorthand `grow` (`study-9`, say) becomes the base of the default study's variants:
+    grown and monolithic, on three substrates, without the budget that a control cannot keep.
+
+    Raises:
+        ConfigError: naming key, value and remedy.
+    """
+    tree = load_preset(preset or DEFAULT_PRESET)
+    kind = tree.get("kind")
+    if kind is None and "grow" in tree.get("plan", {}):
+        protocol = load_preset(DEFAULT_PRESET)
+        taken = {key: protocol[key] for key in ("kind", "control", "variants", "seeds", "equal")}
+        tree = merged(tree, {**taken, "training": {"prefix": "recompute"}})
+        tree["plan"].pop("budget", None)
+        tree.pop("capability", None)  # a study has tasks of its own
+    elif kind != "study":
+        raise ConfigError(
+            f"--preset {preset}: not a preset of a study, nor of a run with plan.grow",
+            f"Use one with `kind: study`: {DEFAULT_PRESET}",
+        )
+    return build(StudyConfig, apply_overrides(tree, overrides))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from growtx.report.growth import frozen_problems, headline, write_report
+from growtx.report.run_record import read_run
+from growtx.storage import Storage
+
+PLOTS = {"loss_against_tokens", "bits_per_byte_against_depth", "parameters_against_depth", "speed_and_memory"}
+MakeRun = Callable[..., Path]
+
+
+def page_of(run_dir: Path) -> str:
+    return Path(write_report(str(run_dir))).read_text()
+
+
+def test_report_holds_every_figure_table_and_sample(run_dir: Path) -> None:
+    html = page_of(run_dir)
+    assert {path.stem for path in (run_dir / "plots").glob("*.png")} == PLOTS
+    assert html.count("<picture>") == len(PLOTS)
+    assert html.count("<table>") == len(PLOTS) + 1
+    newest_block = hashlib.sha256(b"block-3").hexdigest()[:10]
+    for words in ("安娜住在", "900,000", "python rayjobs/grow.py --preset demo", newest_block, "torch"):
+        assert words in html
+
+
+def test_report_needs_no_network_and_no_other_file(run_dir: Path, rough: None) -> None:
+    html = page_of(run_dir)
+    assert not re.findall(r"https?://", html)
+    assert all(source.startswith("data:image/png") for source in re.findall(r'src(?:set)?="([^"]+)"', html))
+
+
+def test_report_is_written_beside_the_run_on_any_file_system(run_dir: Path, rough: None) -> None:
+    remote = Storage(f"memory://{uuid.uuid4()}")
+    remote.upload(str(run_dir), "run")
+    assert write_report(remote.path("run")) == remote.path("run/report.html")
+    assert remote.exists("run/plots/loss_against_tokens.png")
+
+
+def test_text_of_a_model_cannot_become_markup(make_run: MakeRun, rough: None) -> None:
+    html = page_of(make_run(changes={4: {"samples": ({"prompt": "<script>", "text": "alert(1)</script>"},)}}))
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_headline_says_what_happened(run_dir: Path) -> None:
+    assert headline(read_run(str(run_dir))).replace("\u00a0", " ") == (
+        "Grew 4 blocks in 4 stages; held-out bits per byte fell from 2.17 after the first stage to 1.61; "
+        "900 k of 2.10 M parameters were active in the last stage; no frozen tensor changed (52 hashes checked)."
+    )
+
+
+def test_headline_admits_a_rise(make_run: MakeRun) -> None:
+    run_dir = make_run(changes={4: {"metrics": {"eval/bits_per_byte": 2.5}}})
+    (run_dir / "metrics.jsonl").unlink()
+    assert "rose from 2.17 after the first stage to 2.50 (no gain in stage 4)" in headline(read_run(str(run_dir)))
+
+
+def test_frozen_tensors_that_moved_raise_an_alarm(make_run: MakeRun, rough: None) -> None:
+    run_dir = make_run(changes={3: {"frozen_check": {"num_tensors": 17, "before": "a", "after": "b"}}})
+    run = read_run(str(run_dir))
+    assert "FROZEN TENSORS CHANGED" in headline(run)
+    assert frozen_problems(run) == ["Frozen tensors changed during stage 3 (depth-3): its result must not be used"]
+    assert 'role="alert"' in page_of(run_dir)
+
+
+def test_a_run_that_still_goes_on_has_a_report(make_run: MakeRun, rough: None) -> None:
+    run_dir = make_run(num_stages=3, finished=2)
+    assert headline(read_run(str(run_dir))).endswith("stage 3 has not finished.")
+    assert "not finished" in page_of(run_dir)
+
+
+def test_a_run_without_any_finished_stage_has_a_report(make_run: MakeRun, rough: None) -> None:
+    assert "No stage has finished yet" in page_of(make_run(num_stages=1, finished=0))
+
+
+def test_manifests_alone_suffice_and_the_rest_is_named(run_dir: Path, rough: None) -> None:
+    (run_dir / "metrics.jsonl").unlink()
+    (run_dir / "run.yaml").unlink()
+    html = page_of(run_dir)
+    assert "Not recorded in this run" in html
+    assert "metrics.jsonl: the loss within the stages is not known" in html

@@ -1,0 +1,156 @@
+"""A run directory belongs to one run: claimed once, resumed by the same configuration, never mixed up."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from growtx.cli.main import parse
+from growtx.exceptions import ConfigError, StoreError, TrainingError
+from growtx.run.config import RunConfig, load_run_config
+from growtx.run.directory import (
+    claim,
+    default_run_dir,
+    recorded_config,
+    requested_run,
+    resumed_config,
+    working_on,
+    write_status,
+)
+from growtx.store.runs import list_runs
+from tests.run.configs import config, tree
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    return parse(["grow", *words])
+
+
+@pytest.fixture(params=["local", "memory"])
+def run_dir(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4()}/run"
+
+
+def test_a_claimed_directory_records_the_resolved_configuration_and_its_origin(run_dir: str) -> None:
+    storage = claim(run_dir, config("a.txt"), resume=False)
+    recorded = recorded_config(storage)
+    assert recorded.decisive() == config("a.txt").decisive() and recorded.model.initializer_range == 0.02
+    assert recorded.provenance is not None
+    assert {"started", "command", "git_commit", "python", "versions", "cpus"} <= recorded.provenance.keys()
+    assert recorded.provenance["versions"].keys() >= {"growtx", "torch", "ray", "deepspeed", "transformers"}
+
+
+def test_a_directory_that_holds_a_run_is_not_started_again(run_dir: str) -> None:
+    claim(run_dir, config("a.txt"), resume=False)
+    with pytest.raises(ConfigError, match=r"already holds a run\. Add --resume to go on with it, or name another"):
+        claim(run_dir, config("a.txt"), resume=False)
+
+
+def test_a_run_is_resumed_by_its_own_configuration_on_any_resources(run_dir: str) -> None:
+    claim(run_dir, config("a.txt"), resume=False)
+    other = config("a.txt", resources={"num_workers": 2}, training={"global_batch_size": 4, "zero_stage": 3})
+    assert recorded_config(claim(run_dir, other, resume=True)).resources.num_workers == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"plan": {"grow": {"blocks": 3}, "train": {"steps": 3}}}, "plan.grow.blocks"),
+        ({"model": {"hidden_size": 64, "num_attention_heads": 2, "context_length": 32}}, "model.hidden_size"),
+        ({"training": {"global_batch_size": 8}}, "training.global_batch_size"),
+    ],
+)
+def test_another_run_may_not_go_on_in_it(run_dir: str, changes: dict[str, Any], keys: str) -> None:
+    claim(run_dir, config("a.txt"), resume=False)
+    with pytest.raises(ConfigError, match=f"holds another run: {keys} differ"):
+        claim(run_dir, config("a.txt", **changes), resume=True)
+    assert recorded_config(claim(run_dir, config("a.txt"), resume=True)).seed == 0  # what was there is kept
+
+
+def test_resuming_a_run_that_does_not_exist_begins_it_where_the_configuration_is_complete(run_dir: str) -> None:
+    with pytest.raises(ConfigError, match=r"holds no run\. Check it, or add --preset to begin one there"):
+        requested_run(arguments("--resume", "--run-dir", run_dir), RunConfig, load_run_config)
+    found, place = requested_run(
+        arguments("--resume", "--preset", "demo", "--run-dir", run_dir), RunConfig, load_run_config
+    )
+    claim(place, found, resume=True)
+    again, place = requested_run(arguments("--resume", "--run-dir", run_dir), RunConfig, load_run_config)
+    assert again.decisive() == found.decisive() and place == run_dir
+
+
+def test_resuming_needs_to_know_which_run() -> None:
+    with pytest.raises(ConfigError, match=r"--resume does not say which run\. Add its --run-dir"):
+        requested_run(arguments("--resume"), RunConfig, load_run_config)
+
+
+def test_the_recorded_configuration_is_resumed_with_overrides(run_dir: str) -> None:
+    claim(run_dir, config("a.txt"), resume=False)
+    resumed = resumed_config(run_dir, ["resources.num_workers=4"])
+    assert resumed.resources.num_workers == 4 and resumed.decisive() == config("a.txt").decisive()
+
+
+def test_a_damaged_record_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("name: [")
+    with pytest.raises(ConfigError, match=r"run\.yaml is not valid YAML"):
+        resumed_config(str(tmp_path), [])
+
+
+def test_a_directory_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="cannot be written"):
+        claim(str(tmp_path / "file/run"), config("a.txt"), resume=False)
+
+
+def test_a_relative_directory_is_the_same_one_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert claim("runs/mine", config("a.txt"), resume=False).root == str(tmp_path / "runs/mine")
+    assert default_run_dir("demo").startswith("runs/demo-2")
+
+
+def test_the_status_is_what_the_list_of_runs_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"metadata": {"job_submission_id": "job-1"}}))
+    storage = claim(str(tmp_path / "run"), config("a.txt"), resume=False)
+    write_status(storage, "failed", 4)
+    (run,) = list_runs(str(tmp_path))
+    assert (run.state, run.num_stages, run.num_finished_stages, run.job_id) == ("failed", 4, 0, "job-1")
+    assert json.loads(storage.read_text("status.json"))["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("how", "state"),
+    [
+        (None, "finished"),
+        (TrainingError("the loss is not finite"), "failed"),
+        (MemoryError(), "failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (SystemExit(143), "interrupted"),  # Ray's answer to SIGTERM
+    ],
+)
+def test_the_list_of_runs_says_how_a_command_ended(how: BaseException | None, state: str, run_dir: str) -> None:
+    storage = claim(run_dir, config("a.txt"), resume=False)
+    with contextlib.suppress(Exception, KeyboardInterrupt, SystemExit), working_on(storage) as status:
+        status.begin(3)
+        assert list_runs(run_dir)[0].state == "running"
+        if how is not None:
+            raise how
+    (run,) = list_runs(run_dir)
+    assert (run.state, run.num_stages) == (state, 3)
+
+
+def test_a_stop_is_in_the_list_of_runs_before_the_run_has_ended(run_dir: str) -> None:
+    storage = claim(run_dir, config("a.txt"), resume=False)
+    with pytest.raises(TrainingError), working_on(storage) as status:
+        status.stop()
+        assert list_runs(run_dir)[0].state == "interrupted"
+        raise TrainingError("workers were lost while they saved")
+    assert list_runs(run_dir)[0].state == "interrupted"
+
+
+def test_the_test_configuration_is_a_plain_tree() -> None:
+    assert json.loads(json.dumps(tree("a.txt"))) == tree("a.txt")

@@ -1,0 +1,236 @@
+"""On a real Ray: processes that are killed, clients that leave, too many clients, metrics of all processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from growtx.models.ensemble import members_of
+from growtx.serving.app import build
+from growtx.serving.local import APP, local_endpoint
+from tests.processes import descendants
+from tests.serving.conftest import make_ensemble
+
+pytestmark = pytest.mark.ray
+
+NUM_STREAMS = 16
+LONGEST_GAP_SECONDS = 2.0
+SECONDS_TO_RESTART = 120  # on a machine that does other things too
+
+
+@pytest.fixture(scope="module")
+def settings(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: Any) -> dict[str, Any]:
+    """Two engine replicas and two front ends."""
+    paths = []
+    for name, member in members_of(make_ensemble(tokenizer)).items():
+        paths.append(str(tmp_path_factory.mktemp("models") / name))
+        member.save_pretrained(paths[-1])
+        tokenizer.save_pretrained(paths[-1])
+    return {
+        "model": paths,
+        "name": "tiny",
+        "num_replicas": "2",
+        "max_batch_size": 16,
+        "max_queue": 16,
+        "kv_cache_gib": 0.1,
+        "drain_seconds": 30,
+    }
+
+
+@pytest.fixture(scope="module")
+def url(settings: dict[str, Any]) -> Iterator[str]:
+    with local_endpoint(settings) as url:
+        yield url
+
+
+@dataclass
+class Reading:
+    """What one client saw of its stream."""
+
+    text: str = ""
+    times: list[float] = field(default_factory=list)
+    is_complete: bool = False
+
+    @property
+    def longest_gap(self) -> float:
+        return max(after - before for before, after in zip(self.times, self.times[1:], strict=False))
+
+
+async def read_stream(session: aiohttp.ClientSession, index: int, max_tokens: int = 80) -> Reading:
+    body = {"model": "tiny", "prompt": f"The quick {index}", "max_tokens": max_tokens, "seed": index, "stream": True}
+    reading = Reading()
+    async with session.post("/v1/completions", json=body) as response:
+        assert response.status == 200, await response.text()
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                reading.text += json.loads(line[6:])["choices"][0]["text"]
+                reading.times.append(time.perf_counter())
+            reading.is_complete |= line.startswith(b"data: [DONE]")
+    return reading
+
+
+async def read_all(session: aiohttp.ClientSession) -> list[Reading]:
+    return await asyncio.gather(*(read_stream(session, index) for index in range(NUM_STREAMS)))
+
+
+async def replicas() -> dict[int, int]:
+    """Process ids of the engines and how many texts each runs."""
+    from ray import serve
+
+    engine = serve.get_deployment_handle("Engine", APP)
+    states = [await engine.status.remote() for _ in range(12)]
+    return {state["pid"]: state["num_running"] for state in states}
+
+
+async def failovers(session: aiohttp.ClientSession, known: float = 0) -> float:
+    """Texts that have changed replicas so far; Ray collects the count every few seconds."""
+    count, deadline = known, time.monotonic() + 10
+    while count == known and time.monotonic() < deadline:
+        async with session.get("/metrics") as response:
+            lines = (await response.text()).split("\n")
+        count = sum(float(line.split()[-1]) for line in lines if line.startswith("ray_growtx_failovers_total{"))
+        await asyncio.sleep(0.5)
+    return count
+
+
+def connect(url: str) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0)
+    return aiohttp.ClientSession(url, connector=connector, timeout=aiohttp.ClientTimeout(total=120))
+
+
+def test_streams_survive_the_death_of_their_replica(url: str) -> None:
+    async def scenario() -> None:
+        async with connect(url) as session:
+            undisturbed = await read_all(session)
+            assert all(reading.is_complete for reading in undisturbed)
+            victim = next(iter(await replicas()))
+
+            async def kill_when_streams_run() -> None:
+                while (await replicas()).get(victim, 0) < 4:
+                    await asyncio.sleep(0.02)
+                os.kill(victim, signal.SIGKILL)
+
+            disturbed, _ = await asyncio.gather(read_all(session), kill_when_streams_run())
+            assert all(reading.is_complete for reading in disturbed)
+            assert [reading.text for reading in disturbed] == [reading.text for reading in undisturbed]
+            assert await failovers(session) > 0
+            longest_gap = max(reading.longest_gap for reading in disturbed)
+            print(f"longest gap {longest_gap:.2f} seconds")
+            assert longest_gap < LONGEST_GAP_SECONDS
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_frees_its_place(url: str) -> None:
+    async def scenario() -> None:
+        async with connect(url) as session:
+            body = {"model": "tiny", "prompt": "The", "max_tokens": 240, "stream": True}
+            bodies = [{**body, "seed": index} for index in range(NUM_STREAMS)]
+            streams = await asyncio.gather(*(session.post("/v1/completions", json=body) for body in bodies))
+            await asyncio.gather(*(stream.content.readline() for stream in streams))
+            assert sum((await replicas()).values())
+            for stream in streams:
+                stream.close()
+            left = time.perf_counter()
+            while sum((await replicas()).values()):
+                assert time.perf_counter() < left + 1, "the place is not free after a second"
+
+    asyncio.run(scenario())
+
+
+def test_clients_that_retry_lose_nothing_when_a_front_end_dies(url: str) -> None:
+    async def retried(session: aiohttp.ClientSession, index: int) -> str:
+        deadline = time.monotonic() + SECONDS_TO_RESTART
+        while time.monotonic() < deadline:
+            with suppress(aiohttp.ClientError, AssertionError):
+                reading = await read_stream(session, index, 20)
+                if reading.is_complete:
+                    return reading.text
+            await asyncio.sleep(0.2)
+        raise AssertionError("no answer")
+
+    async def scenario() -> None:
+        async with connect(url) as session:
+            expected = [await retried(session, index) for index in range(4)]
+            for kind in ("ray::ServeReplica:growtx:Ingress", "ray::ProxyActor"):
+                before = processes(kind)
+                runs = asyncio.gather(*(retried(session, index) for index in range(4)))
+                await asyncio.sleep(0.05)
+                os.kill(min(before), signal.SIGKILL)
+                assert await runs == expected
+                deadline = time.monotonic() + SECONDS_TO_RESTART
+                while len(processes(kind) - {min(before)}) < len(before):
+                    assert time.monotonic() < deadline, f"{kind} was not started again"
+                    await asyncio.sleep(0.2)
+
+    asyncio.run(scenario())
+
+
+def processes(title: str) -> set[int]:
+    """Process ids of this Ray's workers of a kind."""
+    return {process.pid for process in descendants(title)}
+
+
+def test_more_than_there_is_room_for_is_refused_with_retry_after(url: str) -> None:
+    async def scenario() -> None:
+        async with connect(url) as session:
+
+            async def ask(index: int) -> int:
+                body = {"model": "tiny", "prompt": "The", "max_tokens": 120, "seed": index}
+                async with session.post("/v1/completions", json=body) as response:
+                    assert response.status == 200 or response.headers["Retry-After"]
+                    return response.status
+
+            assert set(await asyncio.gather(*(ask(index) for index in range(120)))) == {200, 429}
+
+    asyncio.run(scenario())
+
+
+def test_metrics_of_all_processes_are_in_one_page(url: str) -> None:
+    async def scenario() -> None:
+        wanted = {"requests_total", "tokens_total", "time_to_first_token_seconds", "inter_token_seconds", "batch_size"}
+        wanted |= {"queue", "member_weight_total"}
+        async with connect(url) as session:
+            await read_stream(session, 0, 4)
+            for _ in range(40):  # Ray collects every few seconds
+                async with session.get("/metrics") as response:
+                    page = await response.text()
+                if all(f"ray_growtx_{name}" in page for name in wanted):
+                    return
+                await asyncio.sleep(1)
+            raise AssertionError(page)
+
+    asyncio.run(scenario())
+
+
+def test_a_new_version_lets_the_old_ones_texts_end(url: str, settings: dict[str, Any]) -> None:
+    """A drain, not a failover: no text changes its replica."""
+    from ray import serve
+
+    async def scenario() -> None:
+        async with connect(url) as session:
+            undisturbed = await read_all(session)
+            before, moved = set(await replicas()), await failovers(session, known=-1)
+            streams = asyncio.create_task(read_all(session))
+            while not sum((await replicas()).values()):
+                await asyncio.sleep(0.02)
+            newer = build({**settings, "max_queue": 17})
+            await asyncio.to_thread(serve.run, newer, name=APP, route_prefix="/")
+            disturbed = await streams
+            assert all(reading.is_complete for reading in disturbed)
+            assert [reading.text for reading in disturbed] == [reading.text for reading in undisturbed]
+            assert not before & set(await replicas()), "all replicas are new"
+            assert await failovers(session, known=moved) == moved
+
+    asyncio.run(scenario())

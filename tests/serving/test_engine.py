@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from growtx.serving.backbones import FlatTrunk, WideTrunk
+from growtx.serving.engine import Engine
+from growtx.serving.requests import Generation, OverloadedError, Sampling
+from tests.serving.conftest import collect, complete, make_ensemble, make_model
+
+StartEngine = Callable[..., Engine]
+PROMPTS = [tuple(random.Random(i).randrange(4, 300) for _ in range(3 + 5 * i)) for i in range(32)]
+
+
+@pytest.mark.parametrize("kind", ["one model", "ensemble"])
+def test_greedy_tokens_are_those_of_generate(tokenizer: Any, start_engine: StartEngine, kind: str) -> None:
+    model = make_model(tokenizer) if kind == "one model" else make_ensemble(tokenizer)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    expected = model.generate(torch.tensor([PROMPTS[3]]), max_new_tokens=24, do_sample=False)[0, len(PROMPTS[3]) :]
+    engine = start_engine(model)
+    assert asyncio.run(complete(engine, PROMPTS[3], temperature=0.0)) == expected.tolist()
+
+
+@pytest.mark.parametrize("rule", ["mean", "mixture", "posterior"])
+def test_tokens_are_the_same_alone_in_a_batch_and_in_another_engine(
+    tokenizer: Any, engine: Engine, start_engine: StartEngine, rule: str
+) -> None:
+    async def everything(engine: Engine, size: int) -> list[list[int]]:
+        prompts = enumerate(PROMPTS[:size])
+        return await asyncio.gather(
+            *(complete(engine, prompt, 12, seed=index, top_p=0.9, rule=rule) for index, prompt in prompts)
+        )
+
+    async def one_by_one(engine: Engine, indices: list[int]) -> list[list[int]]:
+        return [await complete(engine, PROMPTS[index], 12, seed=index, top_p=0.9, rule=rule) for index in indices]
+
+    together = asyncio.run(everything(engine, 32))
+    assert asyncio.run(one_by_one(engine, [0, 9, 30])) == [together[0], together[9], together[30]]
+    other = start_engine(make_ensemble(tokenizer, "posterior"))
+    assert asyncio.run(everything(other, 16)) == together[:16]
+    assert len({tuple(tokens) for tokens in together}) > 24
+
+
+def test_members_at_once_give_the_tokens_of_one_after_the_other(
+    tokenizer: Any, engine: Engine, start_engine: StartEngine
+) -> None:
+    async def everything(engine: Engine) -> list[list[int]]:
+        prompts = enumerate(PROMPTS[:8])
+        return await asyncio.gather(
+            *(complete(engine, prompt, 12, seed=index, rule="mixture") for index, prompt in prompts)
+        )
+
+    wide = start_engine(make_ensemble(tokenizer, "mean"))
+    assert isinstance(wide.decoder.trunk, WideTrunk)
+    assert isinstance(engine.decoder.trunk, FlatTrunk)
+    together = asyncio.run(everything(wide))
+    assert together == asyncio.run(everything(engine))
+    assert asyncio.run(complete(wide, PROMPTS[5], 12, seed=5, rule="mixture")) == together[5]
+
+
+def test_going_on_after_some_tokens_gives_the_rest(engine: Engine) -> None:
+    async def scenario() -> None:
+        request = Generation(PROMPTS[2], 40, Sampling(seed=7, rule="mean"))
+        whole = [token.id for token in await collect(engine.generate(request))]
+        for cut in (1, 17, len(whole) - 1):
+            rest = await collect(engine.generate(request.after(whole[:cut])))
+            assert [token.id for token in rest] == whole[cut:]
+
+    asyncio.run(scenario())
+
+
+def test_long_prompts_are_read_in_pieces_with_the_same_result(tokenizer: Any, start_engine: StartEngine) -> None:
+    prompt = PROMPTS[31]
+    whole, pieces = (start_engine(make_model(tokenizer), max_batch_tokens=size) for size in (512, 33))
+    assert asyncio.run(complete(whole, prompt, seed=1)) == asyncio.run(complete(pieces, prompt, seed=1))
+
+
+def test_a_started_engine_draws_nothing_from_the_global_generator(tokenizer: Any, start_engine: StartEngine) -> None:
+    engine = start_engine(make_model(tokenizer))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    asyncio.run(complete(engine, PROMPTS[0], 4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_consumer_that_leaves_frees_its_place(tokenizer: Any, start_engine: StartEngine) -> None:
+    async def scenario() -> None:
+        engine = start_engine(make_model(tokenizer), max_batch_size=1, max_queue=0)
+        stream = engine.generate(Generation(PROMPTS[0], 200, Sampling(seed=3)))
+        await anext(stream)
+        with pytest.raises(OverloadedError):
+            await anext(engine.generate(Generation(PROMPTS[1], 4)))
+        await stream.aclose()
+        assert engine.num_running == 0
+        assert len(await complete(engine, PROMPTS[1], 4, seed=2)) == 4
+
+    asyncio.run(scenario())
+
+
+def test_the_last_token_says_why_it_is_the_last(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        tokens = await collect(engine.generate(Generation(PROMPTS[0], 5, Sampling(temperature=0.0))))
+        assert [token.finish_reason for token in tokens] == [None] * 4 + ["length"]
+        monkeypatch.setattr(engine, "eos_token_ids", [tokens[1].id])
+        tokens = await collect(engine.generate(Generation(PROMPTS[0], 5, Sampling(temperature=0.0))))
+        assert [token.finish_reason for token in tokens] == [None, "stop"]
+
+    asyncio.run(scenario())
+
+
+def test_weights_of_zero_leave_a_member_out(tokenizer: Any, engine: Engine, start_engine: StartEngine) -> None:
+    async def scenario() -> None:
+        expected = await complete(start_engine(make_model(tokenizer, seed=0)), PROMPTS[4], seed=1)
+        assert await complete(engine, PROMPTS[4], seed=1, rule="mean", weights=(1.0, 0.0)) == expected
+        assert await complete(engine, PROMPTS[4], seed=1, rule="mean") != expected
+
+    asyncio.run(scenario())
+
+
+def test_tokens_carry_logprobs_weights_and_attribution(engine: Engine) -> None:
+    async def scenario() -> None:
+        sampling = Sampling(temperature=0.0, num_logprobs=3, rule="mean", attribution=True)
+        tokens = await collect(engine.generate(Generation(PROMPTS[4], 6, sampling)))
+        for token in tokens:
+            assert token.top[0] == (token.id, token.logprob)
+            assert token.weights == (0.5, 0.5)
+            assert token.attribution is not None
+            assert sum(token.attribution) == pytest.approx(1)
+        text = (*PROMPTS[4], *(token.id for token in tokens))
+        scored = (await engine.score(text, sampling))[-6:]
+        for token, again in zip(tokens, scored, strict=True):
+            assert again.logprob == pytest.approx(token.logprob, abs=1e-4)
+
+    asyncio.run(scenario())
+
+
+def test_a_dead_generation_thread_is_noticed(tokenizer: Any, start_engine: StartEngine) -> None:
+    from growtx.serving.requests import EngineError
+
+    engine = start_engine(make_model(tokenizer))
+    engine.check_health()
+    engine.stop()
+    with pytest.raises(EngineError):
+        engine.check_health()

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
+from growtx.exceptions import ConfigError, GrowtxError, StoreError
+from growtx.models.ensemble import GrowtxEnsembleForCausalLM, members_of
+from growtx.serving.loading import load_depths, member_names, share_equal_tensors
+from growtx.serving.settings import ServeSettings, parse_settings
+from tests.serving.conftest import TEXT, make_ensemble, make_model
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def paths(tokenizer: Any, tmp_path: Path) -> list[str]:
+    for name, member in members_of(make_ensemble(tokenizer)).items():
+        member.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    return [str(tmp_path / name) for name in ("north", "south")]
+
+
+def test_a_list_of_paths_becomes_an_ensemble(paths: list[str]) -> None:
+    models, _ = load_depths(ServeSettings(model=paths, rule="mixture"))
+    (model,) = models.values()
+    assert isinstance(model, GrowtxEnsembleForCausalLM)
+    assert (model.config.member_names, model.rule.name) == (["north", "south"], "mixture")
+
+
+def test_a_rule_for_one_model_is_refused(paths: list[str]) -> None:
+    with pytest.raises(ConfigError, match="is one"):
+        load_depths(ServeSettings(model=paths[0], rule="mixture"))
+
+
+def test_models_of_different_tokenizers_are_refused(paths: list[str], tmp_path: Path) -> None:
+    other = build_tokenizer(TokenizerConfig(vocab_size=350), [TEXT])
+    make_model(other).save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(GrowtxError, match="different tokenizers"):
+        load_depths(ServeSettings(model=[paths[0], str(tmp_path / "other")]))
+
+
+def test_depths_that_do_not_exist_are_refused(paths: list[str]) -> None:
+    with pytest.raises(ConfigError, match="do not exist"):
+        load_depths(ServeSettings(model=paths[0], depths=[3]))
+
+
+def test_a_missing_model_is_said_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such run"):
+        load_depths(ServeSettings(model=str(tmp_path / "nothing")))
+
+
+def test_equal_tensors_are_held_once(tokenizer: Any) -> None:
+    first, second, third = make_model(tokenizer), make_model(tokenizer), make_model(tokenizer, seed=1)
+    share_equal_tensors([first, second, third])
+    assert first.lm_head.weight.data_ptr() == second.lm_head.weight.data_ptr()
+    assert first.lm_head.weight.data_ptr() != third.lm_head.weight.data_ptr()
+
+
+def test_members_of_one_name_are_told_apart() -> None:
+    assert member_names(["a/run", "b/run/", "c/other"]) == ["run-0", "run-1", "other"]
+
+
+def test_settings_are_read_from_the_strings_of_the_command_line() -> None:
+    settings = parse_settings({"model": "[runs/a, runs/b]", "num_replicas": "2", "limits.max_choices": "3"})
+    assert settings.models == ["runs/a", "runs/b"]
+    assert settings.served_name == "a+b"
+    assert (settings.num_replicas, settings.limits.max_choices) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({}, "model"),
+        ({"model": "x", "num_replicas": "0"}, "num_replicas"),
+        ({"model": "x", "num_replicas": 3, "max_replicas": 2}, "max_replicas"),
+        ({"model": "x", "replicas": 1}, "replicas"),
+        ({"model": []}, "no path"),
+    ],
+)
+def test_wrong_settings_are_named(arguments: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        parse_settings(arguments)
+
+
+def test_the_shipped_configuration_is_valid_and_keeps_to_this_machine() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load((PROJECT / "serve" / "config.yaml").read_text()))
+    assert ipaddress.ip_address(config.http_options.host).is_loopback
+    (application,) = config.applications
+    assert application.import_path == "serve.app:build"
+    assert parse_settings(application.args).models
+
+
+def test_a_file_without_keys_lets_no_one_in_by_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("\n")
+    with pytest.raises(ConfigError, match="no key"):
+        ServeSettings(model="x", api_keys_file=str(file)).api_keys()

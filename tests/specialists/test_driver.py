@@ -1,0 +1,180 @@
+"""Specialists before and after training, without a cluster: what they share, the control's length, tuning, resuming."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from growtx.config import build
+from growtx.exceptions import ConfigError, TrainingError
+from growtx.growth.assembly import SUBSTRATE_KEY
+from growtx.growth.ensembles import read_ensemble
+from growtx.models.counting import monolithic_flops
+from growtx.run.pool import TogetherResult, TrainTask
+from growtx.specialists import driver
+from growtx.specialists.config import SpecialistsConfig
+from growtx.specialists.driver import TUNED_DIR, grow_specialists, merge_all, prepare_tasks
+from growtx.storage import Storage
+from growtx.store.blobs import BlobStore
+from growtx.store.manifest import latest_manifest
+from growtx.train.job import TrainJob
+from tests import tiny
+from tests.run.configs import tree, write_corpus
+
+MERGE = {"rules": ["mean"], "num_windows": 4, "fit_windows": 3, "fit_steps": 2}
+
+
+def config(directory: Path, **changes: Any) -> SpecialistsConfig:
+    """Two specialists on binary codes of 32 dimensions: one text each, of which one is longer."""
+    members = []
+    for name, num_documents in (("one", 60), ("two", 90)):
+        (directory / name).mkdir(exist_ok=True)
+        sources = [{"name": name, "files": write_corpus(directory / name, num_documents)}]
+        members.append({"name": name, "data": {"sources": sources, "validation_fraction": 0.2}})
+    shared = {key: value for key, value in tree("").items() if key != "data"}
+    return build(SpecialistsConfig, {**shared, "specialists": members, "merge": MERGE, **changes})
+
+
+def trained(job: TrainJob) -> None:
+    """Seal every stage of a job as training would, without training."""
+    store = BlobStore(job.run_dir)
+    for stage in job.stages:
+        before = latest_manifest(store.storage)
+        if before is None or before.index < stage.index:
+            tiny.write_stage(store, stage, job.model_at(stage.num_blocks), job.substrate.blob, before)
+
+
+@pytest.fixture
+def without_cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`train_together` seals at once and remembers which runs it trained; no Ray, no figures."""
+    names: list[str] = []
+
+    def together(tasks: list[TrainTask], **_: Any) -> TogetherResult:
+        for task in tasks:
+            if not task.is_finished:
+                names.append(task.name)
+                for job in task.jobs:
+                    trained(job)
+        return TogetherResult()
+
+    class Connected:
+        def __init__(self, *_: Any) -> None: ...
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(driver, "train_together", together)
+    monkeypatch.setattr(driver, "connected", Connected)
+    monkeypatch.setattr(driver, "check_cluster", lambda resources: None)
+    monkeypatch.setattr("growtx.run.grow.write_report", lambda root: f"{root}/report.html")
+    monkeypatch.setattr("growtx.merge.report.save", lambda draw, storage, name: "")
+    return names
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def test_all_stand_on_one_tokenizer_and_substrate_made_of_all_data(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path / "run"))
+    tasks = prepare_tasks(config(tmp_path, cache_dir=str(tmp_path / "cache")), run)
+    jobs = [task.jobs[0] for task in tasks]
+    assert [task.name for task in tasks] == ["one", "two"]
+    assert len({job.architecture["tokenizer_fingerprint"] for job in jobs}) == 1
+    assert len({job.substrate.blob for job in jobs}) == 1 and len({job.packed_path for job in jobs}) == 2
+    for job in jobs:
+        assert SUBSTRATE_KEY in BlobStore(job.run_dir).get(job.substrate.blob)
+        assert Path(job.packed_path).is_relative_to(tmp_path / "cache")
+
+
+def test_the_control_spends_the_flops_of_all_plans(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path / "run"))
+    tasks = prepare_tasks(config(tmp_path, control=True, plan={"grow": {"blocks": 2}, "train": {"steps": 300}}), run)
+    (control,) = (task.jobs[0] for task in tasks if task.name == "control")
+    (stage,) = control.stages
+    assert (stage.num_blocks, stage.num_active) == (2, 2)
+    spent = control.num_tokens(stage)
+    spent_flops = spent * monolithic_flops(control.model_at(2), 32).total
+    assert spent_flops == pytest.approx(sum(sum(task.jobs[0].stage_weights) for task in tasks[:2]), rel=0.01)
+
+
+def test_heads_are_tuned_after_the_plan_on_the_data_of_all(tmp_path: Path) -> None:
+    settings = {"tokens": 256, "learning_rate": 5e-4}
+    tasks = prepare_tasks(config(tmp_path, tune_heads=settings), Storage(str(tmp_path / "run")))
+    for task in tasks:
+        own, tuning = task.jobs
+        (stage,) = tuning.stages
+        assert (stage.name, stage.index, stage.add, stage.num_active, stage.head) == ("tune-2", 3, 0, 0, True)
+        assert (stage.train.tokens, stage.train.steps, stage.train.learning_rate) == (256, None, 5e-4)
+        assert tuning.packed_path != own.packed_path and own.num_stages == tuning.num_stages == 3
+    assert tasks[0].jobs[1].packed_path == tasks[1].jobs[1].packed_path
+
+
+def test_specialists_share_the_blobs_of_a_common_parent(tmp_path: Path) -> None:
+    first = config(tmp_path)
+    parent = prepare_tasks(first, Storage(str(tmp_path / "first")))[0].jobs[0]
+    trained(parent)
+    plan = {"stages": [{"add": 1}], "train": {"steps": 2}}
+    tasks = prepare_tasks(config(tmp_path, parent=parent.run_dir, plan=plan), Storage(str(tmp_path / "next")))
+    for task in tasks:
+        (stage,) = task.jobs[0].stages
+        assert (stage.index, stage.num_blocks_before, stage.num_blocks) == (3, 2, 3)
+        trained(task.jobs[0])
+    last = [latest_manifest(Storage(task.jobs[0].run_dir)) for task in tasks]
+    assert last[0] is not None and last[1] is not None and last[0].blocks[:2] == last[1].blocks[:2]
+
+
+def test_a_run_leaves_merges_and_resuming_repeats_nothing(tmp_path: Path, without_cluster: list[str]) -> None:
+    run_dir = str(tmp_path / "run")
+    given = config(tmp_path, control=True, tune_heads={"tokens": 256})
+    result = grow_specialists(given, run_dir, console=quiet())
+    assert without_cluster == ["one", "two", "control"] and len(result.merges) == 2
+    grown, tuned = (read_ensemble(f"{run_dir}/{name}") for name in ("ensemble", TUNED_DIR))
+    assert [member.manifest for member in grown.members] == ["02-depth-2.json"] * 2
+    assert [member.manifest for member in tuned.members] == ["03-tune-2.json"] * 2
+    assert [member.run for member in tuned.members] == ["../specialists/one", "../specialists/two"]
+    assert "control" in result.merges[0].scores.kinds
+    untuned, after = (Path(merged.report).read_text() for merged in result.merges)
+    assert "What tuning the heads changed" in after and "What tuning the heads changed" not in untuned
+    again = grow_specialists(given, run_dir, resume=True, console=quiet())
+    assert without_cluster == ["one", "two", "control"] and again.merges == ()
+
+
+def test_a_failure_is_reported_and_what_is_finished_stays(
+    tmp_path: Path, without_cluster: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeed = driver.train_together
+
+    def one_fails(tasks: list[TrainTask], **options: Any) -> TogetherResult:
+        succeed(tasks[:1], **options)
+        return TogetherResult(failed={"two": TrainingError("the loss is not finite")})
+
+    monkeypatch.setattr(driver, "train_together", one_fails)
+    with pytest.raises(TrainingError, match=r"two failed \(two: the loss is not finite\)\. The others are finished"):
+        grow_specialists(config(tmp_path), str(tmp_path / "run"), console=quiet())
+    assert (tmp_path / "run/specialists/one/model/config.json").exists() and not (tmp_path / "run/ensemble").exists()
+    home = tmp_path / "run/specialists"
+    states = {name: json.loads((home / name / "status.json").read_text()) for name in ("one", "two")}
+    assert {name: status["state"] for name, status in states.items()} == {"one": "finished", "two": "failed"}
+    monkeypatch.setattr(driver, "train_together", succeed)
+    grow_specialists(config(tmp_path), str(tmp_path / "run"), resume=True, console=quiet())
+    assert without_cluster == ["one", "two"]
+
+
+def test_a_directory_belongs_to_one_configuration(tmp_path: Path, without_cluster: list[str]) -> None:
+    grow_specialists(config(tmp_path), str(tmp_path / "run"), console=quiet())
+    with pytest.raises(ConfigError, match="already holds a run"):
+        grow_specialists(config(tmp_path), str(tmp_path / "run"), console=quiet())
+    with pytest.raises(ConfigError, match="holds another run: seed differ"):
+        grow_specialists(config(tmp_path, seed=1), str(tmp_path / "run"), resume=True, console=quiet())
+
+
+def test_a_member_without_its_last_stage_cannot_be_merged(tmp_path: Path) -> None:
+    given = config(tmp_path)
+    tasks = prepare_tasks(given, Storage(str(tmp_path / "run")))
+    with pytest.raises(ConfigError, match="has no finished stage 2"):
+        merge_all(given, Storage(str(tmp_path / "run")), tasks)

@@ -1,0 +1,163 @@
+"""Files of a run: whole or not at all, on local disks and object stores alike."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import tempfile
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from growtx.exceptions import StoreError
+from growtx.storage import Storage
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4()}/run")
+
+
+def test_what_is_written_is_read_back(storage: Storage) -> None:
+    storage.write_bytes("a/b.bin", b"\x00\xff")
+    storage.write_text("a/c.txt", "слово")
+    assert storage.read_bytes("a/b.bin") == b"\x00\xff" and storage.read_text("a/c.txt") == "слово"
+    assert storage.size_bytes("a/b.bin") == 2
+    assert storage.exists() and storage.exists("a/b.bin") and not storage.exists("a/d")
+
+
+def test_writing_again_replaces_the_file(storage: Storage) -> None:
+    storage.write_text("a.txt", "a longer first version")
+    storage.write_text("a.txt", "second")
+    assert storage.read_text("a.txt") == "second" and storage.list_files() == ["a.txt"]
+
+
+def test_lines_can_be_appended_and_the_end_of_a_file_read(storage: Storage) -> None:
+    for number in range(5):
+        storage.append_text("log/rows.txt", f"{number}\n")
+    assert storage.read_text("log/rows.txt") == "0\n1\n2\n3\n4\n"
+    assert storage.read_tail("log/rows.txt", num_bytes=4) == "3\n4\n"
+    assert storage.read_tail("nothing") == ""
+
+
+def test_files_and_names_are_listed_relative_to_the_root_and_sorted(storage: Storage) -> None:
+    for name in ("b/2.json", "b/10.json", "a.txt", "b/deep/3.txt"):
+        storage.write_text(name, "")
+    assert storage.list_files() == ["a.txt", "b/10.json", "b/2.json", "b/deep/3.txt"]
+    assert storage.list_files("b", suffix=".json") == ["b/10.json", "b/2.json"]
+    assert storage.list_names("b") == ["10.json", "2.json", "deep"]
+    assert storage.list_files("nothing") == storage.list_names("nothing") == []
+
+
+def test_a_directory_is_uploaded_and_downloaded_with_its_tree(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "in/deep").mkdir(parents=True)
+    (tmp_path / "in/a.txt").write_text("a")
+    (tmp_path / "in/deep/b.txt").write_text("b")
+    storage.upload(str(tmp_path / "in"), "model")
+    local = Path(storage.download("model"))
+    assert {str(path.relative_to(local)) for path in local.rglob("*.txt")} == {"a.txt", "deep/b.txt"}
+    assert (local / "deep/b.txt").read_text() == "b"
+
+
+def test_a_child_and_a_copy_in_another_process_see_the_same_files(storage: Storage) -> None:
+    storage.write_text("a/b.txt", "x")
+    assert storage.child("a").read_text("b.txt") == "x"
+    assert pickle.loads(pickle.dumps(storage)).read_text("a/b.txt") == "x"
+
+
+def test_a_removed_directory_is_gone(storage: Storage) -> None:
+    storage.write_text("a/b.txt", "x")
+    storage.remove("a")
+    assert not storage.exists("a/b.txt")
+
+
+def test_a_missing_file_is_a_sentence_that_names_it(storage: Storage) -> None:
+    with pytest.raises(StoreError, match=r"run/a\.txt: there is no such file\. Check the path\.") as caught:
+        storage.read_bytes("a.txt")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_a_damaged_file(storage: Storage) -> None:
+    storage.write_bytes("a.txt", b"\xff\xfe")
+    with pytest.raises(StoreError, match="damaged: it is not UTF-8"):
+        storage.read_text("a.txt")
+
+
+def test_a_directory_in_place_of_a_file_is_a_sentence(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(StoreError, match="cannot be read"):
+        storage.read_bytes("a.txt")
+    with pytest.raises(StoreError, match="cannot be written"):
+        storage.write_text("a.txt", "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_in_place_of_a_directory_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "blobs").write_text("x")
+    with pytest.raises(StoreError, match=r"blobs/ab/c cannot be written: .*Check the path and its permissions"):
+        Storage(str(tmp_path)).write_text("blobs/ab/c", "x")
+
+
+@pytest.mark.parametrize("root", ["nosuchprotocol://bucket/run"])
+def test_a_file_system_without_its_package_is_a_sentence(root: str) -> None:
+    with pytest.raises(StoreError, match="Install its fsspec package"):
+        Storage(root)
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class FullFile:
+    """A file that takes a few bytes before the disk is full."""
+
+    def __init__(self, handle: int, _mode: str) -> None:
+        self.handle = handle
+
+    def __enter__(self) -> FullFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.handle)
+
+    def write(self, data: bytes) -> None:
+        os.write(self.handle, data[:3])
+        full()
+
+
+MOMENTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "making the directory": lambda patch: patch.setattr(Path, "mkdir", full),
+    "creating the file": lambda patch: patch.setattr(tempfile, "mkstemp", full),
+    "writing": lambda patch: patch.setattr(os, "fdopen", FullFile),
+    "syncing": lambda patch: patch.setattr(os, "fsync", full),
+    "renaming": lambda patch: patch.setattr(Path, "replace", full),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_full_disk_leaves_the_old_file_whole_and_nothing_half_written(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_text("manifests/latest", "old")
+    with monkeypatch.context() as patch:
+        MOMENTS[moment](patch)
+        with pytest.raises(StoreError) as caught:
+            storage.write_text("manifests/latest", "new and longer")
+    assert str(caught.value) == (
+        f"{tmp_path}/manifests/latest cannot be written: the disk is full. "
+        "Free some space and run the same command with --resume; finished stages are kept."
+    )
+    assert storage.list_files() == ["manifests/latest"] and storage.read_text("manifests/latest") == "old"
+
+
+def test_appending_to_a_full_disk_is_the_same_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(StoreError, match=r"metrics\.jsonl cannot be written: the disk is full"):
+            Storage(str(tmp_path)).append_text("metrics.jsonl", "{}\n")
