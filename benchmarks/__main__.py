@@ -1,9 +1,9 @@
-"""Performance as ratios, each beside its bound, measured by running the ways in turn.
+"""Performance as ratios, each with its bound, measured by running the alternatives in turn.
 
-growtx benchmark growth                 a stage's step against the monolithic one, over the depth
+growtx benchmark growth                 a stage's step relative to the monolithic one, by depth
 growtx benchmark growth --depths 2,12 --rounds 15 --workers none     without Ray: steps and memory alone
 growtx benchmark sweep                  eight trials of a stage at depth 8, with and without the shared cache
-growtx benchmark substrate              building 65,536 x 1024, against the plain procedure
+growtx benchmark substrate              building 65,536 x 1024, relative to the plain procedure
 growtx benchmark tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
 growtx benchmark serving                an ensemble at 1, 8 and 32 clients against the naive loop
 growtx benchmark serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     substrate.add_argument("--hidden-size", type=int, default=1024)
     substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
     substrate.set_defaults(run=_substrate)
-    tokenizers = benchmarks.add_parser("tokenizers", help="speed and density of tokenizers on the same text")
+    tokenizers = benchmarks.add_parser("tokenizers", help="speed and compression of tokenizers on the same text")
     tokenizers.add_argument("--texts", required=True, help="glob of files; their column `lang` names the language")
     tokenizers.add_argument(
         "--tokenizer",
@@ -51,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME=PATH",
         help="also measure this one: a Hugging Face directory, a .tiktoken or a tekken.json file",
     )
-    tokenizers.add_argument("--max-bytes", type=int, default=2_000_000, help="text of each language, at most")
+    tokenizers.add_argument("--max-bytes", type=int, default=2_000_000, help="maximum bytes of text per language")
     tokenizers.set_defaults(run=_tokenizers)
     serving = benchmarks.add_parser("serving", help="tokens per second and latencies of an ensemble")
     serving.add_argument(
-        "--soak", type=float, metavar="SECONDS", help="instead: mixed traffic for so long, on a local Ray"
+        "--soak", type=float, metavar="SECONDS", help="run mixed traffic for this long instead, on a local Ray"
     )
     serving.add_argument(
-        "--warm-up", type=float, default=180.0, metavar="SECONDS", help="of --soak, before it measures"
+        "--warm-up", type=float, default=180.0, metavar="SECONDS", help="time that --soak runs before it measures"
     )
     serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
     serving.set_defaults(run=_serving)
@@ -222,7 +222,7 @@ def _serving(arguments: argparse.Namespace) -> int:
     if arguments.soak is not None:
         return _soak(tokenizer, arguments)
     _print_table(
-        "Two members of random weights",
+        "Two members with random weights",
         ("system", "clients", "tokens/s", "x naive", "TTFT ms p50", "p99", "ITL ms p50", "p99", "bound tokens/s"),
         (
             (

@@ -1,7 +1,7 @@
-"""What growing costs: time and memory of a stage's step against the monolithic step, beside their bounds.
+"""What growing costs: time and memory of a stage's step relative to the monolithic step, with their bounds.
 
-One process, one thread, no Ray: what a worker does between two messages. Ways are run in turn, and what is reported
-is the median over rounds of the ratio within a round, because machines change their speed from minute to minute.
+One process, one thread, no Ray: what a worker does between two messages. The ways are run in turn, and the
+median over rounds of the ratio within a round is reported, because machine speed varies from minute to minute.
 
 Shapes: B micro batch, T positions, D hidden size.
 """
@@ -96,7 +96,7 @@ class PlainTrainer:
         self._process.join()
 
     def seconds_per_step(self) -> float:
-        """Train some steps and return the mean time of one, the Trainer's own start-up left out."""
+        """Train some steps and return the mean time of one, excluding the Trainer's start-up."""
         self._here.send(None)
         return float(self._here.recv())
 
@@ -110,7 +110,7 @@ def _serve_trainer(connection: Any, shape: Shape, depth: int, num_new: int) -> N
 
 
 def outside_groups() -> None:
-    """Let this process, a child of ours, know of no process group and use one thread."""
+    """Let this child process see no process group, and use one thread."""
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -125,7 +125,7 @@ def frozen_model(shape: Shape, depth: int, num_new: int) -> GrowtxForCausalLM:
 
 
 def train_plainly(model: GrowtxForCausalLM, shape: Shape, num_steps: int = 4) -> float:
-    """Train some steps by a Trainer; seconds of one of them, its own start-up left out."""
+    """Train some steps with a Trainer; returns the seconds of one, excluding its start-up."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
@@ -240,7 +240,7 @@ class Memory:
     Attributes:
         ratio: of the monolithic peak at the same depth.
         frozen_bytes: weights of the frozen blocks.
-        forecast_bytes: what `growtx plan` says of such a stage; the Trainer's is not forecast.
+        forecast_bytes: what `growtx plan` forecasts for such a stage; None for the Trainer.
     """
 
     depth: int
@@ -252,7 +252,7 @@ class Memory:
 
 
 def peak_memory(shape: Shape, depths: Sequence[int]) -> Iterator[Memory]:
-    """Each way at each depth in a process of its own: memory that was used once is not always given back."""
+    """Each way at each depth in a process of its own: used memory is not always given back."""
     for depth in depths:
         peaks: dict[str, int] = {}
         for way in ("monolithic", "recompute", "cache", PLAIN):

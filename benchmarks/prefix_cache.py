@@ -1,7 +1,7 @@
 """What the shared prefix cache saves a sweep: the work of T trials of one stage with it and without it.
 
 One process, one thread, no Ray: what the trials' workers do between two messages. The cache is real (filled, written
-and read in every round, its filling is part of its time), and both ways run in turn within a round.
+and read in every round, with filling included in its time), and both ways run in turn within a round.
 
 Shapes: B micro batch, T positions, D hidden size, N windows.
 """

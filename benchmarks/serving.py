@@ -1,9 +1,9 @@
-"""How fast the engine serves: beside the naive loop, beside one member alone, beside what the hardware allows.
+"""How fast the engine serves: compared with the naive loop, with one member alone, and with what the hardware allows.
 
 All three run on the same weights, prompts and threads, in turns, in one process; the engine is driven as the front
-end drives it, from the request to its tokens (front ends, which make text of them, are processes of their own). The
-naive loop is what one would write first: one text after the other,
-two cached forward passes a token, logits averaged.
+end drives it, from the request to its tokens (front ends, which turn them into text, are processes of their own). The
+naive loop is what one would write first: one text after the other, one cached forward pass per member and token,
+logits averaged.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def random_ensemble(
     vocab_size: int = 8192,
     context_length: int = 512,
 ) -> GrowtxEnsembleForCausalLM:
-    """Members with random weights: how fast they are does not depend on what they know."""
+    """Members with random weights: their speed does not depend on what they know."""
     torch.manual_seed(0)
     shape = {"hidden_size": hidden_size, "num_hidden_layers": num_blocks, "num_attention_heads": num_heads}
     sizes = {"vocab_size": max(vocab_size, len(tokenizer)), "max_position_embeddings": context_length}
@@ -194,7 +194,7 @@ def _naive(members: list[GrowtxForCausalLM], workload: Workload) -> Timings:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What this machine does at best with the threads that torch has now."""
+    """The best that this machine can do with torch's current threads."""
 
     bytes_per_second: float
     flops_per_second: float

@@ -1,8 +1,8 @@
-"""A long run of mixed traffic against an endpoint on loopback, and what its processes cost meanwhile.
+"""A long run of mixed traffic against an endpoint on loopback, and what its processes use meanwhile.
 
 Whole and streamed texts, clients that leave, requests that are wrong, bursts beyond the queue. What is not given back
 (memory, threads, open files) shows as a difference between the beginning and the end, and as a slope over all samples.
-Sampling begins after a warm-up, in which allocators and caches come to their size.
+Sampling begins after a warm-up, in which allocators and caches reach their size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PROCESSES = (f"ray::ServeReplica:{APP}:Engine", f"ray::ServeReplica:{APP}:Ingres
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process has at one moment."""
+    """What a process uses at one moment."""
 
     seconds: float
     resident_bytes: int

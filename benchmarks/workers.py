@@ -1,8 +1,8 @@
-"""What worker groups make of a stage: tokens per second on one and on more workers, and the pause between two stages.
+"""How a stage scales: tokens per second on one worker and on more, and the pause between two stages.
 
-A run on Ray as people start it. One plan holds everything: after a first stage that builds the depth, stages that
-train the newest block and the head take turns on every number of workers, two after each other on each, because the
-pause between those two is measured too. Every worker has the same micro batch, whatever their number.
+An ordinary run on Ray. One plan covers everything: after a first stage that builds the depth, stages that train the
+newest block and the head cycle through the numbers of workers, two in a row on each, because the pause between those
+two is measured as well. Every worker has the same micro batch, whatever their number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class GroupFigures:
     """One number of workers; medians over the rounds.
 
     Attributes:
-        ratio: of the tokens per second of the first number, within a round.
+        ratio: tokens per second relative to the first number of workers, within a round.
         pause_seconds: from the end of a stage's last step to the start of the next one's first.
     """
 

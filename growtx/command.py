@@ -32,20 +32,20 @@ def add_command(
 def add_job_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The options that every job takes."""
     parser.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
-    parser.add_argument("--run-dir", help="where the run goes: a path or s3://, gs:// (default: runs/NAME-TIME)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run-dir")
+    parser.add_argument("--run-dir", help="run directory: a path, s3:// or gs:// (default: runs/NAME-TIME)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="YAML values, applied in order")
     return parser
 
 
 def command_line() -> str:
-    """The command of this process, as a person can type it again."""
+    """The command line of this process, ready to be typed again."""
     program = Path(sys.argv[0]).name
     return shlex.join(["growtx", *sys.argv[1:]] if program == "growtx" else ["python", *sys.argv])
 
 
 def run_command(action: Callable[[], int]) -> int:
-    """Run a command; an error that a user can understand becomes a sentence and an exit status."""
+    """Run a command; a user-facing error becomes a sentence and an exit status."""
     if not sys.stdout.isatty():  # logs and files have no width; rich would break tables at 80 characters
         os.environ.setdefault("COLUMNS", "160")
     try:
@@ -54,5 +54,5 @@ def run_command(action: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: finished stages are kept; --resume goes on", file=sys.stderr)
+        print("interrupted: finished stages are kept; use --resume to continue", file=sys.stderr)
         return 130

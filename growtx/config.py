@@ -45,7 +45,7 @@ def fingerprint(value: Any) -> str:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.2 scalars: PyYAML follows 1.1, reads `3e-4` and `1e9` as strings and makes dates of `2026-01-01`."""
+    """YAML 1.2 scalars: PyYAML follows 1.1, reads `3e-4` and `1e9` as strings and `2026-01-01` as a date."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - the type that the base class declares
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -69,9 +69,9 @@ def parse_yaml(text: str, where: str) -> Any:
     """Parse YAML; `where` names the source in errors."""
     try:
         return yaml.load(text, Loader=_YamlLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a tag such as !!int before what is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a tag such as !!int before something that is not one
         detail = " ".join(str(error).split())
-        raise ConfigError(f"{where} is not valid YAML: {detail}", "Correct the syntax there") from error
+        raise ConfigError(f"{where} is not valid YAML: {detail}", "Fix the syntax") from error
 
 
 def preset_names() -> list[str]:
@@ -81,7 +81,7 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name_or_file: str) -> dict[str, Any]:
-    """The tree of a shipped preset or of a YAML file; a key `extends` names the preset that it changes."""
+    """The tree of a shipped preset or of a YAML file; its key `extends` names the preset that it builds on."""
     tree = _read_preset(name_or_file)
     base = tree.pop("extends", None)
     return tree if base is None else merged(load_preset(str(base)), tree)
@@ -98,7 +98,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def _read_preset(name_or_file: str) -> dict[str, Any]:
     if Path(name_or_file).suffix in {".yaml", ".yml"}:
-        candidates = [Path(name_or_file), Path(resolve_address(name_or_file))]  # as it is named, and where runs lie
+        candidates = [Path(name_or_file), Path(resolve_address(name_or_file))]  # as given, and among the runs
         path = next((candidate for candidate in candidates if candidate.is_file()), None)
         if path is None:
             raise ConfigError(f"--preset {name_or_file}: there is no such file", "Check the path")
@@ -154,7 +154,7 @@ def build(model: type[Model], tree: Mapping[str, Any]) -> Model:
     """Validate a tree.
 
     Raises:
-        ConfigError: naming every wrong key, its value, and what would be right.
+        ConfigError: naming every invalid key, its value and a remedy.
     """
     try:
         return model.model_validate(tree)

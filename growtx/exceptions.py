@@ -59,18 +59,18 @@ class FingerprintError(StoreError):
 
 
 class TrainingError(GrowtxError):
-    """Training could not go on (non-finite loss, workers lost for good)."""
+    """Training could not continue (non-finite loss, workers lost for good)."""
 
 
 class RunsFailedError(TrainingError):
-    """Some of the runs of a worker group failed; the others went on to their ends."""
+    """Some of the runs of a worker group failed; the others ran to completion."""
 
     def __init__(self, failures: Mapping[str, GrowtxError]) -> None:
         self.failures = dict(failures)
         reasons = "; ".join(f"{run_dir}: {str(error).rstrip('.')}" for run_dir, error in failures.items())
-        super().__init__(f"{len(failures)} of the runs failed ({reasons})", "The others went on to their ends")
+        super().__init__(f"{len(failures)} of the runs failed ({reasons})", "The others ran to completion")
         self.args = (self.failures,)  # what pickling makes it again from
 
 
 class ExportError(GrowtxError):
-    """A model that cannot be written exactly in the asked format."""
+    """A model that cannot be written exactly in the requested format."""

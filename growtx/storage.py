@@ -1,4 +1,4 @@
-"""One directory on any fsspec file system, with writes that happen wholly or not at all."""
+"""One directory on any fsspec file system, with writes that happen completely or not at all."""
 
 from __future__ import annotations
 
@@ -200,12 +200,12 @@ def is_local(filesystem: Any) -> bool:
     return "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
 
-# Where runs lie, and which Ray job this process belongs to: both read from the environment alone.
+# Where runs are stored, and which Ray job this process belongs to; both come from the environment alone.
 
 
 STORAGE_VARIABLE = "GROWTX_STORAGE"
 HOME_DIR = "growtx"  # in the home directory: where a job keeps its runs if no storage is set
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server for entrypoints; the name is meant literally
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server for entrypoints; it is really called that
 
 
 def submission_id() -> str | None:
@@ -218,7 +218,7 @@ def submission_id() -> str | None:
 
 
 def root() -> str:
-    """Where relative addresses of runs start: `GROWTX_STORAGE`, which clusters set, or the working directory.
+    """What relative paths of runs start from: `GROWTX_STORAGE`, which clusters set, or the working directory.
 
     The working directory of a Ray job is a copy that Ray deletes with the job: there it is `~/growtx` instead.
     """
@@ -228,7 +228,7 @@ def root() -> str:
 
 
 def resolve_address(path: str) -> str:
-    """The full address of a run directory, of a directory of runs, or of a model in one, as commands name it."""
+    """Resolve the path of a run, of a directory of runs or of a model, as given to a command, to its full address."""
     if "://" in path or Path(path).is_absolute():
         return path
     start = root()

@@ -65,7 +65,7 @@ def test_a_shipped_preset_loads_resolves_and_prints_itself(name: str) -> None:
 def test_a_preset_of_one_kind_is_refused_by_jobs_of_another() -> None:
     with pytest.raises(ConfigError, match=r"Use `growtx specialists` with it"):
         load_run_config("specialists-demo", [])
-    with pytest.raises(ConfigError, match="not a preset of specialists"):
+    with pytest.raises(ConfigError, match="not a specialists preset"):
         load_specialists_config("demo", [])
     with pytest.raises(ConfigError, match=r"Use `growtx sweep` with it"):
         load_run_config("sweep-demo", [])

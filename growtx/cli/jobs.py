@@ -22,29 +22,29 @@ GROW = """Grow a model stage by stage on a frozen substrate.
 
 growtx grow                                          the demo, into runs/demo-TIME
 growtx grow --preset demo data.sources='[{files: "texts/*.parquet"}]'
-growtx grow --run-dir runs/mine --resume             go on with a run that was interrupted
+growtx grow --run-dir runs/mine --resume             continue a run that was interrupted
 ray job submit --working-dir . -- python rayjobs/grow.py --preset demo --run-dir /shared/runs/mine"""
 
 SPECIALISTS = """Grow several specialists at the same time on one substrate, merge their logits, report what that gains.
 
 growtx specialists                                   the demo: English, Russian and Chinese, into runs/
 growtx specialists --preset specialists-text --run-dir runs/three        your files in texts/
-growtx specialists --run-dir runs/three --resume     repeats nothing that is finished
+growtx specialists --run-dir runs/three --resume     continue, without repeating what is finished
 ray job submit --working-dir . -- python rayjobs/specialists.py --run-dir /shared/runs/three"""
 
 SWEEP = """Search learning rates, LoRA ranks, initialisation and batch size of stages with Ray Tune.
 
-growtx sweep --greedy                                stage by stage, each on the best of the one before
+growtx sweep --greedy                                stage by stage, each on the best of the previous one
 growtx sweep --stage 3 --trials 8 parent=runs/mine   one stage of the plan, on a run that has two
 growtx sweep --preset sweep-text --greedy sweep.sampler=tpe data.sources='[{files: "texts/*.parquet"}]'
-growtx sweep --run-dir runs/sweep --resume           repeats no trial that has ended
-growtx grow --preset runs/sweep/best-plan.yaml       repeats what was found"""
+growtx sweep --run-dir runs/sweep --resume           continue, without repeating trials that have ended
+growtx grow --preset runs/sweep/best-plan.yaml       grow with the best values found"""
 
-STUDY = """Compare ways to train on one protocol: equal tokens or FLOPs, tuned learning rates, several seeds.
+STUDY = """Compare ways to train under one protocol: equal tokens or FLOPs, tuned learning rates, several seeds.
 
 growtx study                                         {grown, monolithic} x {glyph, binary, learned}
 growtx study --preset study-growth data.sources='[{files: "texts/*_en.parquet"}]'
-growtx study --run-dir runs/study --resume           repeats nothing that is finished
+growtx study --run-dir runs/study --resume           continue, without repeating what is finished
 ray job submit --working-dir . -- python rayjobs/study.py --preset study-9 --run-dir /shared/runs/study"""
 
 EVALUATE = """Score a run, a manifest, an ensemble or a Hugging Face directory, at one or all depths.
@@ -73,10 +73,10 @@ def add_jobs(commands: Commands) -> None:
     )
     sweep = add_command(commands, "sweep", _sweep, "search learning rates and more with Ray Tune", SWEEP)
     add_job_options(sweep)
-    sweep.add_argument("--stage", type=int, help="search this stage alone (from 1)")
+    sweep.add_argument("--stage", type=int, help="search only this stage (from 1)")
     sweep.add_argument("--greedy", action="store_true", help="search all stages, one after the other")
     sweep.add_argument("--trials", type=int, help="trials of a stage (sweep.num_trials)")
-    add_job_options(add_command(commands, "study", _study, "compare ways to train on one protocol", STUDY))
+    add_job_options(add_command(commands, "study", _study, "compare ways to train under one protocol", STUDY))
     _add_evaluate(commands)
     _add_serve(commands)
     benchmark = add_command(commands, "benchmark", _benchmark, "measure performance as ratios", BENCHMARK)
@@ -92,12 +92,14 @@ def _add_evaluate(commands: Commands) -> None:
         "--tasks", help="names, comma-separated (default: bits_per_byte, and microworld if trained on one)"
     )
     evaluate.add_argument("--depths", default="last", help="all, last, or numbers of blocks, comma-separated")
-    evaluate.add_argument("--data-dir", help="directory of the JSON lines that growtx's own tasks read")
+    evaluate.add_argument("--data-dir", help="directory of the JSON Lines files for growtx's own tasks")
     evaluate.add_argument("--texts", action="append", metavar="GLOB", help="files for bits_per_byte")
     evaluate.add_argument("--limit", type=int, help="questions per task (default: all)")
     evaluate.add_argument("--control", metavar="PATH", help="a control whose scores are drawn in the same figures")
-    evaluate.add_argument("--maps", action="store_true", help="also t-SNE maps of the substrate and of every layer")
-    evaluate.add_argument("--out", help="where the page of several models goes (default: runs/comparison-TIME)")
+    evaluate.add_argument(
+        "--maps", action="store_true", help="also draw t-SNE maps of the substrate and of every layer"
+    )
+    evaluate.add_argument("--out", help="where to write the page of several models (default: runs/comparison-TIME)")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="num_runs=10, temperature=1.0, seed=0, ...")
 
 
@@ -159,7 +161,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 def _sweep_overrides(arguments: argparse.Namespace) -> list[str]:
     """The options as overrides, which the run directory then remembers."""
     if arguments.greedy and arguments.stage is not None:
-        raise ConfigError("--greedy and --stage exclude each other", "Give one of them")
+        raise ConfigError("--greedy and --stage are mutually exclusive", "Give only one")
     if not (arguments.greedy or arguments.stage is not None or arguments.resume):
         raise ConfigError("neither --stage nor --greedy is given", "Say which stage to search, or --greedy for all")
     overrides = list(arguments.overrides)
@@ -193,7 +195,7 @@ def _say_how_it_ended(console: Any, job: str, result: Any) -> None:
     """How to go on with a job that was stopped, and the page to open."""
     if result.stopped:
         command = f"growtx {job} --resume --run-dir {result.run_dir}"
-        console.print(f"stopped; resume it with: {command}", soft_wrap=True)
+        console.print(f"stopped; continue with: {command}", soft_wrap=True)
     if getattr(result, "report", None):
         console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
 
@@ -221,7 +223,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         for path in models
     }
     for config in configs.values():
-        resolve_tasks(config)  # a wrong name is said before a cluster is started for it
+        resolve_tasks(config)  # report a wrong name before starting a cluster for it
     with connected(ResourcesConfig()):
         for path, config in configs.items():
             if arguments.maps:

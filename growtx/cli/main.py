@@ -58,11 +58,13 @@ def _add_results(commands: Commands) -> None:
     inspect.add_argument("path", help="run directory or manifest")
     inspect.add_argument("--json", action="store_true", help="print the manifests as JSON")
 
-    verify = add_command(commands, "verify", _verify, "hash everything again; exit status 1 names what does not match")
+    verify = add_command(
+        commands, "verify", _verify, "recompute all hashes; report each mismatch and exit with status 1"
+    )
     verify.add_argument("path", help="run directory, a manifest in it, or an ensemble")
     verify.add_argument("--prune", action="store_true", help="remove files that no manifest refers to")
-    verify.add_argument("--substrate", action="store_true", help="also build the substrate again from its recipe")
-    verify.add_argument("--font", help="with --substrate: the font of the recipe, if it is in no usual place")
+    verify.add_argument("--substrate", action="store_true", help="also rebuild the substrate and compare it")
+    verify.add_argument("--font", help="with --substrate: the recipe's font file, if it is not in a standard location")
 
     generate = add_command(commands, "generate", _generate, "continue a prompt")
     generate.add_argument("path", help="run directory, manifest or Hugging Face directory")
@@ -74,15 +76,15 @@ def _add_results(commands: Commands) -> None:
 
     export = add_command(commands, "export", _export, "write a model in a stock architecture with identical logits")
     export.add_argument("path", help="run directory, manifest or Hugging Face directory")
-    export.add_argument("directory", help="where to write; must not exist yet")
-    export.add_argument("--format", required=True, help="gpt_neox, phi or llama (refused: it cannot be exact)")
+    export.add_argument("directory", help="output directory; must not exist yet")
+    export.add_argument("--format", required=True, help="gpt_neox, phi or llama (llama is refused: it cannot be exact)")
     export.add_argument("--depth", type=int, help="use the stage with this many blocks (default: the last)")
 
 
 def _add_merge(commands: Commands) -> None:
     merge = add_command(commands, "merge", _merge, "combine runs into an ensemble, and report what it gains and loses")
     merge.add_argument("paths", nargs="+", metavar="RUN", help="run, manifest, NAME=PATH; an ensemble may come first")
-    merge.add_argument("--out", required=True, metavar="DIR", help="where the ensemble goes")
+    merge.add_argument("--out", required=True, metavar="DIR", help="where to write the ensemble")
     merge.add_argument("--rule", default="mean", help="combination rule of the ensemble (default: mean)")
     merge.add_argument("--without", action="append", default=[], metavar="NAME", help="leave out a member")
     merge.add_argument("--require-gain", action="store_true", help="refuse a merge that loses to its best member")
@@ -93,7 +95,7 @@ def _add_merge(commands: Commands) -> None:
 
 
 def _add_substrate(commands: Commands) -> None:
-    substrate = add_command(commands, "substrate", _substrate_report, "build a substrate and report what it is like")
+    substrate = add_command(commands, "substrate", _substrate_report, "build a substrate and report its properties")
     substrate.add_argument("action", choices=["report"])
     substrate.add_argument(
         "--vocabulary", default="unicode-2-3", help="unicode-2-3, unicode-max, or a tokenizer's directory"
@@ -116,7 +118,7 @@ def _add_plan(commands: Commands) -> None:
         metavar="ACTIVE_PARAMETERS",
         help="propose stages with at most this many active parameters",
     )
-    plan.add_argument("--memory-gib", type=float, metavar="N", help="propose stages that fit a worker's memory")
+    plan.add_argument("--memory-gib", type=float, metavar="N", help="propose stages that fit into N GiB per worker")
     plan.add_argument("--blocks", type=int, metavar="L", help="target depth of the proposal (default: the preset's)")
     plan.add_argument("--data-tokens", type=int, metavar="N", help="tokens of the training data, for the prefix cache")
     plan.add_argument("--trials", type=int, default=1, metavar="N", help="runs that will share the prefix cache")
@@ -144,7 +146,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from growtx.store.verify import verify
 
     if arguments.font and not arguments.substrate:
-        raise ConfigError("--font belongs to --substrate", "Add --substrate, or leave --font out")
+        raise ConfigError("--font only works with --substrate", "Add --substrate, or leave --font out")
     if is_ensemble(arguments.path):
         return _verify_ensemble(arguments.path, arguments.font, substrate=arguments.substrate)
     lineage = open_lineage(arguments.path)
@@ -170,7 +172,7 @@ def _verify_ensemble(path: str, font: str | None, *, substrate: bool) -> int:
     from growtx.growth.substrate_proof import prove_substrate
 
     problems, members = verify_ensemble(path), read_ensemble(path).members
-    if substrate and not problems:  # one member stands for all: intact ones have one substrate
+    if substrate and not problems:  # one member is enough: intact ones share one substrate
         print(prove_substrate(open_member(ensemble_root(path), members[0])[0], font))
     print(*problems, f"{'NOT intact' if problems else 'intact'}: {len(members)} members", sep="\n")
     return 1 if problems else 0
@@ -182,7 +184,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from growtx.growth.loading import load_model
 
     if arguments.max_tokens < 1 or not arguments.temperature >= 0:
-        raise ConfigError("--max-tokens below 1 or --temperature below 0", "Give positive values")
+        raise ConfigError("--max-tokens below 1 or --temperature below 0", "Give a larger value")
     if not 0 <= arguments.seed < 2**63:
         raise ConfigError(f"--seed {arguments.seed} is out of range", "Give one from 0 to 2^63 - 1")
     model, tokenizer = load_model(arguments.path, depth=arguments.depth)

@@ -124,15 +124,15 @@ def _new_block(config: GrowtxConfig, stage: Stage, index: int, state: State, see
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:
-    """An own stream for each tensor drawn, so that adding a block never changes the draws of another."""
+    """A separate random generator for each tensor drawn, so that adding a block never changes the draws of another."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def check_same(kind: str, expected: str | None, found: str | None, where: str) -> None:
-    """Refuse to put together what stands on different tokenizers or substrates."""
+    """Refuse to combine what was built on different tokenizers or substrates."""
     if expected != found:
         raise FingerprintError(
-            f"{where}: the {kind} is another one (fingerprint {str(found)[:12]}, expected {str(expected)[:12]})",
+            f"{where}: the {kind} is a different one (fingerprint {str(found)[:12]}, expected {str(expected)[:12]})",
             f"Use the {kind} that the model was grown on",
         )

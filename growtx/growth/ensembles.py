@@ -1,6 +1,6 @@
 """Ensembles on disk: `ensemble.json` names members by the hash of their manifests and copies none of their weights.
 
-A directory with an `ensemble.json` is a result like a run directory. What a fitted rule has learned lies in its own
+A directory with an `ensemble.json` is a result like a run directory. What a fitted rule has learned is in its own
 `blobs/`; everything else stays in the members' run directories, so adding, removing or replacing a member leaves all
 others as they were, bit for bit.
 """
@@ -36,7 +36,7 @@ class MemberRef(ConfigModel):
     """One specialist: a manifest of a run, pinned by its hash."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    run: str = Field(description="run directory; relative to the ensemble where it lies below or beside it")
+    run: str = Field(description="run directory; relative to the ensemble if it is below or next to it")
     manifest: str = Field(description="file name below the run's manifests/")
     digest: str = Field(description="sha256 of the manifest's bytes")
 
@@ -65,7 +65,7 @@ class EnsembleManifest(ConfigModel):
 
 
 def ensemble_root(path: str) -> str:
-    """The directory of an ensemble that is named by it or by its file."""
+    """The directory of an ensemble, given that directory or its file."""
     trimmed = path.rstrip("/")
     if trimmed == ENSEMBLE_FILE:
         return "."
@@ -89,7 +89,7 @@ def read_ensemble(path: str) -> EnsembleManifest:
         tree = json.loads(storage.read_bytes(ENSEMBLE_FILE))
         if isinstance(tree, dict) and tree.get("format_version") != FORMAT_VERSION:
             raise StoreError(
-                f"{where} has format version {tree.get('format_version')!r}, this version reads {FORMAT_VERSION}",
+                f"{where} has format version {tree.get('format_version')!r}, but this version reads {FORMAT_VERSION}",
                 "Use the version of growtx that wrote it",
             )
         return EnsembleManifest.model_validate(tree)
@@ -105,7 +105,7 @@ def new_ensemble(out: str, runs: Mapping[str, str], *, rule: dict[str, Any] | st
     """The manifest, not yet written, of an ensemble of runs (or manifests of runs).
 
     Args:
-        out: directory that the ensemble will lie in; members below or beside it are named relative to it.
+        out: directory that the ensemble will be in; members below or next to it are named relative to it.
         runs: paths by member name.
 
     Raises:
@@ -188,7 +188,7 @@ def open_member(root: str, member: MemberRef) -> tuple[Lineage, Manifest]:
 
 
 def verify_ensemble(path: str) -> list[str]:
-    """Hash everything that an ensemble stands on again; one sentence for each problem, none when it is intact."""
+    """Recompute all hashes that an ensemble depends on; one sentence for each problem, none if it is intact."""
     manifest, root = read_ensemble(path), ensemble_root(path)
     problems = []
     for member in manifest.members:
@@ -218,7 +218,7 @@ def changed_ensemble(
     Members that are not named keep their hashes. What the rule had learned was for other members: it starts anew.
 
     Args:
-        out: directory that the changed ensemble will lie in; may be that of `path`.
+        out: directory that the changed ensemble will be in; may be that of `path`.
         runs: paths of new members; a name that the ensemble has already is replaced.
         without: names of members to remove.
 

@@ -1,6 +1,6 @@
 """What a stage computes for one token of a training step, counted product by product.
 
-`models/counting.py` has the round formulas of a whole block or model; this is what autograd really does in a stage:
+`models/counting.py` has the simple formulas for a whole block or model; this is what autograd really does in a stage:
 weights that are frozen get no gradient, a frozen prefix only runs forward, and adapters are cheap but send gradients
 through every block.
 """
@@ -167,9 +167,9 @@ def plan_prefix(
     if num_frozen == 0:
         reason = "there is no frozen prefix"
     elif size > bytes_available:
-        reason = f"the cache would take {size:,} bytes, {bytes_available:,} are allowed"
+        reason = f"the cache would take {size:,} bytes, but only {bytes_available:,} are allowed"
     elif cache > WORTHWHILE * recompute:
-        reason = "windows are seen too rarely for the cache to pay"
+        reason = "windows are seen too rarely for the cache to pay off"
     else:
         choice, reason = "cache", f"the cache saves {1 - cache / recompute:.0%} of the prefix's FLOPs"
     return PrefixPlan(choice, reason, recompute, cache, size)

@@ -1,4 +1,4 @@
-"""What each stage of a plan will take: parameters, FLOPs, bytes on every worker; before anything runs.
+"""What each stage of a plan will need: parameters, FLOPs, bytes on every worker; before anything runs.
 
 Bytes are those of tensors that live at the same time at the peak of a training step; what a process needs before
 it holds a model (Python, libraries, the tokenizer) is not counted.
@@ -104,7 +104,7 @@ def _gradient_elements(placement: Placement, active: int) -> int:
 
 
 def _num_adapter_parameters(config: GrowtxConfig, stage: Stage) -> int:
-    """They stand beside the blocks until the stage is sealed."""
+    """They exist alongside the blocks until the stage is finalized."""
     if stage.lora is None:
         return 0
     return stage.num_frozen * num_adapter_parameters(stage.lora, config.hidden_size, config.mlp_width)

@@ -66,10 +66,10 @@ def open_lineage(path: str) -> Lineage:
 
 
 def tokenizer_of(lineage: Lineage) -> PreTrainedTokenizerFast:
-    """The tokenizer that a lineage stands on.
+    """The tokenizer that a lineage was grown on.
 
     Raises:
-        FingerprintError: what lies there is another one.
+        FingerprintError: what is stored there is a different one.
     """
     tokenizer = load_tokenizer(lineage.storage.download(TOKENIZER_DIR))
     where = lineage.storage.path(TOKENIZER_DIR)
@@ -80,7 +80,7 @@ def tokenizer_of(lineage: Lineage) -> PreTrainedTokenizerFast:
 def import_lineage(path: str, target: Storage) -> Manifest:
     """Copy a lineage (manifests, blobs, tokenizer, substrate) into a run that continues it; returns its last manifest.
 
-    Doing it again changes nothing.
+    Repeating this changes nothing.
     """
     source = open_lineage(path)
     blobs, own = BlobStore(source.storage.root), BlobStore(target.root)
@@ -102,7 +102,7 @@ HASH_LENGTH = 12
 
 
 def stage_table(lineage: Lineage) -> Table:
-    """One row a stage: depth, parameters, tokens, held-out bits per byte before and after."""
+    """One row per stage: depth, parameters, tokens, held-out bits per byte before and after."""
     table = Table(title=f"Lineage of {lineage.storage.root}", title_justify="left")
     for column in ("stage", "blocks", "active", "total", "tokens", "bits/byte", "ended by"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -120,7 +120,7 @@ def stage_table(lineage: Lineage) -> Table:
 
 
 def blob_table(lineage: Lineage) -> Table:
-    """One row a blob of the newest model, bottom to top: its hash, its size, the stage that wrote it."""
+    """One row per blob of the newest model, bottom to top: its hash, its size, the stage that wrote it."""
     store = BlobStore(lineage.storage.root)
     present = set(store.list())
     made_by = {blob: manifest for manifest in reversed(lineage.manifests) for blob in manifest.new_blobs}

@@ -1,4 +1,4 @@
-"""Loading whatever a path leads to: a run, one of its stages, an ensemble, a Hugging Face directory."""
+"""Loading whatever a path points to: a run, one of its stages, an ensemble, a Hugging Face directory."""
 
 from __future__ import annotations
 

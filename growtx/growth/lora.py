@@ -1,7 +1,7 @@
 """LoRA phases: low-rank adapters on frozen blocks (Hu et al., arXiv:2106.09685), by peft, kept as deltas.
 
 An adapter blob belongs to one block and holds, for each adapted projection P, `P.lora_A` [r, in], `P.lora_B`
-[out, r] and `P.scaling` []. Its effect is W + scaling * B A; the sealed block it refers to is never rewritten.
+[out, r] and `P.scaling` []. Its effect is W + scaling * B A; the finalized block it refers to is never rewritten.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def add_adapters(model: GrowtxForCausalLM, lora: LoraConfig, num_blocks: int, *,
         target_modules=rf"model\.layers\.({indices})\.({targets})",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # peft draws A from the global generator
+        torch.manual_seed(seed)  # peft draws A from the global random generator
         peft_model: nn.Module = get_peft_model(model, config)
     return peft_model
 

@@ -24,7 +24,7 @@ class ModelConfig(ConfigModel):
     hidden_size: int = Field(128, ge=2, description="D, width of the residual stream")
     num_attention_heads: int = Field(4, ge=1)
     context_length: int = Field(256, ge=2, description="T, tokens in a window")
-    lm_head_bias: bool = Field(True, description="the paper's head has a bias; only without it is gpt_neox exact")
+    lm_head_bias: bool = Field(True, description="as in the paper; export to gpt_neox is exact only without a bias")
     initializer_range: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
@@ -153,7 +153,7 @@ class GrowShorthand(ConfigModel):
     first_stage_share: float | None = Field(
         None, gt=0, lt=1, description="share of all tokens that the first stage gets; null: equal shares"
     )
-    tokens: int | None = Field(None, gt=0, description="tokens of all stages together; null: `train` holds per stage")
+    tokens: int | None = Field(None, gt=0, description="tokens of all stages together; null: `train` applies per stage")
     train_substrate: bool = Field(False, description="whether a `learned` substrate trains in the first stage")
 
     @model_validator(mode="after")
@@ -196,7 +196,7 @@ class GrowShorthand(ConfigModel):
 
 
 class BudgetConfig(ConfigModel):
-    """What a stage may use at most."""
+    """The most that a stage may use."""
 
     active_parameters: int | None = Field(None, gt=0, description="parameters that receive gradients in one stage")
 
@@ -226,7 +226,7 @@ class PlanConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _trains(self) -> PlanConfig:
-        """What is wrong in a `train` mapping is said before a run is started, not when its stage comes."""
+        """Errors in a `train` mapping are reported before a run is started, not when its stage is reached."""
         for index, stage in enumerate(self.written_stages(), start=1):
             try:
                 build(StageTraining, {**self.train, **stage.train})
@@ -280,10 +280,10 @@ def resolve(plan: PlanConfig, *, num_stages_before: int = 0, num_blocks_before: 
     Args:
         num_stages_before, num_blocks_before: of the lineage that the plan continues, if it does.
 
-    A control gets the plan's tokens here; for one of equal FLOPs, which need a shape, see `matching.py`.
+    A control gets the plan's tokens here; for one of equal FLOPs, which depend on the shape, see `matching.py`.
 
     Raises:
-        ConfigError: naming the stage and the key that cannot be.
+        ConfigError: naming the stage and the invalid key.
     """
     stages: list[Stage] = []
     for index, config in enumerate(plan.written_stages(), start=num_stages_before + 1):

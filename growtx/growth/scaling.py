@@ -31,7 +31,7 @@ def scaled_to(
     to about half a step.
 
     Raises:
-        ConfigError: a stage ends by time or convergence, so that nobody knows its cost before it ran.
+        ConfigError: a stage ends by time or convergence, so that its cost is not known before it has run.
     """
     stages = resolve(plan)
     if any(stage.train.seconds or stage.train.convergence for stage in stages):
@@ -57,7 +57,7 @@ def scaled_to(
 
 
 def _as_written(stage: Stage) -> StageConfig:
-    """The control's one stage, which `mode: monolithic` makes of all."""
+    """The control's one stage, into which `mode: monolithic` turns them all."""
     return StageConfig(name=stage.name, add=stage.add, train_substrate=stage.train_substrate, init=stage.init)
 
 
@@ -66,7 +66,7 @@ def _with_steps(stage: StageConfig, steps: int) -> StageConfig:
     return stage.model_copy(update={"train": {**train, "steps": steps}})
 
 
-# Controls of equal cost: how long something must train to take as many FLOPs as a plan.
+# Controls of equal cost: how long a control must train to use as many FLOPs as a plan.
 
 
 def tokens_for_flops(config: GrowtxConfig, stage: Stage, flops: float, *, tokens_per_step: int) -> int:
@@ -83,7 +83,7 @@ def resolve_matched(
     num_stages_before: int = 0,
     num_blocks_before: int = 0,
 ) -> tuple[Stage, ...]:
-    """`resolve`, with the control of `mode: monolithic, match: flops` as long as the plan's FLOPs last.
+    """Like `resolve`, but the control of `mode: monolithic, match: flops` trains for as many FLOPs as the plan.
 
     Raises:
         ConfigError: as `resolve`.

@@ -1,8 +1,8 @@
-"""The budget solver: stages for a target depth that keep to a number of active parameters, or to a memory.
+"""The budget solver: stages for a target depth within a limit on active parameters, or on memory.
 
-As many blocks as fit are added at a time: fewer stages, each with more that trains. Where head and blocks do not fit
-together, blocks train under a resting head and the head in a stage of its own after them. Last of all comes a LoRA
-phase over all blocks, of the rank that spends the same budget.
+Each stage adds as many blocks as fit, so that there are few stages, each training as much as possible. Where head and
+blocks do not fit together, blocks train under a frozen head, and the head in a stage of its own after them. A LoRA
+phase over all blocks comes last, with the rank that uses up the same budget.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def propose(
         config: the shape; its depth is not used.
         placement: tried first; where memory does not suffice for one block, cheaper ones are tried.
         train: defaults of every stage, as in a plan.
-        lora: alpha, dropout and targets of the LoRA phase, its rank is found; None: no such phase.
+        lora: alpha, dropout and targets of the LoRA phase, whose rank is computed; None: no such phase.
 
     Raises:
         BudgetError: not even one block at a time fits; names what would.
@@ -125,7 +125,7 @@ def _adapters(config: GrowtxConfig, num_blocks: int, lora: LoraConfig) -> int:
 
 
 def _rank(config: GrowtxConfig, num_blocks: int, limit: int, lora: LoraConfig) -> int:
-    """The largest rank on all blocks, beside the head if that leaves any; no more than half of what is full rank."""
+    """The largest rank on all blocks, next to the head if that leaves any; at most half of full rank."""
     per_rank = _adapters(config, num_blocks, lora.model_copy(update={"rank": 1}))
     beside_head = (limit - _head(config)) // per_rank
     return min(beside_head if beside_head >= 1 else limit // per_rank, config.hidden_size // 2)

@@ -1,4 +1,4 @@
-"""Proof that a run's substrate is what its recipe makes: it is built again, and must have the same bits."""
+"""Proof that a run's substrate is what its recipe makes: it is rebuilt, and must match bit for bit."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def prove_substrate(lineage: Lineage, font: str | None = None) -> str:
         What was proven, in one sentence.
 
     Raises:
-        SubstrateError: the font is not on this machine, or there is nothing to build again.
-        StoreError: what lies in the run is not what the recipe makes.
+        SubstrateError: the font is not on this machine, or there is nothing to rebuild.
+        StoreError: what the run has stored is not what the recipe makes.
     """
     storage, last = lineage.storage, lineage.last
     record = build(SubstrateRecord, parse_yaml(storage.read_text(SUBSTRATE_FILE), storage.path(SUBSTRATE_FILE)))
@@ -42,5 +42,5 @@ def prove_substrate(lineage: Lineage, font: str | None = None) -> str:
         )
     rows, width = substrate.weight.shape
     if last.substrate != record.blob:
-        return f"substrate: built again from its recipe, {rows} x {width}, bit for bit; a first stage then trained it"
-    return f"substrate: built again from its recipe, {rows} x {width}, bit for bit"
+        return f"substrate: rebuilt from its recipe, {rows} x {width}, bit for bit; a first stage then trained it"
+    return f"substrate: rebuilt from its recipe, {rows} x {width}, bit for bit"

@@ -1,4 +1,4 @@
-"""Merging: an ensemble of finished runs, its combination rule fitted, and a report on what that gains and loses."""
+"""Merging: an ensemble of finished runs, its combination rule fitted, and a report on what is gained and lost."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from growtx.models.ensemble import RULES, CombinationRule
 class MergeConfig(ConfigModel):
     """How an ensemble combines its members, and what its report compares."""
 
-    rule: str = Field("mean", description="rule of the ensemble; fitted where it has something to learn")
+    rule: str = Field("mean", description="rule of the ensemble; fitted if it has anything to learn")
     rules: tuple[str, ...] = Field(tuple(RULES), description="rules that the report compares")
     fit_windows: int = Field(64, ge=1, description="held-out windows that rules are fitted on")
     fit_steps: int = Field(60, ge=1)
-    num_windows: int = Field(64, ge=2, description="held-out windows of each domain, other ones")
-    max_text_bytes: int = Field(1_000_000, gt=0, description="held-out text looked at in each group")
+    num_windows: int = Field(64, ge=2, description="other held-out windows of each domain, to measure on")
+    max_text_bytes: int = Field(1_000_000, gt=0, description="bytes of held-out text read in each group")
     batch_size: int = Field(8, ge=1)
     require_gain: bool = Field(False, description="refuse a merge that loses to its best member")
     seed: int = Field(0, ge=0)
@@ -47,7 +47,7 @@ class MergeConfig(ConfigModel):
     def _known(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for name in (value,) if isinstance(value, str) else value:
             if name not in RULES:
-                raise ValueError(f"{name} is no combination rule; use {', '.join(RULES)}")
+                raise ValueError(f"{name} is not a combination rule; use {', '.join(RULES)}")
         return value
 
     @property
@@ -80,7 +80,7 @@ def merge(
 
     Args:
         manifest: members, not yet written; see `named_members`.
-        texts: files to measure on, a group each; default: what the members' runs held out.
+        texts: files to measure on, one group for each; default: what the members' runs held out.
         controls: other models to measure beside the members.
         before: directory of the merge of these members before their heads were tuned, to compare with.
 
@@ -137,12 +137,12 @@ def merge(
 
 
 def named_members(out: str, paths: Sequence[str], *, rule: str, without: Sequence[str] = ()) -> EnsembleManifest:
-    """The manifest of an ensemble of what a user names: runs, manifests, `NAME=PATH`, and ensembles.
+    """The manifest of an ensemble of the paths that a user gives: runs, manifests, `NAME=PATH`, and ensembles.
 
-    An ensemble, which must come first, stands for its members; runs of a name that it has already replace them.
+    An ensemble, which must come first, stands for its members; a run named like one of them replaces it.
 
     Raises:
-        ConfigError: two members have one name, or an ensemble does not come first.
+        ConfigError: two members have the same name, or an ensemble does not come first.
     """
     runs: dict[str, str] = {}
     first, rest = (paths[0], paths[1:]) if paths and is_ensemble(paths[0]) else (None, paths)
@@ -157,7 +157,7 @@ def named_members(out: str, paths: Sequence[str], *, rule: str, without: Sequenc
         runs[name] = path
     if first is None:
         if without:
-            raise ConfigError("--without removes members of an ensemble, and none was named", "Name it before all runs")
+            raise ConfigError("--without removes members of an ensemble, but none was given", "Name it before all runs")
         return new_ensemble(out, runs, rule=rule)
     return changed_ensemble(first, out, runs, without=without).model_copy(update={"rule": {"name": rule}})
 

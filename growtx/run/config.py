@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from growtx.evaluate.evaluation import BenchmarkConfig
 
 
-# The block `capability`: what is measured when a run has ended, and the controls that stand beside it.
+# The block `capability`: what is measured when a run has ended, and the controls it is compared with.
 
 
 Controls = Literal["none", "last", "all"]
@@ -29,11 +29,11 @@ class CapabilityConfig(ConfigModel):
     """The block `capability`: what is measured when a run has ended."""
 
     tasks: tuple[str, ...] = Field((), description="tasks to score at every depth; empty: none")
-    data_dir: str | None = Field(None, description="directory of the JSON lines that growtx's own tasks read")
+    data_dir: str | None = Field(None, description="directory of the JSON Lines files for growtx's own tasks")
     limit: int | None = Field(None, ge=1, description="questions per task; null: all")
     protocols: tuple[Literal["log-likelihood", "sampled letter"], ...] = ("log-likelihood",)
     controls: Controls = Field(
-        "none", description="monolithic models to train beside, of equal FLOPs: of the final depth, or of every depth"
+        "none", description="monolithic models of equal FLOPs to train as well: for the final depth, or for every depth"
     )
 
     def benchmark(self) -> BenchmarkConfig:
@@ -43,10 +43,10 @@ class CapabilityConfig(ConfigModel):
         return BenchmarkConfig(tasks=self.tasks, data_dir=self.data_dir, limit=self.limit, protocols=self.protocols)
 
     def check(self) -> None:
-        """Before anything is trained.
+        """Check the block before anything is trained.
 
         Raises:
-            ConfigError: a task does not exist, what scores it is not installed, or controls would be measured on none.
+            ConfigError: a task does not exist, its package is not installed, or there are controls but no tasks.
         """
         if self.tasks:
             from growtx.evaluate.evaluation import resolve_tasks
@@ -59,7 +59,7 @@ class CapabilityConfig(ConfigModel):
 def control_plans(plan: PlanConfig, which: Controls) -> dict[int, PlanConfig]:
     """Plans of the controls by depth: monolithic, with the FLOPs that the grown model took to reach that depth.
 
-    The first stage needs none where it trains all there is: grown and monolithic are the same there.
+    A first stage that trains all blocks needs no control: grown and monolithic are then the same.
 
     Raises:
         ConfigError: the plan's own FLOPs are not known in advance, or it is monolithic itself.
@@ -83,7 +83,7 @@ def control_plans(plan: PlanConfig, which: Controls) -> dict[int, PlanConfig]:
 
 DEFAULT_PRESET = "demo"
 
-# What may differ between a run and its resumption: nothing that decides which numbers come out.
+# What may differ between a run and its resumption: nothing that affects the results.
 _FREE_ON_RESUME = ("name", "description", "license", "resources", "tracking", "capability", "cache_dir", "provenance")
 _FREE_TRAINING = (
     "zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile",
@@ -92,11 +92,11 @@ _FREE_TRAINING = (
 
 
 class JobConfig(ConfigModel):
-    """What every job that trains has."""
+    """Settings that every training job has."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="runs are named NAME-TIME by default")
     description: str = ""
-    license: str | None = Field(None, description="of the model, for its card; SPDX identifier")
+    license: str | None = Field(None, description="of the model, for its model card; an SPDX identifier")
     seed: int = Field(0, ge=0)
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -105,11 +105,11 @@ class JobConfig(ConfigModel):
     training: TrainingConfig = TrainingConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
-    cache_dir: str | None = Field(None, description="packed data and substrates; null: `cache` beside the run")
+    cache_dir: str | None = Field(None, description="for packed data and substrates; null: `cache` next to the run")
     provenance: dict[str, Any] | None = Field(None, description="written into run.yaml, never read")
 
     def decisive(self) -> dict[str, Any]:
-        """The part that decides the results; a run directory belongs to exactly one such part."""
+        """The part that determines the results; a run directory belongs to exactly one such part."""
         tree = self.model_dump(mode="json", exclude=set(_FREE_ON_RESUME))
         tree["training"] = {key: value for key, value in tree["training"].items() if key not in _FREE_TRAINING}
         return tree
@@ -136,7 +136,7 @@ class RunConfig(JobConfig):
         return self
 
     def largest_group(self) -> ResourcesConfig:
-        """What the stage with most workers runs on."""
+        """What the stage with the most workers runs on."""
         counts = [stage.num_workers or self.resources.num_workers for stage in self.plan.stages or ()]
         return self.resources.model_copy(update={"num_workers": max([self.resources.num_workers, *counts])})
 
@@ -149,7 +149,7 @@ def load_run_config(preset: str | None, overrides: list[str]) -> RunConfig:
     """
     tree = load_preset(preset or DEFAULT_PRESET)
     if kind := tree.get("kind"):
-        raise ConfigError(f"--preset {preset}: a preset of {kind}, not of one run", f"Use `growtx {kind}` with it")
+        raise ConfigError(f"--preset {preset}: a {kind} preset, not one for a run", f"Use `growtx {kind}` with it")
     return build(RunConfig, apply_overrides(tree, overrides))
 
 

@@ -1,6 +1,6 @@
-"""What a run can do at every depth, and what a monolithic model of the same cost can: the block `capability`.
+"""Benchmark scores of a run at every depth, and of monolithic models of the same cost: the block `capability`.
 
-The controls lie in `RUN/controls/depth-N` as runs of their own, with the tokenizer and the substrate of the run.
+The controls are runs of their own in `RUN/controls/depth-N`; they share the run's tokenizer and substrate.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTROL = "monolithic"
 
 
 def checked_capability(config: RunConfig) -> CapabilityConfig:
-    """The block as far as it fits the data: a microworld's questions mean nothing to who was not trained on one.
+    """The block as far as it fits the data: microworld questions mean nothing to a model not trained on one.
 
     Raises:
         ConfigError: a task does not exist, its package is not installed, or a control cannot be made.
@@ -53,7 +53,7 @@ def prepare_controls(config: RunConfig, run: Storage) -> dict[int, TrainJob]:
     for depth, plan in control_plans(config.plan, config.capability.controls).items():
         changes = {
             "name": f"{config.name}-control-{depth}",
-            "description": f"monolithic, of the FLOPs that {config.name} took to grow {depth} blocks",
+            "description": f"monolithic, with the FLOPs that {config.name} took to grow {depth} blocks",
             "plan": plan,
             "capability": CapabilityConfig(),
             "tracking": TrackingConfig(),
@@ -69,7 +69,7 @@ def prepare_controls(config: RunConfig, run: Storage) -> dict[int, TrainJob]:
 
 
 def finish_controls(controls: Mapping[int, TrainJob]) -> None:
-    """Let finished controls say so, without their checkpoints."""
+    """Mark finished controls as finished, and remove their checkpoints."""
     for job in controls.values():
         own = Storage(job.run_dir)
         if latest_manifest(own) is not None:
@@ -82,7 +82,7 @@ def measure(
 ) -> Evaluation | None:
     """Score the run at all depths, and its controls; Ray must be connected. The scores stay in the run directory.
 
-    Questions that cannot be had cost a sentence, not the report of a run that has been trained.
+    Missing questions only cause a message: the report of a trained run is still written.
     """
     benchmark = config.benchmark()
     last, before = latest_manifest(run), read_evaluation(run)
@@ -94,6 +94,6 @@ def measure(
             say(f"monolithic control of {depth} blocks:")
             evaluation = evaluation.beside(evaluate_path(job.run_dir, benchmark, say=say), CONTROL)
     except DataError as error:
-        say(f"capability was not measured: {error}")
+        say(f"benchmark scores were not measured: {error}")
         return None
     return save_evaluation(run, evaluation)

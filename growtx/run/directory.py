@@ -42,8 +42,8 @@ def requested_run(
 ) -> tuple[Config, str]:
     """The configuration and the run directory that the arguments of a job (`command.job_parser`) ask for.
 
-    `--resume` alone goes on with the configuration of the run directory. With `--preset` it also begins a run that does
-    not exist yet, so that a command which is repeated until it succeeds needs no second form.
+    `--resume` alone continues with the configuration of the run directory. With `--preset` it also starts a run that
+    does not exist yet, so that the same command can be repeated until it succeeds.
 
     Args:
         load: makes a configuration from a preset and overrides.
@@ -62,10 +62,10 @@ def requested_run(
 
 
 def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
-    """Make the directory this run's, or check that it already is; until this process ends, no other may claim it.
+    """Claim the directory for this run, or check that this run has it; until this process ends, no other may claim it.
 
     Raises:
-        ConfigError: it holds a run and `resume` is off, it holds another run, or another process works on it.
+        ConfigError: it holds a run and `resume` is off, it holds another run, or another process is working on it.
     """
     storage = Storage(resolve_address(run_dir))
     hold(storage)
@@ -73,7 +73,7 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
     if storage.exists(RUN_FILE):
         if not resume:
             raise ConfigError(
-                f"--run-dir {run_dir} already holds a run", "Add --resume to go on with it, or name another directory"
+                f"--run-dir {run_dir} already holds a run", "Add --resume to continue it, or name another directory"
             )
         _check_same_run(run_dir, recorded_config(storage, type(config)), config)
     resolved = config.model_copy(update={"provenance": provenance()})
@@ -82,7 +82,7 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
 
 
 def begin_run(run_dir: str, config: JobConfig, *, resume: bool, console: Console) -> Storage:
-    """Claim a run's directory and say which one it is, and what the configuration came to."""
+    """Claim a run's directory and print its path and the resolved configuration."""
     run = claim(run_dir, config, resume=resume)
     console.print(f"run directory: {run.root}", highlight=False, markup=False, soft_wrap=True)
     console.print(to_yaml(config), highlight=False, markup=False, end="")
@@ -110,10 +110,10 @@ def resumed_config(
     overrides: list[str],
     kind: type[Config] = RunConfig,  # type: ignore[assignment]
 ) -> Config:
-    """The configuration of a run that is to go on, with overrides of what may change (resources, for example)."""
+    """The configuration of a run to be resumed, with overrides of what may change (resources, for example)."""
     storage = Storage(resolve_address(run_dir))
     if not storage.exists(RUN_FILE):
-        raise ConfigError(f"--resume: {storage.root} holds no run", "Check it, or add --preset to begin one there")
+        raise ConfigError(f"--resume: {storage.root} holds no run", "Check it, or add --preset to start one there")
     return build(kind, apply_overrides(recorded_config(storage, kind).model_dump(mode="json"), overrides))
 
 
@@ -151,7 +151,7 @@ def _git_commit() -> str | None:
 
 
 def write_status(storage: Storage, state: str, num_stages: int | None) -> None:
-    """Say how the run is doing; `growtx runs` reads it."""
+    """Write the state of the run to its status file, which `growtx runs` reads."""
     status = {
         "state": state,
         "updated": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -163,7 +163,7 @@ def write_status(storage: Storage, state: str, num_stages: int | None) -> None:
 
 
 class RunStatus:
-    """What a command that works on a run tells about it meanwhile; see `working_on`."""
+    """What a command reports about the run that it is working on; see `working_on`."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -171,12 +171,12 @@ class RunStatus:
         self.is_stopped = False
 
     def begin(self, num_stages: int | None = None) -> None:
-        """The run is running."""
+        """Mark the run as running."""
         self.num_stages = num_stages
         self.write("running")
 
     def stop(self) -> None:
-        """A stop was asked for. It is written at once: what stops jobs may not wait for the end."""
+        """Record at once that a stop was requested: whatever stops the job may not wait for the end."""
         self.is_stopped = True
         self.write("stopped")
 
@@ -186,7 +186,7 @@ class RunStatus:
 
 @contextmanager
 def working_on(run: Storage) -> Iterator[RunStatus]:
-    """Let the status file say how the block ends: finished, stopped or failed."""
+    """Record in the status file how the `with` block ends: finished, stopped or failed."""
     status = RunStatus(run)
     status.begin()
     try:

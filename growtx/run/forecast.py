@@ -1,4 +1,4 @@
-"""`growtx plan`: the stages of a configuration with what they will take, from the configuration alone."""
+"""`growtx plan`: what each stage of a configuration will cost, computed from the configuration alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 2**20
 
 
 def placement_of(config: RunConfig) -> Placement:
-    """How the configuration spreads a stage."""
+    """How the configuration spreads a stage over its workers."""
     training, resources = config.training, config.resources
     return placement(training, num_workers=resources.num_workers, bf16=training.uses_bf16(has_gpu=resources.use_gpu))
 
@@ -54,10 +54,10 @@ def _vocab_size(tokenizer: TokenizerConfig) -> int:
 def forecast_tables(
     config: RunConfig, *, data_tokens: int | None = None, num_trials: int = 1
 ) -> tuple[Table, Table, Table]:
-    """The work of every stage, the bytes on each worker, what becomes of the prefix; refuses a plan over its budget.
+    """Tables of every stage's work, of its bytes per worker and of its prefix; refuses a plan over its budget.
 
     Args:
-        data_tokens: tokens of the training data, which tell how often a window returns; None: none does.
+        data_tokens: tokens in the training data, which determine how often a window is repeated; None: never.
         num_trials: runs that will share a prefix cache.
 
     Raises:
@@ -105,13 +105,13 @@ def _hours(config: RunConfig, row: StageForecast) -> str:
 
 
 def _work_model(config: RunConfig) -> str:
-    """What the FLOPs and the hours stand for."""
+    """The caption that explains the FLOPs and the hours."""
     counted = "FLOPs: matrix products of the forward and backward passes"
     if config.training.activation_checkpointing:
-        counted += ", forward passes done twice where activations are recomputed"
+        counted += ", forward passes counted twice where activations are recomputed"
     accelerator = config.resources.accelerator
     if accelerator is None:
-        return f"{counted}. Hours: where resources.accelerator is set."
+        return f"{counted}. Hours: only if resources.accelerator is set."
     speed = f"{accelerator.utilisation:.0%} of {accelerator.tflops:g} TFLOPs on each worker"
     return f"{counted}. Hours: at {speed}, an assumption (resources.accelerator.utilisation)."
 
@@ -126,9 +126,9 @@ def _memory_model(config: RunConfig) -> str:
         return f" / {spread.num_workers} workers" if is_shared else ""
 
     optimizer = "in the host's memory" if training.offload_optimizer else f"12 bytes x active{shared(1)}"
-    how = "inputs of blocks kept, the rest recomputed" if training.activation_checkpointing else "all kept"
+    how = "only the blocks' inputs kept, the rest recomputed" if training.activation_checkpointing else "all kept"
     bucket = (
-        f" Up to {LARGEST_BUCKET:,} of them stand whole on each worker until they are reduced." if shared(2) else ""
+        f" Up to {LARGEST_BUCKET:,} of them are held whole on each worker until they are reduced." if shared(2) else ""
     )
     adapters = " LoRA adapters come on top." if any(stage.lora for stage in config.plan.written_stages()) else ""
     windows = f"{spread.micro_batch} x {config.model.context_length} tokens at a time"
@@ -136,7 +136,7 @@ def _memory_model(config: RunConfig) -> str:
         f"Weights: {element} x total{shared(3)}.{adapters} Gradients: {element} x active{shared(2)}.{bucket} "
         f"Optimizer: {optimizer} (fp32 weights, two moments). Activations: {windows}, {how}, and the larger of a "
         "block's and the head's work. "
-        "Besides, every process takes what Python, its libraries and the GPU's driver need."
+        "In addition, every process needs memory for Python, its libraries and the GPU driver."
     )
 
 
@@ -152,7 +152,7 @@ def _memory_table(config: RunConfig, rows: list[StageForecast]) -> Table:
         if accelerator is not None and memory.total > accelerator.memory_gib * GIB:
             raise BudgetError(
                 f"stage {row.stage.index} needs {memory.total / GIB:.1f} GiB on each worker, "
-                f"{accelerator.name} has {accelerator.memory_gib:g}",
+                f"but {accelerator.name} has only {accelerator.memory_gib:g}",
                 "Raise training.zero_stage or the workers, lower training.micro_batch_size, or set "
                 "training.activation_checkpointing or training.offload_optimizer",
             )
@@ -164,10 +164,10 @@ def _memory_table(config: RunConfig, rows: list[StageForecast]) -> Table:
 def _prefix_table(
     config: RunConfig, architecture: GrowtxConfig, stages: Sequence[Stage], data_tokens: int | None, num_trials: int
 ) -> Table:
-    """Recompute or cache: the choice of `training.prefix=auto`, the cache's bytes, and from where on it pays."""
+    """Recompute or cache: the choice of `training.prefix=auto`, the cache's bytes, and up to where it pays off."""
     seen = "each window seen once" if data_tokens is None else f"{data_tokens:,} tokens of data"
     table = Table(title=f"Frozen prefix, training.prefix={config.training.prefix}: {seen}", title_justify="left")
-    for column in ("stage", "auto", "MiB of cache", "pays up to windows", "why"):
+    for column in ("stage", "auto", "MiB of cache", "pays off up to (windows)", "why"):
         table.add_column(column, justify="left" if column in ("auto", "why") else "right", no_wrap=column != "why")
     precision = 2 if placement_of(config).bf16 else 4
     for stage in stages:
@@ -212,7 +212,7 @@ def solved_preset(
         num_blocks: target depth; None: that of the preset's plan.
 
     Raises:
-        BudgetError: nothing fits; ConfigError: a limit that is none.
+        BudgetError: nothing fits; ConfigError: a limit is not positive.
     """
     if (budget is not None and budget < 1) or (memory_gib is not None and not memory_gib > 0) or (num_blocks or 1) < 1:
         raise ConfigError("--budget, --memory-gib and --blocks must be positive", "Give a positive number")
@@ -236,7 +236,7 @@ def solved_preset(
 
 
 def _train(config: RunConfig) -> dict[str, Any]:
-    """The defaults of the preset's stages; a plan that shares out its tokens gives each as many as its last one."""
+    """The defaults of the preset's stages; a plan that divides up its tokens gives each as many as its last one."""
     train = dict(config.plan.train)
     if not any(train.get(end) for end in _ENDS):
         last = resolve(config.plan)[-1].train
@@ -245,7 +245,7 @@ def _train(config: RunConfig) -> dict[str, Any]:
 
 
 def _written(plan: Any) -> dict[str, Any]:
-    """The plan as short as it can be written."""
+    """The plan in its shortest written form."""
     return {
         "budget": plan.budget.model_dump(mode="json"),
         "train": plan.train,
@@ -254,7 +254,7 @@ def _written(plan: Any) -> dict[str, Any]:
 
 
 def _changes(config: RunConfig, placement: Any) -> dict[str, Any]:
-    """Settings of `training` that the proposal needs otherwise than they are."""
+    """Settings of `training` that the proposal has to change."""
     before = placement_of(config)
     wanted = {
         "zero_stage": (before.zero_stage, placement.zero_stage),

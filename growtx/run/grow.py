@@ -1,4 +1,4 @@
-"""Running a plan: prepare, train the stages group by group, leave a model and a report."""
+"""Running a plan: prepare, train the stages group by group, write a model and a report."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ MODEL_DIR = "model"
 
 @dataclass(frozen=True)
 class GrowthResult:
-    """What a run leaves.
+    """What a run leaves behind.
 
     Attributes:
-        stopped: whether it was asked to stop before the end; `--resume` goes on.
+        stopped: whether it was asked to stop early; `--resume` continues it.
         seconds: by phase (preparing, training, reporting).
     """
 
@@ -147,7 +147,7 @@ def _parts(job: TrainJob) -> Iterator[TrainJob]:
 
 @contextmanager
 def stopping(request_stop: Callable[[], Any], console: Console) -> Iterator[None]:
-    """SIGTERM (pre-emption) and the first Ctrl-C save a checkpoint and leave; a second Ctrl-C leaves at once."""
+    """SIGTERM (pre-emption) and the first Ctrl-C save a checkpoint and stop; a second Ctrl-C stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -166,13 +166,13 @@ def stopping(request_stop: Callable[[], Any], console: Console) -> Iterator[None
 
 
 def finish_run(run: Storage, *, finished: bool) -> str | None:
-    """Write the Hugging Face directory and the report of what is there."""
+    """Write the Hugging Face directory and the report for the stages finished so far."""
     if latest_manifest(run) is None:
         return None
     if finished:
         remove_checkpoints(run)
     transformers_logging.disable_progress_bar()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports DeepSpeed, which would speak of it on the terminal
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports DeepSpeed, which would announce it on the terminal
     model, tokenizer = load_model(run.root)
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)

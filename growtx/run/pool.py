@@ -1,6 +1,6 @@
-"""Several worker groups on one cluster at the same time: each starts when its workers fit, and fails alone.
+"""Several worker groups on one cluster at the same time: each starts when its workers fit, and fails independently.
 
-A group is driven by a task of its own that holds no CPU (its workers do), so groups never wait for each other's.
+A group is driven by a task of its own that holds no CPU (its workers do), so groups never wait for each other's CPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TrainTask:
     """Jobs of one run, or of many, one after the other.
 
     Attributes:
-        claims: who takes which run, where several tasks are given the same jobs.
+        claims: decides who takes which run, if several tasks are given the same jobs.
     """
 
     name: str
@@ -61,13 +61,13 @@ def train_together(
     """Train all unfinished runs; Ray must be connected.
 
     Args:
-        retries: times that a run that failed starts again, from its last manifest or checkpoint.
+        retries: how often a failed run is restarted, from its last manifest or checkpoint.
         on_stop: called when a stop is asked for.
     """
     todo = [task for task in tasks if not task.is_finished]
     for task in tasks:
         if task not in todo:
-            console.print(f"{task.name}: finished before", highlight=False)
+            console.print(f"{task.name}: already finished", highlight=False)
     if not todo:
         return TogetherResult()
     boards: dict[str, Any] = {task.name: ProgressBoard.remote() for task in todo}  # type: ignore[attr-defined]
@@ -102,7 +102,7 @@ class Pool:
         self.say: Callable[[str], None] = lambda words: None
 
     def stop(self) -> None:
-        """Start nothing more; what runs has been asked to save and stop."""
+        """Start nothing more; running tasks have been asked to save and stop."""
         self._result.stopped = True
 
     def run(self, total: tuple[float, float]) -> TogetherResult:
@@ -133,8 +133,8 @@ class Pool:
         if isinstance(outcome, GrowtxError):
             left = self._retries + 1 - self._attempts[task.name]
             if left and not isinstance(outcome, ConfigError) and not self._result.stopped:
-                self.say(f"{task.name} failed and starts again, {left} times at most: {outcome}")
-                self.tell(task, "failed, starts again")
+                self.say(f"{task.name} failed and is restarted, {left} times at most: {outcome}")
+                self.tell(task, "failed, restarting")
                 self._waiting.append(task)
                 return
             self.say(f"{task.name} failed: {outcome}")
@@ -149,7 +149,7 @@ class Pool:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _train(jobs: Sequence[TrainJob], board: Any, claims: Claims | None) -> Outcome:
-    """The outcome of a task. An error that a user can understand comes back as a value, without Ray's layers."""
+    """The outcome of a task. A user-facing error comes back as a value, without Ray's layers."""
     try:
         return train_unfinished(jobs, board, claims)
     except GrowtxError as error:
@@ -159,7 +159,7 @@ def _train(jobs: Sequence[TrainJob], board: Any, claims: Claims | None) -> Outco
 def _outcome(reference: Any) -> Outcome:
     try:
         return ray.get(reference)  # type: ignore[no-any-return]
-    except ray.exceptions.RayError as error:  # the process of the task died, or a mistake of our own
+    except ray.exceptions.RayError as error:  # the process of the task died, or a bug of our own
         return TrainingError(f"its task ended: {type(error).__name__}: {first_sentence(error)}", "See Ray's logs")
 
 

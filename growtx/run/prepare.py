@@ -42,7 +42,7 @@ class Prepared:
 
 
 def prepare(config: RunConfig, run: Storage) -> Prepared:
-    """Build or reopen everything that training stands on, and check the budget.
+    """Build or reopen everything that training depends on, and check the budget.
 
     Raises:
         ConfigError, BudgetError, DataError, SubstrateError: before anything has been trained.
@@ -91,30 +91,30 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
 
 
 def share_foundation(own: Storage, other: Storage, *, substrate: bool = True) -> None:
-    """Give a run that is not prepared yet the tokenizer of another one and, where both want the same, its substrate."""
+    """Give a run that is not prepared yet another run's tokenizer and, if both use the same one, its substrate."""
     if own.exists(SUBSTRATE_FILE):
         return
     files = list(other.list_files(TOKENIZER_DIR))
     if substrate:
         BlobStore(own.root).copy_from(BlobStore(other.root), _recorded_substrate(other).blob)
-        files.append(SUBSTRATE_FILE)  # last: it is looked for
+        files.append(SUBSTRATE_FILE)  # last: its presence is what is checked
     for file in files:
         own.write_bytes(file, other.read_bytes(file))
 
 
 def _check_shape(parent: Manifest, architecture: GrowtxConfig, where: str) -> None:
-    """Blocks of another shape would load, or fail to, only on the workers."""
+    """Refuse blocks of another shape here, before the workers try to load them."""
     wanted = describe_model(architecture)
     for key, value in parent.model.items():
         if key in _SHAPE_KEYS and wanted[key] != value:
             raise ConfigError(
-                f"parent={where} has {key}={value}, the configuration makes it {wanted[key]}",
-                "Give the `model` block the values of the parent's run.yaml",
+                f"parent={where} has {key}={value}, but the configuration gives {wanted[key]}",
+                "Set the `model` block to the values in the parent's run.yaml",
             )
 
 
 def cache_dir(config: JobConfig, run: Storage) -> str:
-    """Where packed data lies: shared by the runs beside this one, because it is keyed by its content."""
+    """Where packed data is kept: shared by the runs next to this one, because it is keyed by its content."""
     return resolve_address(config.cache_dir) if config.cache_dir else run.root.rsplit("/", 1)[0] + "/cache"
 
 
@@ -167,11 +167,11 @@ def _recorded_substrate(run: Storage) -> SubstrateRecord:
 def _architecture(
     config: RunConfig, run: Storage, substrate: SubstrateRecord, tokenizer: PreTrainedTokenizerFast, num_blocks: int
 ) -> GrowtxConfig:
-    """The finished model's configuration, with the identities of what it stands on."""
+    """The finished model's configuration, with the fingerprints of what it is built on."""
     vocab_size, width = BlobStore(run.root).get(substrate.blob)[SUBSTRATE_KEY].shape
     if vocab_size != len(tokenizer):
         raise ConfigError(
-            f"the substrate of {run.root} has {vocab_size} rows, its tokenizer {len(tokenizer)} tokens",
+            f"the substrate of {run.root} has {vocab_size} rows, but its tokenizer has {len(tokenizer)} tokens",
             f"Delete {SUBSTRATE_FILE} and the tokenizer directory there, or use another run directory",
         )
     architecture = config.model.architecture(

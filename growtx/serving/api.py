@@ -1,4 +1,4 @@
-"""The HTTP endpoint as an ordinary ASGI application; where tokens come from is its argument."""
+"""The HTTP endpoint as an ordinary ASGI application; the source of tokens is its argument."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BEARER = HTTPBearer(auto_error=False)
 
 
 class Service:
-    """What the routes share; the completions are made at the first request, when the engines can be asked."""
+    """What the routes share; the completions are created on the first request, when the engines can be queried."""
 
     def __init__(self, backend: Backend, settings: ServeSettings) -> None:
         self.backend = backend
@@ -58,7 +58,7 @@ class Service:
             raise ApiError(401, "Send a valid API key as `Authorization: Bearer KEY`", code="invalid_api_key")
 
     async def read_body(self, request: Request) -> CompletionRequest:
-        """The body, never more of it than allowed in memory."""
+        """Read the body, never holding more of it in memory than allowed."""
         limit, body = self.settings.limits.max_request_bytes, bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -152,7 +152,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
 
 
 def _add_schemas(app: FastAPI, schemas: dict[str, Any]) -> None:
-    """Put what a body that the routes read themselves is made of into the OpenAPI document."""
+    """Add the schemas of a body that the routes read themselves to the OpenAPI document."""
     plain = app.openapi
 
     def document() -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _event(data: str) -> str:
 
 
 async def _unless_client_leaves(request: Request, work: Any) -> Completion:
-    """Await `work`, and give up when the connection is closed: its places in the batch are for others then."""
+    """Await `work`, and give up when the connection is closed: its places in the batch are then free for others."""
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_disconnected(request))
     try:

@@ -1,4 +1,4 @@
-"""Ray Serve application: HTTP front ends before engine replicas.
+"""Ray Serve application: HTTP front ends in front of engine replicas.
 
 serve run serve.app:build model=runs/mine num_replicas=2
 serve run serve.app:build 'model=[runs/english, runs/russian]' rule=mixture
@@ -22,7 +22,7 @@ from growtx.serving.requests import Generation, ModelCard, Sampling, Token
 from growtx.serving.settings import ServeSettings, parse_settings
 
 METRICS_PERIOD_SECONDS = 1
-CLIENTS_PER_INGRESS = 4096  # waiting ones included; the engines' queues say 429 long before
+CLIENTS_PER_INGRESS = 4096  # including waiting ones; the engines' queues answer 429 long before
 
 
 class EngineReplica:
@@ -42,7 +42,7 @@ class EngineReplica:
             models,
             tokenizer,
             max_batch_size=settings.max_batch_size,
-            max_queue=settings.max_batch_size,  # Ray Serve's queue is before ours: this is slack for what is leaving
+            max_queue=settings.max_batch_size,  # Ray Serve queues before us: this is slack for those that are leaving
             max_batch_tokens=settings.max_batch_tokens,
             kv_cache_gib=settings.kv_cache_gib,
         )
@@ -95,7 +95,7 @@ class Ingress:
 
 
 def absolute(settings: ServeSettings) -> ServeSettings:
-    """Local paths in full: replicas run in another directory."""
+    """Make local paths absolute: replicas run in another directory."""
     paths = [str(Path(path).absolute()) if Path(path).exists() else path for path in settings.models]
     return settings.model_copy(update={"model": paths[0] if isinstance(settings.model, str) else paths})
 

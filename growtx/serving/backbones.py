@@ -1,6 +1,6 @@
 """The forms in which a model is run for serving: one model, an ensemble member by member, or all members at once.
 
-A trunk yields the members' final states; heads and rules come after it, because every request may have its own rule.
+A backbone yields the members' final states; heads and rules come after it, because every request may have its own rule.
 
 Shapes: T new tokens of all requests, C requests that get a token, D hidden size, V vocabulary, N members.
 """
@@ -57,7 +57,7 @@ class FlatTrunk(Trunk):
 
 
 class WideTrunk(Trunk):
-    """Equal members as one decoder: fewer and larger operations. The weights of its rules are constants."""
+    """Equal members fused into one decoder: fewer and larger operations. The weights of its rules are constants."""
 
     def __init__(self, ensemble: GrowtxEnsembleForCausalLM) -> None:
         rules, own = _rules_of(ensemble), ensemble.rule
@@ -79,7 +79,7 @@ class WideTrunk(Trunk):
 
 
 def make_trunk(model: PreTrainedModel) -> Trunk:
-    """The fastest form that serves every rule of the model. The wide form has its own copy of the blocks."""
+    """The fastest form that serves every rule of the model. The fused form has its own copy of the blocks."""
     if not isinstance(model, GrowtxEnsembleForCausalLM):
         return Trunk(model)
     config = model.config

@@ -47,9 +47,9 @@ class Completions:
         self.codec = Codec(card)
 
     async def run(self, body: CompletionRequest) -> AsyncGenerator[Completion, None]:
-        """Parts of the answer as they come; the last one has no choices but the usage.
+        """Parts of the answer as they come; the last one has the usage and no choices.
 
-        The first part comes when every text of the request has its first token, so whoever has it can answer 200.
+        The first part comes when every text of the request has its first token, so whoever gets it can answer 200.
 
         Raises:
             ApiError: the request is wrong, or there is no room; after the first part only if engines fail for good.
@@ -115,7 +115,7 @@ class Completions:
         return jobs
 
     def _check(self, body: CompletionRequest) -> None:
-        """What depends on the model and the settings; the rest is in the schema."""
+        """Check what depends on the model and the settings; the rest is in the schema."""
         if body.model != self.name:
             raise ApiError(404, f"The model is {self.name}", param="model", code="model_not_found")
         if len(body.prompts) * (body.n or 1) > self.limits.max_choices:
@@ -149,11 +149,11 @@ class Completions:
         return wanted
 
     def _too_long(self, what: str) -> ApiError:
-        message = f"The context has {self.card.context_length} tokens; {what} is more"
+        message = f"The context has {self.card.context_length} tokens; {what} is too long"
         return ApiError(400, message, param="prompt", code="context_length_exceeded")
 
     async def _generate(self, job: Job, body: CompletionRequest, events: Events) -> None:
-        """Put the pieces of one text among the events; whatever goes wrong too."""
+        """Put the pieces of one text into the queue of events, errors included."""
         try:
             offset = 0
             if body.echo:
@@ -226,7 +226,7 @@ class Completions:
 
 
 def _seed_of(seed: int, index: int) -> int:
-    """The first text has the request's own seed, so that it is the same with any n."""
+    """The first text has the request's own seed, so that it is the same for any n."""
     return (seed + index + 2**63) % 2**64 - 2**63
 
 
@@ -239,7 +239,7 @@ def _check_weights(weights: list[float], num_members: int, rule: str) -> None:
     elif not any(weights):
         problem = "growtx.weights must not all be zero"
     elif rule in RULES_OF_PROBABILITIES and min(weights) < 0:
-        problem = f"growtx.weights of the rule {rule} are probabilities and must not be negative"
+        problem = f"with the rule {rule}, growtx.weights are probabilities and must not be negative"
     if problem:
         raise ApiError(400, problem, param="growtx.weights")
 

@@ -24,12 +24,12 @@ from growtx.models.varlen_attention import MIN_ROWS
 from growtx.serving.backbones import make_trunk
 from growtx.serving.requests import Sampling, Token
 
-# Choosing tokens so that seed and position decide, and nothing else.
+# Choosing tokens so that nothing but seed and position decides.
 #
 # Shapes: V vocabulary, N members.
 
 
-MAX_SORTED = 1024  # a nucleus is nearly always inside so few tokens, and finding them costs less than sorting V
+MAX_SORTED = 1024  # a nucleus nearly always fits into this many tokens, and finding them costs less than sorting V
 
 
 def choose(scores_V: torch.Tensor, sampling: Sampling, position: int) -> int:
@@ -179,13 +179,13 @@ class Decoder(nn.Module):
         self, states: list[torch.Tensor], weights: dict[str, torch.Tensor], samplings: Sequence[Sampling]
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Combined scores [C, V], the members' logits, and the weights [C, N] that each row used."""
-        # On the host, where noise is drawn from the same generator on every machine.
+        # On the host, where noise comes from the same random generator on every machine.
         logits = [head(states_CD).float().cpu() for head, states_CD in zip(self.trunk.heads, states, strict=True)]
         used_CN = torch.ones(len(samplings), len(logits))
         if not self.rules:
             return logits[0], logits, used_CN
         scores_CV = torch.empty_like(logits[0])
-        for row, sampling in enumerate(samplings):  # one by one: elementwise functions may round by their place, too
+        for row, sampling in enumerate(samplings):  # one by one: elementwise rounding may depend on the place, too
             name = sampling.rule or self.default_rule
             used_CN[row] = weights[name][row] if sampling.weights is None else torch.tensor(sampling.weights)
             scores_CV[row] = self.rules[name].combine([member_CV[row] for member_CV in logits], used_CN[row])
@@ -210,7 +210,7 @@ class Decoder(nn.Module):
 
 
 def make_rows_independent(model: nn.Module) -> None:
-    """Let no linear map see fewer than `MIN_ROWS` rows, so that a row's result is the same in any company.
+    """Let no linear map see fewer than `MIN_ROWS` rows, so that a row's result does not depend on the other rows.
 
     Matrix products of one to three rows take another path through the CPU's library than those of more rows, and
     round differently.

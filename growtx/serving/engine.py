@@ -94,10 +94,10 @@ class Engine:
     def start(self) -> None:
         """Start the generation thread, and wait until it is ready.
 
-        On its way it seeds torch's global generator, which would spoil what others draw from it at the same time.
+        Starting seeds torch's global random generator, which would spoil what others draw from it at the same time.
 
         Raises:
-            EngineError: it could not begin.
+            EngineError: it could not start.
         """
         self._manager.start()
         while self._manager.batch_processor is None and self._manager.is_running():
@@ -119,7 +119,7 @@ class Engine:
             raise EngineError(f"the generation thread ended: {self._manager.background_thread_status.fatal_error}")
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:
-        """Go on with a text; yields the tokens that are new since the last time.
+        """Continue a text; yields the tokens that are new since the last time.
 
         The last token has a `finish_reason`: `stop` after an end-of-text token, else `length`. Leaving the iterator
         frees the request's place at the next step.
@@ -181,7 +181,7 @@ class Engine:
         return token if num_left else replace(token, finish_reason="length")
 
     def fail(self, name: str, problem: str) -> None:
-        """Called in the generation thread for a request that cannot go on."""
+        """Called in the generation thread for a request that cannot continue."""
         stream = self._streams.get(name)
         if stream is not None:
             stream.loop.call_soon_threadsafe(stream.queue.put_nowait, EngineError(problem))
@@ -208,7 +208,7 @@ class _StepObserver(ContinuousBatchingLogitsProcessor):
 
 
 class _ErrorRouter(OutputRouter):
-    """Tokens take a shorter way; of what continuous batching puts out, only errors matter."""
+    """Tokens take a shorter path; of what continuous batching outputs, only errors matter."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ class Engines:
     """An engine for every depth of a lineage, in this process.
 
     Args:
-        models: by depth; `None` is what a request gets that names no depth.
+        models: by depth; `None` serves requests that name no depth.
         options: of every `Engine`.
     """
 

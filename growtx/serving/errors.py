@@ -66,7 +66,7 @@ def install(app: FastAPI) -> None:
     async def _frameworks(request: Request, error: HTTPException) -> JSONResponse:
         found: dict[int, str] = {
             404: f"There is nothing at {request.url.path}",
-            405: f"{request.method} is not possible at {request.url.path}",
+            405: f"{request.method} is not allowed at {request.url.path}",
         }
         response = ApiError(error.status_code, found.get(error.status_code, str(error.detail))).response()
         response.headers.update(error.headers or {})
@@ -74,7 +74,7 @@ def install(app: FastAPI) -> None:
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The request is wrong; `param` names the field"},
+    400: {"description": "The request is invalid; `param` names the field"},
     401: {"description": "The API key is missing or wrong"},
     404: {"description": "There is no such model"},
     413: {"description": "The body is too large"},

@@ -1,4 +1,4 @@
-"""Engine replicas behind a Ray Serve handle: a text whose replica dies goes on at another one."""
+"""Engine replicas behind a Ray Serve handle: a text whose replica dies continues on another one."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Replicas:
         """New tokens as they come, from one replica or several.
 
         Noise is keyed by seed and position, so another replica that reads the prompt and what was generated so far
-        goes on with the very tokens that the lost one would have chosen.
+        continues with exactly the tokens that the lost one would have chosen.
 
         Raises:
             OverloadedError: no replica has room, before the first token.
-            EngineError: no replica could go on.
+            EngineError: no replica could continue.
         """
         generated: list[int] = []
         for attempt in range(MAX_ATTEMPTS):
@@ -70,7 +70,7 @@ class Replicas:
             finally:
                 _release(stream)
             await asyncio.sleep(_pause(attempt))
-        raise EngineError(f"no replica could go on after {MAX_ATTEMPTS} attempts")
+        raise EngineError(f"no replica could continue after {MAX_ATTEMPTS} attempts")
 
     async def metrics(self) -> str:
         return await asyncio.to_thread(read_cluster_metrics)
@@ -96,5 +96,5 @@ def _release(stream: Any) -> None:
 
 
 def _pause(attempt: int) -> float:
-    """Nothing before the first repetition: another replica is there in most cases."""
+    """No pause before the first retry: another replica is usually available."""
     return 0.0 if attempt == 0 else min(FIRST_PAUSE_SECONDS * 2**attempt, LONGEST_PAUSE_SECONDS)

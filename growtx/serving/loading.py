@@ -62,7 +62,7 @@ def load_combined(paths: Sequence[str], depth: int | None, rule: str | None) -> 
 
 
 def served_depths(settings: ServeSettings) -> list[int]:
-    """Depths that all members have, as far as they are wanted."""
+    """The requested depths; all members must have them."""
     if settings.depths == "last":
         return []
     common = set.intersection(*(_depths_of(path) for path in settings.models))
@@ -89,7 +89,7 @@ def member_names(paths: Sequence[str]) -> list[str]:
 
 @torch.no_grad()
 def share_equal_tensors(models: Sequence[PreTrainedModel]) -> None:
-    """Let parameters of equal values use one storage: the depths of a lineage differ in little more than heads."""
+    """Let parameters with equal values share one storage: the depths of a lineage differ in little more than heads."""
     kept: dict[tuple[torch.Size, float], list[torch.nn.Parameter]] = {}
     for model in models:
         for parameter in model.parameters():

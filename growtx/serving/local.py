@@ -75,11 +75,11 @@ def _check_port(host: str, port: int) -> None:
 
 @contextmanager
 def local_endpoint(arguments: dict[str, Any], *, num_cpus: int = 4) -> Iterator[str]:
-    """The address of an endpoint that is ready, on a free port of the loopback interface; it ends with the block.
+    """Start an endpoint on a free port of the loopback interface, yield its address, and stop it at the end.
 
     Args:
         arguments: of `serve.app.build`.
-        num_cpus: what Ray may give away, whatever the machine has.
+        num_cpus: what Ray may hand out, whatever the machine has.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

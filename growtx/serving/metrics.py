@@ -1,4 +1,4 @@
-"""What Prometheus can know. Ray collects the metrics of all processes; `GET /metrics` reads them from its nodes."""
+"""Metrics for Prometheus. Ray collects the metrics of all processes; `GET /metrics` reads them from its nodes."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class IngressMetrics:
         self.requests.inc(1, {"status": str(status)})
 
     def wait(self, change: int) -> None:
-        """One text more or less that has no token yet."""
+        """Count one more or one fewer text that has no token yet."""
         self._num_waiting += change
         self.queue.set(self._num_waiting)
 
 
 class TextClock:
-    """Times the tokens of one text, from entering the block on."""
+    """Times the tokens of one text, from the start of the `with` block."""
 
     def __init__(self, metrics: IngressMetrics, members: tuple[str, ...], num_prompt_tokens: int) -> None:
         self._metrics = metrics
@@ -97,7 +97,7 @@ class FailoverMetrics:
     """What clients do not see: texts whose replica was lost."""
 
     def __init__(self) -> None:
-        self.failovers = Counter("growtx_failovers_total", "texts that went on, or began again, at another replica")
+        self.failovers = Counter("growtx_failovers_total", "texts that continued, or restarted, on another replica")
 
 
 class EngineMetrics:
@@ -129,7 +129,7 @@ def read_cluster_metrics() -> str:
 
 
 def merge_pages(pages: list[str]) -> str:
-    """Samples of several pages by family: a family's HELP and TYPE may stand only once."""
+    """Samples of several pages by family: a family's HELP and TYPE may appear only once."""
     families: dict[str, dict[str, None]] = {}
     for page in pages:
         family = ""

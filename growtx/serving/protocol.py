@@ -17,7 +17,7 @@ Weight = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Strict(BaseModel):
-    """Types as they stand, no unknown fields, no infinities."""
+    """Strict types, no unknown fields, no infinities."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
@@ -44,7 +44,7 @@ class CompletionRequest(Strict):
 
     model: Annotated[str, Field(max_length=1024)]
     prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    max_tokens: int | None = Field(16, ge=0, le=MAX_TOKEN_ID, description="0 only together with echo")
+    max_tokens: int | None = Field(16, ge=0, le=MAX_TOKEN_ID, description="0 is allowed only with echo")
     temperature: float | None = Field(1.0, ge=0, le=2)
     top_p: float | None = Field(1.0, gt=0, le=1)
     n: int | None = Field(1, ge=1, le=128)
@@ -52,9 +52,9 @@ class CompletionRequest(Strict):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     stop: StopSequence | list[StopSequence] | None = None
-    logprobs: int | None = Field(None, ge=0, le=20, description="return this many most probable tokens per position")
+    logprobs: int | None = Field(None, ge=0, le=20, description="return this many of the top tokens per position")
     echo: bool | None = False
-    user: Annotated[str, Field(max_length=1024)] | None = Field(None, description="accepted and not used")
+    user: Annotated[str, Field(max_length=1024)] | None = Field(None, description="accepted but ignored")
     growtx: GrowtxExtension = GrowtxExtension()
     # Parts of OpenAI's API that are accepted only where they change nothing.
     best_of: int | None = Field(None, ge=1, le=128, description="must equal n")
@@ -71,7 +71,7 @@ class CompletionRequest(Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of is not supported: leave it out or let it equal n")
+            raise ValueError("best_of is not supported: leave it out or set it to n")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens is 0, so nothing would be returned: raise it, or set echo")
         if self.stream_options is not None and not self.stream:
@@ -150,7 +150,7 @@ class Completion(BaseModel):
 
 
 class GrowtxModel(BaseModel):
-    """What a client can ask this model for."""
+    """What this model offers to clients."""
 
     members: list[str]
     rules: list[str]

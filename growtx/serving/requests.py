@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class EngineError(RuntimeError):
-    """The engine could not go on with a request through no fault of the client; another replica can."""
+    """The engine could not continue a request through no fault of the client; another replica may."""
 
 
 class OverloadedError(EngineError):
@@ -34,7 +34,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """A text to go on with."""
+    """A text to continue."""
 
     token_ids: tuple[int, ...]
     max_tokens: int

@@ -15,7 +15,7 @@ from growtx.exceptions import ConfigError
 class Limits(ConfigModel):
     """What one request may ask for."""
 
-    max_request_bytes: int = Field(default=1_000_000, ge=1, description="body of a request; more is 413")
+    max_request_bytes: int = Field(default=1_000_000, ge=1, description="bytes in a request body; more gets a 413")
     max_choices: int = Field(default=16, ge=1, description="texts of one request: prompts times n")
     max_stop_sequences: int = Field(default=4, ge=0, description="stop sequences of one request")
 
@@ -33,17 +33,17 @@ class ServeSettings(ConfigModel):
     )
     num_replicas: int = Field(default=1, ge=1, description="engine replicas, each with the whole model")
     max_replicas: int | None = Field(default=None, ge=1, description="autoscale from num_replicas up to this many")
-    upscale_delay_seconds: float = Field(default=30, ge=0, description="load that lasts so long adds replicas")
-    downscale_delay_seconds: float = Field(default=600, ge=0, description="idleness that lasts so long takes some away")
+    upscale_delay_seconds: float = Field(default=30, ge=0, description="load that lasts this long adds replicas")
+    downscale_delay_seconds: float = Field(default=600, ge=0, description="idleness that lasts this long removes some")
     num_ingress_replicas: int = Field(default=2, ge=1, description="HTTP front ends; two, so that one may die")
     cpus_per_replica: float = Field(default=1, gt=0, description="CPUs reserved, and threads used, per engine")
     gpus_per_replica: float = Field(default=0, ge=0, description="GPUs reserved per engine")
     max_batch_size: int = Field(default=32, ge=1, description="texts that an engine computes together")
-    max_queue: int = Field(default=32, ge=0, description="texts that may wait, per front end; more is 429")
+    max_queue: int = Field(default=32, ge=0, description="texts that may wait, per front end; more get a 429")
     max_batch_tokens: int = Field(default=512, ge=1, description="new tokens per step of an engine")
-    kv_cache_gib: float = Field(default=1.0, gt=0, description="keys and values of an engine (CPU; a GPU fills itself)")
+    kv_cache_gib: float = Field(default=1.0, gt=0, description="KV cache of a CPU engine; a GPU uses its free memory")
     drain_seconds: float = Field(default=60, ge=0, description="time that running texts get when a replica is stopped")
-    api_keys_file: str | None = Field(default=None, description="file with one API key a line; none: no key needed")
+    api_keys_file: str | None = Field(default=None, description="file with one API key per line; none: no key needed")
     limits: Limits = Field(default_factory=Limits, description="what one request may ask for")
 
     @model_validator(mode="after")
@@ -79,7 +79,7 @@ class ServeSettings(ConfigModel):
             ) from error
         keys = tuple(line.strip() for line in lines if line.strip())
         if not keys:
-            raise ConfigError(f"api_keys_file {self.api_keys_file} has no key", "Write one key a line, or unset it")
+            raise ConfigError(f"api_keys_file {self.api_keys_file} has no key", "Write one key per line, or unset it")
         return keys
 
 

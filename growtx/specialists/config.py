@@ -19,7 +19,7 @@ CONTROL = "control"
 
 
 class SpecialistConfig(ConfigModel):
-    """One specialist; what is left out is shared."""
+    """One specialist; settings left out are the shared ones."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     data: DataConfig
@@ -29,7 +29,7 @@ class SpecialistConfig(ConfigModel):
 
 
 class TuneHeadsConfig(ConfigModel):
-    """A stage for every member after its plan: the head alone trains, on the data of all."""
+    """A stage for every member after its plan: the head alone trains, on all data."""
 
     tokens: int = Field(gt=0, description="tokens for each member")
     learning_rate: float = Field(1e-3, gt=0)
@@ -41,7 +41,7 @@ class SpecialistsConfig(JobConfig):
     kind: Literal["specialists"] = "specialists"
     plan: PlanConfig
     specialists: tuple[SpecialistConfig, ...] = Field(min_length=1)
-    retries: int = Field(1, ge=0, description="times that a failed specialist starts again, beside the others")
+    retries: int = Field(1, ge=0, description="how often a failed specialist is restarted, while the others continue")
     control: bool = Field(False, description="also train one dense model on all data with the FLOPs of all plans")
     tune_heads: TuneHeadsConfig | None = None
     merge: MergeConfig = MergeConfig()
@@ -84,7 +84,7 @@ class SpecialistsConfig(JobConfig):
         return self._run(specialist.name, specialist.data, plan, self.resources_of(specialist.name), seed)
 
     def shared_config(self) -> RunConfig:
-        """A run on all data that is never trained: its tokenizer, substrate and packed data are everybody's."""
+        """A run on all data that is never trained: its tokenizer, substrate and packed data are shared by all."""
         return self._run("shared", all_data(self), self.plan, self.resources, self.seed)
 
     def control_config(self, *, num_blocks: int, num_blocks_before: int, num_tokens: int) -> RunConfig:
@@ -112,9 +112,9 @@ def _check_batches(config: SpecialistsConfig, specialist: SpecialistConfig) -> N
 
 
 def all_data(config: SpecialistsConfig) -> DataConfig:
-    """The data of all specialists as one mix, in which every specialist's has the same share.
+    """The data of all specialists as one mix, in which every specialist has the same share.
 
-    A source that several specialists read is there once, with the sum of its shares.
+    A source that several specialists read appears once, with the sum of its shares.
     """
     weights: dict[str, float] = {}
     sources: dict[str, SourceConfig] = {}
@@ -148,6 +148,6 @@ def load_specialists_config(preset: str | None, overrides: list[str]) -> Special
     tree = load_preset(preset or DEFAULT_PRESET)
     if tree.get("kind") != "specialists":
         raise ConfigError(
-            f"--preset {preset}: not a preset of specialists", f"Use one with `kind: specialists`: {DEFAULT_PRESET}"
+            f"--preset {preset}: not a specialists preset", f"Use one with `kind: specialists`: {DEFAULT_PRESET}"
         )
     return build(SpecialistsConfig, apply_overrides(tree, overrides))

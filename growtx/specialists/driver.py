@@ -1,11 +1,11 @@
 """Specialists: several models grown at the same time on one tokenizer and substrate, then merged by their logits.
 
 RUN/run.yaml                 the resolved configuration
-RUN/shared/                  tokenizer and substrate, made of the data of all
+RUN/shared/                  tokenizer and substrate, built from the data of all specialists
 RUN/specialists/NAME/        a run directory for each, as `growtx grow` leaves it
-RUN/control/                 the dense control, where asked for
+RUN/control/                 the dense control, if requested
 RUN/ensemble/                ensemble.json and its merge report
-RUN/ensemble-tuned/          the same after the heads were tuned on the data of all, where asked for
+RUN/ensemble-tuned/          the same after the heads were tuned on all data, if requested
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TUNED_DIR = "ensemble-tuned"
 
 @dataclass(frozen=True)
 class SpecialistsResult:
-    """What is left: the merges (of the grown members, then of the tuned ones) made now; `stopped`: resume goes on."""
+    """The merges made now (of the grown members, then of the tuned ones); `stopped`: --resume continues the run."""
 
     run_dir: str
     stopped: bool
@@ -56,7 +56,7 @@ def grow_specialists(
     """Grow all specialists, merge them and report.
 
     Raises:
-        GrowtxError: in one sentence; whatever is finished is kept, and other specialists go on to their ends first.
+        GrowtxError: in one sentence; whatever is finished is kept, and other specialists run to completion first.
     """
     console = console or Console()
     run = begin_run(run_dir, config, resume=resume, console=console)
@@ -79,7 +79,7 @@ def grow_specialists(
 
 
 def prepare_tasks(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
-    """Make what is shared, then every specialist's own run directory; the control comes last."""
+    """Prepare what is shared, then every specialist's own run directory; the control comes last."""
     shared_dir = run.child("shared")
     shared = prepare(config.shared_config(), shared_dir)
     tasks, total_flops, depth = [], 0.0, 0
@@ -102,12 +102,12 @@ def prepare_tasks(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
 
 
 def tuning_jobs(job: TrainJob, shared: Prepared, settings: TuneHeadsConfig) -> list[TrainJob]:
-    """A specialist's own plan, and after it a stage that tunes its head on the data of all."""
+    """A specialist's own plan, and after it a stage that tunes its head on all data."""
     last = job.stages[-1]
     train = {**last.train.model_dump(exclude={"steps", "seconds", "convergence"}), **settings.model_dump()}
     plan = PlanConfig(stages=(StageConfig(add=0, active=0, train=train),))
     stages = resolve(plan, num_stages_before=last.index, num_blocks_before=last.num_blocks)
-    per_token = monolithic_flops(job.model_at(last.num_blocks), _context(job)).total / 3  # forward passes, about
+    per_token = monolithic_flops(job.model_at(last.num_blocks), _context(job)).total / 3  # roughly the forward passes
     weights = (*job.stage_weights, per_token * settings.tokens)
     whole = {"num_stages": last.index + 1, "stage_weights": weights}
     mixed = {"stages": stages, "packed_path": shared.data.path, "data_fingerprint": shared.data.fingerprint}
@@ -155,7 +155,7 @@ def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepare
 
 
 def _finish(task: TrainTask, *, has_failed: bool) -> None:
-    """Leave the specialist's model directory, report and status."""
+    """Write the specialist's model directory, report and status."""
     job = task.jobs[-1]
     run = Storage(job.run_dir)
     finish_run(run, finished=task.is_finished)
@@ -166,7 +166,7 @@ def _finish(task: TrainTask, *, has_failed: bool) -> None:
 def _failure(failed: Mapping[str, Exception]) -> TrainingError:
     reasons = "; ".join(f"{name}: {str(error).rstrip('.')}" for name, error in failed.items())
     names = ", ".join(failed)
-    return TrainingError(f"{names} failed ({reasons})", "The others are finished; --resume repeats only what is not")
+    return TrainingError(f"{names} failed ({reasons})", "The others are finished; --resume repeats the failed ones")
 
 
 def _manifest_path(job: TrainJob) -> str:

@@ -21,7 +21,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def canonical_bytes(tensors: Tensors) -> bytes:
-    """The safetensors form of named tensors that their hash is taken of."""
+    """The canonical safetensors bytes of named tensors, which are what is hashed."""
     ready = {name: tensors[name].detach().to("cpu").contiguous() for name in sorted(tensors)}
     return bytes(safetensors.torch.save(ready))
 
@@ -46,7 +46,7 @@ class BlobStore:
         self.storage = Storage(root)
 
     def put(self, tensors: Tensors) -> str:
-        """Store tensors and return their blob name; nothing is written when the blob is there already."""
+        """Store tensors and return their blob name; nothing is written if the blob already exists."""
         data = canonical_bytes(tensors)
         blob = hashlib.sha256(data).hexdigest()
         path = blob_path(blob)
@@ -89,6 +89,6 @@ class BlobStore:
         return [path.rsplit("/", 1)[-1].removesuffix(".safetensors") for path in paths]
 
     def copy_from(self, other: BlobStore, blob: str) -> None:
-        """Take a blob over from another store, verified."""
+        """Copy a blob from another store, verified."""
         if not self.is_intact(blob):
             self.put(other.get(blob))

@@ -29,14 +29,14 @@ class _Record(BaseModel):
 
 
 class BlockRef(_Record):
-    """One block: its sealed weights and the adapters to add to them, in order."""
+    """One block: its finalized weights and the adapters to add to them, in order."""
 
     blob: str
     adapters: tuple[str, ...] = ()
 
 
 class FrozenCheck(_Record):
-    """Proof that what was frozen did not move: one hash over all frozen tensors before and after the stage."""
+    """Proof that what was frozen did not change: one hash over all frozen tensors before and after the stage."""
 
     num_tensors: int
     before: str
@@ -106,7 +106,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     found = tree.get("format_version") if isinstance(tree, dict) else None
     if found != FORMAT_VERSION:
         raise StoreError(
-            f"manifest {where} has format version {found!r}, this version of growtx reads {FORMAT_VERSION}",
+            f"manifest {where} has format version {found!r}, but this version of growtx reads {FORMAT_VERSION}",
             "Use the version of growtx that wrote it",
         )
     try:

@@ -27,9 +27,9 @@ def hold(storage: Storage) -> None:
     """
     if not storage.is_local or storage.root in _held:
         return
-    storage.append_text(LOCK_FILE, "")  # makes the directory, and says so in a sentence if it cannot
+    storage.append_text(LOCK_FILE, "")  # creates the directory, or raises a readable error
     descriptor = os.open(storage.path(LOCK_FILE), os.O_RDWR)
-    for _ in range(5):  # `growtx runs` takes it for a moment to look
+    for _ in range(5):  # `growtx runs` takes it briefly to check
         if locked := _try_lock(descriptor, fcntl.LOCK_EX):
             break
         time.sleep(0.1)

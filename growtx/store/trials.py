@@ -27,7 +27,7 @@ class Evaluation(BaseModel):
 
 
 class TrialRecord(BaseModel):
-    """One trial. `stopped` by the scheduler; `running` also where the driver died: it is to be repeated."""
+    """One trial. `stopped` by the scheduler; `running` also if the driver died: it will be repeated."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,7 +41,7 @@ class TrialRecord(BaseModel):
     bits_per_byte: float | None = None  # at the end, or at the last evaluation of a stopped one
     num_tokens: int = 0
     seconds: float = 0.0  # of optimizer steps
-    total_seconds: float = 0.0  # with the start of its processes, evaluations and sealing
+    total_seconds: float = 0.0  # including process start-up, evaluations and finalizing
     flops: float = 0.0
     monolithic_flops: float = 0.0  # the same tokens with every block in training
     error: str | None = None
@@ -52,7 +52,7 @@ class TrialRecord(BaseModel):
 
 
 def trial_dir(stage: int, number: int) -> str:
-    """Of a trial, relative to the sweep's run directory."""
+    """Directory of a trial, relative to the sweep's run directory."""
     return f"{TRIALS_DIR}/stage-{stage:02d}/{number:03d}"
 
 
@@ -77,6 +77,6 @@ def read_trials(run: Storage, stage: int | None = None) -> list[TrialRecord]:
 
 
 def best_trial(records: list[TrialRecord]) -> TrialRecord | None:
-    """The finished trial with the lowest bits per byte; of equals, the first."""
+    """The finished trial with the lowest bits per byte; the first of equals."""
     finished = [record for record in records if record.state == "finished" and record.bits_per_byte is not None]
     return min(finished, key=lambda record: (record.bits_per_byte, record.number), default=None)

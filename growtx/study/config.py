@@ -1,4 +1,4 @@
-"""The configuration of a study: one base run, and named variants of it that are compared on one protocol."""
+"""The configuration of a study: one base run, and named variants of it that are compared under one protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from growtx.growth.scaling import Measure
 from growtx.run.config import JobConfig, RunConfig
 
 DEFAULT_PRESET = "study-demo"
-# What a study may change between a start and its resumption: every run in it is identified by itself.
+# What may change when a study is resumed: each of its runs has an identity of its own.
 _FREE = ("variants", "control", "seeds", "equal", "learning_rates", "tasks", "task_limit", "data_dir", "lanes")
 
 
@@ -23,7 +23,7 @@ class VariantConfig(ConfigModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     change: dict[str, Any] = Field(default_factory=dict, description="merged into the base run, key by key")
-    learning_rates: tuple[float, ...] | None = Field(None, description="to try; null: the study's")
+    learning_rates: tuple[float, ...] | None = Field(None, description="learning rates to try; null: the study's")
 
 
 class StudyConfig(JobConfig):
@@ -32,17 +32,17 @@ class StudyConfig(JobConfig):
     kind: Literal["study"] = "study"
     data: DataConfig = DataConfig()
     plan: PlanConfig
-    control: str = Field(description="variant whose plan says how many tokens and FLOPs the others get")
+    control: str = Field(description="variant whose plan determines the others' tokens and FLOPs")
     variants: tuple[VariantConfig, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
-    equal: tuple[Measure, ...] = Field(("tokens", "flops"), min_length=1, description="what all variants spend alike")
+    equal: tuple[Measure, ...] = Field(("tokens", "flops"), min_length=1, description="what is equal for all variants")
     learning_rates: tuple[float, ...] = Field(
-        (), description="each is tried on the first seed, the best serves the others; empty: the plan's"
+        (), description="all are tried on the first seed, the best is used for the others; empty: the plan's"
     )
     tasks: tuple[str, ...] = Field((), description="tasks scored at all depths of the first seed's runs")
     task_limit: int | None = Field(None, ge=1, description="questions per task; null: all")
-    data_dir: str | None = Field(None, description="directory of the JSON lines that growtx's own tasks read")
-    lanes: int | None = Field(None, ge=1, description="runs side by side, at most; null: as many as fit")
+    data_dir: str | None = Field(None, description="directory of the JSON Lines files for growtx's own tasks")
+    lanes: int | None = Field(None, ge=1, description="concurrency: runs at a time; null: as many as fit")
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
@@ -50,7 +50,7 @@ class StudyConfig(JobConfig):
         if len(set(names)) != len(names):
             raise ValueError("each variant needs a name of its own")
         if self.control not in names:
-            raise ValueError(f"control={self.control} is none of the variants {', '.join(names)}")
+            raise ValueError(f"control={self.control} is not one of the variants {', '.join(names)}")
         if self.training.prefix == "auto":
             raise ValueError("training.prefix=auto: FLOPs would not be known in advance; use recompute")
         for variant in self.variants:
@@ -93,7 +93,7 @@ def load_study_config(preset: str | None, overrides: list[str]) -> StudyConfig:
         tree.pop("capability", None)  # a study has tasks of its own
     elif kind != "study":
         raise ConfigError(
-            f"--preset {preset}: not a preset of a study, nor of a run with plan.grow",
+            f"--preset {preset}: neither a study preset nor a run preset with plan.grow",
             f"Use one with `kind: study`: {DEFAULT_PRESET}",
         )
     return build(StudyConfig, apply_overrides(tree, overrides))

@@ -1,9 +1,9 @@
-"""A study: variants of one run on one protocol, at equal tokens and equal FLOPs, over learning rates and seeds.
+"""A study: variants of one run under one protocol, at equal tokens and equal FLOPs, over learning rates and seeds.
 
 RUN/run.yaml          the resolved configuration
-RUN/shared/           tokenizer and substrate of all variants that have the same
+RUN/shared/           tokenizer and substrate, shared by the variants with the same ones
 RUN/runs/NAME/        a run directory for each: variant, comparison, learning rate, seed
-RUN/study.json        what each run came to, finished or not
+RUN/study.json        the result of each run, finished or not
 RUN/report.html       tables and figures
 """
 
@@ -36,7 +36,7 @@ from growtx.train.job import TrainJob
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """What is left; `stopped`: --resume goes on. `report` is None while no run has finished."""
+    """What a study leaves behind; `stopped`: --resume continues it. `report` is None while no run has finished."""
 
     run_dir: str
     results: StudyResults
@@ -132,7 +132,7 @@ class _Work:
             self._failures[run_dir] = str(reason)
 
     def results(self) -> StudyResults:
-        """Every run that was planned so far, as its manifests say."""
+        """Every run planned so far, as recorded in its manifests."""
         return StudyResults(
             name=self._config.name,
             control=self._config.control,
@@ -147,13 +147,13 @@ class _Work:
 
 
 def lanes_of(jobs: Sequence[TrainJob], *, num_lanes: int | None) -> list[TrainTask]:
-    """Worker groups that share the jobs: each takes the next run that nobody has, so none waits for another.
+    """Worker groups that share the jobs: each takes the next unclaimed run, so none waits for another.
 
     Raises:
-        ConfigError: two jobs go to one directory.
+        ConfigError: two jobs have the same directory.
     """
     if len({job.run_dir for job in jobs}) != len(jobs):
-        raise ConfigError("two runs of the study have the same name", "Give variants and seeds names of their own")
+        raise ConfigError("two runs of the study have the same name", "Make variant names and seeds distinct")
     todo = [job for job in jobs if not TrainTask("", (job,)).is_finished]
     if not todo:
         return []
@@ -161,12 +161,12 @@ def lanes_of(jobs: Sequence[TrainJob], *, num_lanes: int | None) -> list[TrainTa
     fitting = [int(total / need) for total, need in zip(free_resources(), needs, strict=True) if need]
     number = max(1, min(len(todo), num_lanes or min(fitting)))
     board = ClaimBoard.remote()  # type: ignore[attr-defined]
-    names = [f"lane {index}" for index in range(1, number + 1)]
+    names = [f"worker group {index}" for index in range(1, number + 1)]
     return [TrainTask(name, tuple(todo), Claims(board, name)) for name in names]
 
 
 def _score_tasks(config: StudyConfig, study: Storage, results: StudyResults) -> None:
-    """The tasks of the configuration, at all depths of the best run on the first seed; what was scored stays."""
+    """Score the configured tasks at all depths of the best run of the first seed; existing scores are kept."""
     if not config.tasks:
         return
     benchmark = benchmark_config([], tasks=list(config.tasks), data_dir=config.data_dir, limit=config.task_limit)

@@ -1,4 +1,4 @@
-"""The runs of a study: every variant at every learning rate and seed, as long as the comparison asks for."""
+"""The runs of a study: every variant at every learning rate and seed, each as long as the comparison requires."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class StudyRun:
 def runs_of(config: StudyConfig, variant: VariantConfig, shape: GrowtxConfig, seed: int) -> Iterator[StudyRun]:
     """The variant's runs on one seed, one for each learning rate and comparison.
 
-    A comparison that asks for what an earlier one has (the control's plan, and any of the same shape) has no runs of
-    its own: the earlier ones stand in it too.
+    A comparison that needs the same plan as an earlier one (the control's, and any of the same shape) has no runs of
+    its own: it reuses the earlier ones.
 
     Args:
-        shape: the base model's; only the blocks and the head count.
+        shape: the base model's; only its blocks and head matter.
     """
     control = next(one for one in config.variants if one.name == config.control)
     reference, base = config.base_run(control), config.base_run(variant)

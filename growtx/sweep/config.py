@@ -20,9 +20,9 @@ class SweepSettings(ConfigModel):
     """The `sweep` block."""
 
     stage: int | None = Field(
-        None, ge=1, description="the one stage to search, from 1; null: all, each on its best parent"
+        None, ge=1, description="the only stage to search, from 1; null: all, each on the best parent"
     )
-    num_trials: int = Field(8, ge=1, description="trials of a stage; a grid has as many as it has points")
+    num_trials: int = Field(8, ge=1, description="trials per stage; a grid has one for each of its points")
     sampler: Sampler = "random"
     scheduler: SchedulerConfig = SchedulerConfig()
     include_planned: bool = Field(True, description="the first trial has the plan's own values (not in a grid)")
@@ -86,7 +86,7 @@ def load_sweep_config(preset: str | None, overrides: list[str]) -> SweepConfig:
     tree = load_preset(preset or DEFAULT_PRESET)
     if tree.get("kind") != "sweep":
         raise ConfigError(
-            f"--preset {preset}: not a preset of a sweep",
+            f"--preset {preset}: not a sweep preset",
             f"Use one with `kind: sweep` ({DEFAULT_PRESET}), or a file with `extends: {preset}` and a `sweep` block",
         )
     config = build(SweepConfig, apply_overrides(tree, overrides))

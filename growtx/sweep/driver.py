@@ -1,8 +1,8 @@
 """A sweep: trials of one stage, or of all stages one after the other, each on the best model of the stage before.
 
-RUN/trials/stage-KK/NNN/     what became of a trial: trial.json, its metrics, its manifest
+RUN/trials/stage-KK/NNN/     the outcome of a trial: trial.json, its metrics, its manifest
 RUN/manifests/, RUN/blobs/   the lineage of the best trials, as `growtx grow` would have left it
-RUN/best-plan.yaml           a complete preset that repeats that lineage
+RUN/best-plan.yaml           a complete preset that reproduces that lineage
 RUN/report.html              the growth report, with the search in it
 """
 
@@ -36,7 +36,7 @@ BEST_PLAN_FILE = "best-plan.yaml"
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep leaves; `stopped`: `--resume` goes on."""
+    """What a sweep leaves behind; `stopped`: `--resume` continues it."""
 
     run_dir: str
     stopped: bool
@@ -77,7 +77,7 @@ def _planned_run(config: SweepConfig) -> RunConfig:
     """The run whose stages are searched: the plan, or what is left of it from the chosen stage on.
 
     Raises:
-        ConfigError: the parent is not what the chosen stage stands on.
+        ConfigError: the parent is not what the chosen stage builds on.
     """
     chosen = config.sweep.stage
     if chosen is None or chosen == 1:
@@ -164,9 +164,9 @@ def _reasons(records: list[TrialRecord]) -> str:
 
 
 def adopt(run: Storage, best: TrialRecord) -> None:
-    """Take a trial's stage into the lineage, its metrics with it, and remove what the other trials stored.
+    """Adopt a trial's stage and metrics into the lineage, and remove what the other trials stored.
 
-    Doing it again changes nothing.
+    Repeating this changes nothing.
     """
     trial = run.child(trial_dir(best.stage, best.number))
     manifest = latest_manifest(trial)

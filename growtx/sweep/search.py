@@ -28,7 +28,7 @@ Values = dict[str, Any]  # dotted key of a dimension -> its value in one trial
 
 
 class RangeConfig(ConfigModel):
-    """Numbers between `low` and `high`, drawn evenly, or evenly in their logarithm."""
+    """Numbers between `low` and `high`, drawn uniformly, or uniformly in their logarithm."""
 
     low: float
     high: float
@@ -37,7 +37,7 @@ class RangeConfig(ConfigModel):
     @model_validator(mode="after")
     def _is_a_range(self) -> RangeConfig:
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"low={self.low:g}, high={self.high:g} is no range{' of logarithms' * self.log}")
+            raise ValueError(f"low={self.low:g}, high={self.high:g} is not a range{' of logarithms' * self.log}")
         return self
 
 
@@ -97,7 +97,7 @@ class SpaceConfig(ConfigModel):
 
 
 def planned_values(stage: Stage, dimensions: Mapping[str, Dimension], global_batch_size: int) -> Values:
-    """What the plan itself has for the dimensions: the trial that every other one is compared with."""
+    """The plan's own values for the dimensions: the trial that all others are compared with."""
     values: Values = {}
     for key in dimensions:
         if key.startswith("lora."):
@@ -130,7 +130,7 @@ def changed_stage(config: StageConfig, values: Mapping[str, Any]) -> StageConfig
 
 
 def draw(dimension: Dimension, random: np.random.Generator) -> Any:
-    """A value of a dimension, rounded to four digits: a person will copy it."""
+    """A value of a dimension, rounded to four digits, because people will copy it."""
     if not isinstance(dimension, RangeConfig):
         return dimension[int(random.integers(len(dimension)))]
     low, high = dimension.low, dimension.high
@@ -303,7 +303,7 @@ class RecordedSearch(Searcher):
         return self._proposer.propose(number if self._planned is None else number - 1)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Only ends are learnt from."""
+        """Only final results are learned from."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         number, values = self._running.pop(trial_id)

@@ -1,7 +1,7 @@
 """One trial under Ray Tune: a stage trained by Ray Train and DeepSpeed on workers of its own.
 
-The trial's own process holds no CPU, which its workers need: trials that held one while their workers wait for one
-would wait for ever. It asks for the memory of a small process instead, which every node of every cluster offers.
+The trial's own process reserves no CPU, because its workers need it: trials that held one while their workers wait for
+one would wait forever. It reserves the memory of a small process instead, which every node of every cluster has.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TrialBoard:
         self._stop.discard(trial)
 
     async def post(self, trial: int, progress: StageProgress) -> bool:
-        """Called by a trial's rank 0; returns whether to stop. Answers an evaluation when it was decided about."""
+        """Called by a trial's rank 0; returns whether to stop. Answers an evaluation once that is decided."""
         self._progress[trial] = progress
         if progress.evaluated and not self._must_stop(trial):
             self._go_on[trial].clear()
@@ -69,7 +69,7 @@ class TrialBoard:
         return self._stop_all or trial in self._stop
 
     async def next_evaluation(self, trial: int) -> StageProgress | None:
-        """Let the trial go on, and wait a little for its next evaluation."""
+        """Let the trial continue, and wait briefly for its next evaluation."""
         if self._evaluations[trial].empty():
             self._go_on[trial].set()
         try:
@@ -114,7 +114,7 @@ class _Bound:
 
 @dataclass(frozen=True)
 class Seat:
-    """A trial's place at the board: what workers take for a board of their own."""
+    """A trial's place at the board, which its workers use as a board of their own."""
 
     board: Any
     trial: int
@@ -129,7 +129,7 @@ class Seat:
 
 
 TRIAL_MEMORY_BYTES = 256 * 2**20
-STOP_SECONDS = 60.0  # a worker leaves after the step it is in
+STOP_SECONDS = 60.0  # a worker stops after its current step
 FRACTION = "fraction"
 
 
@@ -155,7 +155,7 @@ class StageSearch:
         """The stage with the values of a trial.
 
         Raises:
-            ConfigError, BudgetError: they cannot be.
+            ConfigError, BudgetError: they cannot be used.
         """
         written = list(self.plan.written_stages())
         written[self.position] = changed_stage(written[self.position], values)
@@ -190,12 +190,12 @@ class Trial(tune.Trainable):
     """Reports held-out bits per byte whenever its workers evaluate, and at the end."""
 
     def setup(self, config: dict[str, Any], *, search: StageSearch, board: Any) -> None:
-        """Nothing begins here: Tune may give the trial to another process while this one still starts."""
+        """Nothing begins here: Tune may give the trial to another process while this one is still starting."""
         self._search, self._board = search, board
         self._await_first_step(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Become another trial in this process, which spares the seconds that one takes to start."""
+        """Become another trial in this process, which saves the seconds that a new one takes to start."""
         self.cleanup()
         self._await_first_step(new_config)
         return True
@@ -241,7 +241,7 @@ class Trial(tune.Trainable):
             raise
 
     def _result(self) -> dict[str, Any]:
-        """What the sealed stage says."""
+        """The results of the finalized stage."""
         manifest = latest_manifest(Storage(self._job.run_dir))
         assert manifest is not None
         stage = self._job.stages[0]

@@ -1,6 +1,6 @@
-"""The trials of one stage under Ray Tune, several at a time, recorded so that an interrupted sweep goes on.
+"""The trials of one stage under Ray Tune, several at a time, recorded so that an interrupted sweep can be resumed.
 
-Ours are the records (Tune's own restoring knows nothing of a nested run); Tune schedules, stops and isolates failures.
+The records are ours (Tune's own restoring cannot handle a nested run); Tune schedules, stops and isolates failures.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from growtx.sweep.trial import FRACTION, TRIAL_MEMORY_BYTES, StageSearch, Trial,
 from growtx.train.progress import StageProgress
 from growtx.train.settings import ResourcesConfig
 
-# The live table of a stage's trials: on a terminal it is redrawn, elsewhere a line tells when a trial ends.
+# The live table of a stage's trials: redrawn on a terminal; elsewhere a line is printed when a trial ends.
 
 
 Read = Callable[[], tuple[Mapping[int, StageProgress], list[str]]]
@@ -128,13 +128,13 @@ _TUNE_ENVIRONMENT = {
 
 
 class SchedulerConfig(ConfigModel):
-    """When trials that will not win are stopped, by held-out bits per byte inside the stage."""
+    """When unpromising trials are stopped, judged by held-out bits per byte during the stage."""
 
     kind: Literal["asha", "median", "none"] = Field(
-        "asha", description="asha: only the best share goes on at each rung; median: those worse than the median end"
+        "asha", description="asha: only the best share continues at each rung; median: those worse than the median stop"
     )
     grace: float = Field(0.25, gt=0, lt=1, description="share of a stage that every trial may train")
-    reduction_factor: float = Field(2, gt=1, description="of asha: one in so many goes on at each rung")
+    reduction_factor: float = Field(2, gt=1, description="for asha: one trial in this many continues at each rung")
 
     @property
     def evaluate_every(self) -> float | None:
@@ -164,9 +164,9 @@ class _PastTrial:
 
 
 def _replay(scheduler: Any, record: TrialRecord) -> None:
-    """Let a scheduler know what an earlier process reported, without a decision about it: the median rule decides once.
+    """Tell a scheduler what an earlier process reported, without asking it to decide: the median rule decides once.
 
-    Also of a trial that goes on: it reports only what comes after its checkpoint.
+    This includes trials that continue, because they report only what comes after their checkpoint.
     """
     if record.state == "failed":
         return
@@ -180,7 +180,7 @@ def _replay(scheduler: Any, record: TrialRecord) -> None:
 
 
 class Recorder(tune.Callback):
-    """Writes what becomes of every trial."""
+    """Records the outcome of every trial."""
 
     def __init__(self, run: Storage, search: StageSearch, records: Sequence[TrialRecord], board: Any) -> None:
         self._run, self._search, self._board = run, search, board
@@ -240,7 +240,7 @@ class Recorder(tune.Callback):
 
 @dataclass
 class Sweeping:
-    """A handle for the one who may ask a sweep to stop."""
+    """A handle for whoever may ask a sweep to stop."""
 
     board: Any = None
     search: RecordedSearch | None = None

@@ -54,7 +54,7 @@ class Batches:
         return self._prefix is not None
 
     def windows(self, step: int) -> np.ndarray:
-        """Numbers [B] of all workers' windows of step `step`."""
+        """Indices [B] of all workers' windows of step `step`."""
         return window_indices(
             self.data.mix,
             seed=self._seed,
@@ -64,7 +64,7 @@ class Batches:
         )
 
     def visited(self, num_steps: int) -> np.ndarray:
-        """Numbers [N] of the windows that the first `num_steps` steps train on, each once."""
+        """Indices [N] of the windows that the first `num_steps` steps train on, each once."""
         return np.unique(np.concatenate([self.windows(step) for step in range(num_steps)]))
 
     def at(self, step: int) -> list[dict[str, Any]]:

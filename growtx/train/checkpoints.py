@@ -1,9 +1,9 @@
 """Checkpoints: the resumable state inside a stage, verified when they are read.
 
 `checkpoints/stage-NN/step-NNNNNNNN/` of a run holds `state.safetensors` (weights and both Adam moments of what trains,
-whole tensors, fp32) and `checkpoint.json` (stage, step, hash of the former; written last). Because no layout is left
-in it, it serves lost workers, a restarted driver, other numbers of workers and other ZeRO stages alike. They are
-written by ourselves and not through `ray.train.report`, where a full disk would end in Ray's traceback.
+whole tensors, fp32) and `checkpoint.json` (stage, step, hash of the former; written last). They do not depend on
+the sharding, so they work after lost workers, with a restarted driver, and for other numbers of workers and ZeRO
+stages. We write them ourselves, not through `ray.train.report`, where a full disk would end in Ray's traceback.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INFO_FILE = "checkpoint.json"
 
 
 class CheckpointInfo(BaseModel):
-    """Where in a run a checkpoint stands."""
+    """Where in a run a checkpoint was taken."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -47,7 +47,7 @@ def write_checkpoint(
     """Write a checkpoint into a run and remove all but the `keep` newest ones of its stage; returns its directory.
 
     Raises:
-        StoreError: it cannot be written; the ones before are untouched and nothing half-written counts.
+        StoreError: it cannot be written; earlier ones are untouched, and a half-written one is ignored.
     """
     tensors = {f"weights/{name}": tensor for name, tensor in weights.items()}
     for key, state in moments.items():
@@ -66,9 +66,9 @@ def write_checkpoint(
 
 
 def find_checkpoint(run: Storage, stage: int, stage_fingerprint: str) -> tuple[str, CheckpointInfo] | None:
-    """The newest intact checkpoint of a stage, as its path in the run and what it says of itself.
+    """The newest intact checkpoint of a stage, as its path in the run and its description.
 
-    Damaged or half-written ones are passed over with a warning.
+    Damaged or half-written ones are skipped with a warning.
     """
     candidates: list[tuple[int, str, CheckpointInfo]] = []
     for path in run.list_files(CHECKPOINTS_DIR, suffix=INFO_FILE):
@@ -76,14 +76,14 @@ def find_checkpoint(run: Storage, stage: int, stage_fingerprint: str) -> tuple[s
         try:
             info = CheckpointInfo.model_validate_json(run.read_text(path))
         except (ValidationError, StoreError):
-            logger.warning("checkpoint %s is damaged (%s); trying the one before", directory, INFO_FILE)
+            logger.warning("checkpoint %s is damaged (%s); trying the previous one", directory, INFO_FILE)
             continue
         if (info.stage, info.stage_fingerprint) == (stage, stage_fingerprint):
             candidates.append((info.step, directory, info))
     for _, directory, info in sorted(candidates, key=lambda candidate: candidate[:2], reverse=True):
         if _is_intact(run, directory, info):
             return directory, info
-        logger.warning("checkpoint %s is damaged (%s); trying the one before", directory, STATE_FILE)
+        logger.warning("checkpoint %s is damaged (%s); trying the previous one", directory, STATE_FILE)
     return None
 
 

@@ -10,13 +10,13 @@ import ray
 
 @ray.remote(num_cpus=0)
 class ClaimBoard:
-    """Remembers who took a run first."""
+    """Remembers which group took a run first."""
 
     def __init__(self) -> None:
         self._owners: dict[str, str] = {}
 
     def take(self, run_dir: str, group: str) -> bool:
-        """Whether the run is the group's: nobody had it, or this group (whose workers were lost, say) has it."""
+        """Whether the run is the group's: it was unclaimed, or is this group's already (after lost workers, say)."""
         return self._owners.setdefault(run_dir, group) == group
 
 

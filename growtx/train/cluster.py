@@ -31,7 +31,7 @@ _MODULES = (
 
 
 def quiet_worker() -> None:
-    """Leave warnings and errors of our own visible, and turn the libraries' chatter off."""
+    """Leave warnings and errors of our own visible, and silence the libraries' messages."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     for name in _MODULES:
@@ -45,10 +45,10 @@ def quiet_worker() -> None:
 
 @contextmanager
 def connected(resources: ResourcesConfig) -> Iterator[None]:
-    """Be connected to Ray inside the block.
+    """Connect to Ray for the duration of the `with` block.
 
-    `RAY_ADDRESS` (set inside `ray job submit`) names a cluster; without it a local one is started, which other
-    clusters on this machine do not see.
+    `RAY_ADDRESS` (set inside `ray job submit`) names a cluster; without it a local one is started, isolated
+    from other clusters on this machine.
 
     Raises:
         ResourceError: the cluster cannot be reached or lacks what is asked for.
@@ -59,7 +59,7 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     started_here = not ray.is_initialized()
     if started_here and not address:
-        # Else a local Ray leaves its token in ~/.ray, and every `ray start` after it asks for that.
+        # Otherwise a local Ray leaves its token in ~/.ray, and every later `ray start` requires it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if started_here:
         _connect(address, resources)
@@ -93,14 +93,14 @@ def _connect(address: str | None, resources: ResourcesConfig) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={address}",
             "Start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone",
         ) from error
-    except Exception as error:  # Ray has no class for other versions, tokens that differ, nodes that do not start
+    except Exception as error:  # Ray has no class for wrong versions or tokens, or for nodes that do not start
         what = f"the Ray cluster at RAY_ADDRESS={address} cannot be used" if address else "Ray does not start here"
         reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
         raise ResourceError(f"{what}: {reason}", "See Ray's logs in /tmp/ray/session_latest/logs") from error
 
 
 def first_sentence(error: BaseException) -> str:
-    """What an error says last, where causes stand; of Ray's own paragraphs, which go on about actors, its beginning."""
+    """The last line of an error, which names the cause; of Ray's own errors, only the first sentence of that line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return "no reason given"
@@ -124,10 +124,10 @@ def runtime_env(resources: ResourcesConfig) -> dict[str, Any]:
 
 
 def check_cluster(resources: ResourcesConfig) -> None:
-    """Refuse to wait for ever for what the cluster does not have.
+    """Refuse to wait forever for what the cluster does not have.
 
     Raises:
-        ResourceError: naming what is asked for and what there is after `resources.wait_seconds`.
+        ResourceError: naming what is requested and what is available after `resources.wait_seconds`.
     """
     seconds = resources.wait_seconds if os.environ.get("RAY_ADDRESS") else 0.0
     problem = _missing(resources)
@@ -144,7 +144,7 @@ def check_cluster(resources: ResourcesConfig) -> None:
 
 @contextmanager
 def _demanded(resources: ResourcesConfig) -> Iterator[None]:
-    """Let an autoscaler see what is missing: it starts nodes only for what waits to be placed."""
+    """Let an autoscaler see what is missing: it starts nodes only for pending placements."""
     bundles = [_bundle(resources)] * resources.num_workers
     if job := resources.prefix_job:
         bundles += [_bundle(job)] * job.num_workers
@@ -164,7 +164,7 @@ def _missing(resources: ResourcesConfig) -> ResourceError | None:
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     if resources.use_gpu and gpus < resources.num_workers:
         return ResourceError(
-            f"resources: {resources.num_workers} GPU workers asked for, but the Ray cluster has {gpus:g} GPUs",
+            f"resources: {resources.num_workers} GPU workers requested, but the Ray cluster has {gpus:g} GPUs",
             "Set resources.use_gpu=false, lower resources.num_workers, or add GPU nodes",
         )
     needed = resources.num_workers * resources.cpus_per_worker
@@ -179,15 +179,15 @@ def _missing(resources: ResourcesConfig) -> ResourceError | None:
     if job and (cpus < resources.num_cpus or gpus < resources.num_gpus):
         kind = f"{job.cpus_per_worker:g} CPUs{' and a GPU' if job.use_gpu else ''}"
         return ResourceError(
-            f"resources.prefix_job: {job.num_workers} workers of {kind} beside the stage's need "
-            f"{resources.num_cpus:g} CPUs and {resources.num_gpus} GPUs with them, but the Ray cluster has {cpus:g} "
+            f"resources.prefix_job: {job.num_workers} workers of {kind} and the stage's own need "
+            f"{resources.num_cpus:g} CPUs and {resources.num_gpus} GPUs together, but the Ray cluster has {cpus:g} "
             f"and {gpus:g}",
             "Lower resources.prefix_job.num_workers, leave resources.prefix_job out, or add nodes",
         )
     if room < resources.num_workers:
         kind = f"{resources.cpus_per_worker:g} CPUs{' and a GPU' if resources.use_gpu else ''}"
         return ResourceError(
-            f"resources: {resources.num_workers} workers of {kind} asked for, but the nodes of the Ray cluster have "
+            f"resources: {resources.num_workers} workers of {kind} requested, but the nodes of the Ray cluster have "
             f"room for {room}: no worker spans two nodes",
             "Lower resources.num_workers or resources.cpus_per_worker, or add nodes",
         )

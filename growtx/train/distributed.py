@@ -38,7 +38,7 @@ def worker_device() -> torch.device:
 def on_rank_zero(action: Callable[[], Result]) -> Result:
     """Run `action` on rank 0 and return its result on every rank.
 
-    An error that a user can understand is raised on every rank alike, so that no worker is left waiting in a
+    A user-facing error is raised on every rank alike, so that no worker is left waiting in a
     collective for one that gave up.
     """
     outcome: list[Any] = [None]
@@ -57,7 +57,7 @@ def on_rank_zero(action: Callable[[], Result]) -> Result:
 def on_all_ranks(action: Callable[[], Result]) -> Result:
     """Run `action` on every rank and return each rank's own result.
 
-    An error that a user can understand on any of them is raised on all: the one of the lowest rank.
+    A user-facing error on any of them is raised on all: the one of the lowest rank.
     """
     result, error = None, None
     try:

@@ -1,4 +1,4 @@
-"""DeepSpeed around one stage's model: sharding, steps, and its state in a form no layout is left in.
+"""DeepSpeed around one stage's model: sharding, steps, and its state in a form independent of sharding.
 
 The state that a checkpoint needs is gathered as one fp32 tensor per parameter (weights, first and second moment),
 so that it can be loaded into any number of workers and any ZeRO stage.
@@ -134,7 +134,7 @@ class Engine:
             micro_batches: keyword arguments of the model's forward, with `labels`.
             num_targets: predicted tokens of one full micro batch; dividing by it, and not by the labels that
                 happen to be there, makes gradients independent of how the batch is split.
-            factor: of the peak learning rates.
+            factor: multiplies the peak learning rates.
 
         Returns:
             [2]: summed nats and number of predicted tokens of this worker.
@@ -231,10 +231,10 @@ class Engine:
             set_moment(parameter, value, moment)
 
     def _create_moments(self) -> None:
-        """Create Adam's state, which torch does at the first step: loading needs it before.
+        """Create Adam's state, which torch only does in the first step: loading needs it earlier.
 
-        And saving too: ZeRO 1 and 2 step one group of parameters after the other, but link parameters to their
-        moments once, after the first of them.
+        So does saving: ZeRO 1 and 2 step one group of parameters after the other, but link parameters to their
+        moments only once, after the first group.
         """
         for shard in self._masters:
             self._optimizer.state[shard] = {
@@ -247,7 +247,7 @@ class Engine:
 
     @contextmanager
     def gathered(self, parameters: list[nn.Parameter], *, modify: bool = False) -> Iterator[None]:
-        """Make partitioned parameters whole on every rank for a while; `modify` keeps what is written to them."""
+        """Temporarily make partitioned parameters whole on every rank; `modify` keeps what is written to them."""
         if self._zero_stage == 3:
             with self._gather(parameters, modifier_rank=0 if modify else None):
                 yield
@@ -279,7 +279,7 @@ class Engine:
 
 
 def _forget_partitioned(model: nn.Module) -> None:
-    """Take a model out of what DeepSpeed's ZeRO-3 keeps for the life of the process."""
+    """Remove a model from what DeepSpeed's ZeRO-3 keeps until the process ends."""
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
@@ -291,7 +291,7 @@ def _forget_partitioned(model: nn.Module) -> None:
 
 
 def _restore_linear() -> None:
-    """Give torch its own product with a weight back: ZeRO-3 puts one in its place that other stages should not have."""
+    """Give torch its own `F.linear` back: ZeRO-3 replaces it by one that other stages should not use."""
     from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patched
 
     F.linear = Patched.linear_bk

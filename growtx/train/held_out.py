@@ -1,4 +1,4 @@
-"""Evaluation inside training: bits per byte on the same held-out windows, split over the workers.
+"""Evaluation during training: bits per byte on the same held-out windows, split over the workers.
 
 Shapes: N windows, B micro batch, T positions, V vocabulary.
 """
@@ -15,7 +15,7 @@ from growtx.train.distributed import rank, sum_over_ranks, world_size
 
 
 class HeldOut:
-    """The first windows of every source's held-out side, as many of each as its weight asks for.
+    """The first held-out windows of every source, as many of each as its weight calls for.
 
     Args:
         bytes_V: UTF-8 bytes of each token.
@@ -37,7 +37,7 @@ class HeldOut:
     def evaluate(self, model: nn.Module, micro_batch: int, device: torch.device) -> dict[str, TextScore]:
         """Score of each source and of all together under the name ''. Collective.
 
-        Every rank runs equally many batches, which sharded parameters require; surplus ones count nothing.
+        Every rank runs the same number of batches, as sharded parameters require; surplus ones do not count.
         """
         was_training = model.training
         model.eval()

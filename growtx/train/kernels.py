@@ -22,7 +22,7 @@ def loss_kernel(settings: TrainingConfig) -> str:
     """The cross-entropy to train with, as `GrowtxConfig` names it.
 
     Raises:
-        ConfigError: liger's is asked for and cannot run here.
+        ConfigError: liger's is requested and cannot run here.
     """
     has_liger = find_spec("liger_kernel") is not None
     if settings.loss_kernel == "auto":
@@ -30,7 +30,7 @@ def loss_kernel(settings: TrainingConfig) -> str:
     if settings.loss_kernel == "liger":
         if not torch.cuda.is_available():
             raise ConfigError(
-                "training.loss_kernel=liger: its fused kernel runs on GPUs, this worker has none",
+                "training.loss_kernel=liger: its fused kernel runs on GPUs, but this worker has none",
                 "Set training.loss_kernel=auto",
             )
         if not has_liger:
@@ -43,10 +43,10 @@ def loss_kernel(settings: TrainingConfig) -> str:
 
 @cache
 def check_compiler(device: torch.device) -> None:
-    """Compile something small, because what torch.compile needs shows only when it runs.
+    """Compile something small, because whether torch.compile works only shows when it runs.
 
     Raises:
-        ConfigError: it cannot, mostly for want of a C++ compiler or of Python's headers.
+        ConfigError: it cannot, usually for lack of a C++ compiler or of Python's headers.
     """
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))

@@ -42,12 +42,12 @@ def peak_memory_bytes() -> int:
     return int(peak.split()[1]) * 1024
 
 
-# What a stage holds on one worker: as it is forecast before it runs, and as its tensors are while it trains.
+# The memory that a stage takes on one worker: forecast before it runs, measured while it trains.
 
 
 @dataclass(frozen=True)
 class HeldBytes:
-    """Bytes of the tensors that live as long as a step, by what they are for."""
+    """Bytes of the tensors that live throughout a step, by purpose."""
 
     weights: int
     gradients: int
@@ -55,7 +55,7 @@ class HeldBytes:
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes behind tensors, what several of them share counted once."""
+    """Bytes behind tensors; storage that several of them share is counted once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -64,7 +64,7 @@ class GradientPeak:
     """Largest bytes of gradients that existed at the same time, until it is stopped.
 
     Args:
-        parameters: of the model, once everything else that watches them (DeepSpeed) does.
+        parameters: of the model, after everything else (DeepSpeed) has hooked into them.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -2,7 +2,7 @@
 
 A cache is a directory named by what decides its content (blobs of the prefix, data, dtype) and holds the states
 that enter the first trained block in shards of consecutive windows. A shard is written beside its place and renamed
-into it, so a crash or a second process at the same work leaves a complete shard or none.
+into it, so a crash or a second process doing the same work leaves a complete shard or none.
 
 Shapes: N windows, T positions, D hidden size.
 """
@@ -63,7 +63,7 @@ class PrefixCache:
         return np.unique(windows_N // WINDOWS_PER_SHARD).tolist()  # type: ignore[no-any-return]
 
     def free_bytes(self) -> int:
-        """Room on the file system for the cache, what it takes already included."""
+        """Bytes that the file system has for the cache, including what it already takes."""
         place = self._directory
         while not place.exists():
             place = place.parent
@@ -73,7 +73,7 @@ class PrefixCache:
         return [shard for shard in shards if not self._path(shard).exists()]
 
     def remove(self, shards: Iterable[int]) -> None:
-        """Give back the room that shards take."""
+        """Free the space that shards take."""
         for shard in shards:
             self._path(shard).unlink(missing_ok=True)
 
@@ -91,7 +91,7 @@ class PrefixCache:
     def fill(self, shards: Iterable[int], model: GrowtxForCausalLM, num_frozen: int) -> None:
         """Compute and write the shards that are still missing when their turn comes.
 
-        The order is drawn anew in every process: several that fill the same cache share the work.
+        The order is random in every process, so that several that fill the same cache share the work.
 
         Raises:
             StoreError: the disk is full; then nothing that this call wrote stays on it.
@@ -127,7 +127,7 @@ class PrefixCache:
             raise write_error(str(path), error) from error
 
     def open(self, shards: Iterable[int]) -> None:
-        """Map shards: they can be read from then on even if another run gives up and removes what it wrote of them.
+        """Memory-map shards: from then on they can be read even if another run gives up and removes those it wrote.
 
         Raises:
             StoreError: one is not there any more.
@@ -153,7 +153,7 @@ class PrefixCache:
         except (OSError, ValueError) as error:  # deleted, or cut off by a power failure
             raise StoreError(
                 f"{self._path(shard)} of the prefix cache cannot be read",
-                f"Delete {self._directory} and run the same command with --resume: it is made again",
+                f"Delete {self._directory} and run the same command with --resume: it will be rebuilt",
             ) from error
         return mapped
 
@@ -181,7 +181,7 @@ class PrefixWork:
 
 
 class ShardFiller:
-    """One worker of the job: computes the shards it is given. After the first that cannot be written it writes none."""
+    """One worker of the job: computes the shards it is given. After the first failed write, it writes no more."""
 
     def __init__(self, work: PrefixWork, config: PrefixJobConfig) -> None:
         torch.set_num_threads(max(1, int(config.cpus_per_worker)))
@@ -204,7 +204,7 @@ def fill_by_job(work: PrefixWork, shards: list[int], config: PrefixJobConfig) ->
     """Let a Ray Data job compute shards. Collective.
 
     Returns:
-        What kept the job from writing; then nothing that it wrote stays on the disk.
+        What kept the job from writing, if anything; then nothing that it wrote stays on the disk.
     """
     job = ThreadPoolExecutor(1).submit(run_job, work, shards, config) if rank() == 0 else None
     while any_rank([job is not None and not job.done()])[0]:  # one collective for the whole time would time out

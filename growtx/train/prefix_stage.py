@@ -29,8 +29,8 @@ def use_prefix_cache(
     """Let `batches` read the prefix's activations if the plan says so. Collective.
 
     Raises:
-        ConfigError: a cache is asked for where the prefix does not stay the same.
-        StoreError: a cache is asked for and the disk is full; `auto` then recomputes, with a warning.
+        ConfigError: a cache is requested where the prefix does not stay the same.
+        StoreError: a cache is requested and the disk is full; `auto` then recomputes, with a warning.
     """
     settings = job.training_of(stage)
     if stage.lora is not None or stage.train_substrate:
@@ -80,12 +80,12 @@ def use_prefix_cache(
 def _fill(
     cache: PrefixCache, shards: list[int], work: PrefixWork, prefix_job: PrefixJobConfig | None
 ) -> StoreError | None:
-    """Compute what is missing, by a job if there is one; what this node does not see of it by these workers.
+    """Compute what is missing by a job, if there is one; these workers compute what this node then still does not see.
 
-    Of these, every one computes its share, and one that does not see the others' files the rest as well.
+    Each worker computes its share; one that does not see the others' files computes the rest as well.
 
     Returns:
-        What kept any of the workers from writing.
+        What kept any of the workers from writing, if anything.
     """
     if prefix_job is not None:
         missing = on_rank_zero(lambda: cache.missing(shards))

@@ -1,4 +1,4 @@
-"""One progress display for one run or several: each rank 0 tells a small actor, the driver reads and draws them.
+"""One progress display for one run or several: each rank 0 reports to a small actor, which the driver reads.
 
 The actor also carries the one message that goes the other way: a request to save and stop.
 """
@@ -32,7 +32,7 @@ class Place:
 
 @dataclass(frozen=True)
 class StageProgress:
-    """Where a run is. `fraction` is of the current stage's limit that will be reached first."""
+    """Where a run is. `fraction` refers to the limit of the current stage that will be reached first."""
 
     stage: int = 0
     name: str = "starting workers"
@@ -45,7 +45,7 @@ class StageProgress:
     weights: tuple[float, ...] = field(default_factory=tuple)  # expected share of each stage in the whole work
     place: Place = Place()
     prefix_cached: bool = False  # whether the frozen prefix's activations are read from the cache
-    evaluated: bool = False  # bits_per_byte was measured just now: whoever watches may decide whether to go on
+    evaluated: bool = False  # bits_per_byte was measured just now: a scheduler may decide whether to continue
 
     @property
     def total_fraction(self) -> float:

@@ -12,14 +12,14 @@ from growtx.config import ConfigModel
 class EvaluationConfig(ConfigModel):
     """Evaluation on held-out windows, at the start and end of every stage."""
 
-    num_windows: int = Field(64, ge=1, description="held-out windows, at most; the same ones every time")
+    num_windows: int = Field(64, ge=1, description="maximum number of held-out windows; the same ones every time")
     every_steps: int | None = Field(
         None, ge=1, description="optimizer steps between evaluations; null: none in between"
     )
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="prompts of the samples; empty: beginnings of held-out windows"
     )
-    num_samples: int = Field(3, ge=0, description="samples generated at the end of a stage, without `prompts`")
+    num_samples: int = Field(3, ge=0, description="samples generated at the end of a stage, if `prompts` is empty")
     sample_tokens: int = Field(48, ge=1)
     temperature: float = Field(0.7, ge=0, description="of the samples; 0: greedy")
 
@@ -46,10 +46,10 @@ class TrainingConfig(ConfigModel):
     prefix: Literal["auto", "recompute", "cache"] = Field(
         "auto", description="the frozen prefix's activations; auto: cache where it saves enough and fits"
     )
-    prefix_cache_gib: float = Field(8.0, gt=0, description="disk that one prefix's activations may take, for auto")
+    prefix_cache_gib: float = Field(8.0, gt=0, description="disk space for one prefix's activations, with prefix=auto")
     activation_checkpointing: bool = False
     loss_kernel: Literal["auto", "chunked", "plain", "liger"] = Field(
-        "auto", description="cross-entropy without whole logits; auto: liger's on GPUs if it is installed, else ours"
+        "auto", description="cross-entropy kernel; auto: liger's on GPUs if it is installed, else chunked"
     )
     compile: bool = Field(False, description="torch.compile the blocks")
     log_every_steps: int = Field(10, ge=1)
@@ -89,11 +89,11 @@ class TrainingConfig(ConfigModel):
 
 
 class AcceleratorConfig(ConfigModel):
-    """The GPU that a preset is written for; `growtx plan` forecasts with it, training does not look at it."""
+    """The GPU that a preset is written for; `growtx plan` forecasts with it, training ignores it."""
 
     name: str
     memory_gib: float = Field(gt=0)
-    tflops: float = Field(gt=0, description="dense bf16 peak, in 1e12 FLOPs a second")
+    tflops: float = Field(gt=0, description="dense bf16 peak, in 1e12 FLOPs per second")
     utilisation: float = Field(0.35, gt=0, le=1, description="share of the peak that training is assumed to reach")
 
 
@@ -113,9 +113,9 @@ class ResourcesConfig(ConfigModel):
     cpus_per_worker: float = Field(1, gt=0)
     accelerator: AcceleratorConfig | None = None
     prefix_job: PrefixJobConfig | None = Field(
-        None, description="fill the prefix cache by a Ray Data job of this size; null: the stage's workers fill it"
+        None, description="fill the prefix cache with a Ray Data job of this size; null: the stage's workers fill it"
     )
-    max_failures: int = Field(3, ge=0, description="times that lost workers are replaced before the run gives up")
+    max_failures: int = Field(3, ge=0, description="how often lost workers are replaced before the run gives up")
     wait_seconds: float = Field(
         60.0, ge=0, description="how long to wait for nodes that are not there yet, on a cluster that can grow"
     )
@@ -128,7 +128,7 @@ class ResourcesConfig(ConfigModel):
 
     @property
     def num_cpus(self) -> float:
-        """CPUs that a worker group takes, with the job that fills its prefix cache."""
+        """CPUs that a worker group takes, including the job that fills its prefix cache."""
         job = self.prefix_job
         return self.num_workers * self.cpus_per_worker + (job.num_workers * job.cpus_per_worker if job else 0)
 

@@ -73,7 +73,7 @@ def learning_rate_factor(train: StageTraining, step: int, num_steps: int) -> flo
     return train.final_learning_rate + (1.0 - train.final_learning_rate) * remaining
 
 
-# What a stage says while it runs: rows of metrics, the progress display.
+# What a stage reports while it runs: rows of metrics, the progress display.
 
 
 @dataclass
@@ -88,11 +88,11 @@ class Position:
 
 
 class StageRecord:
-    """Writes down and shows where a stage is.
+    """Records and shows how far a stage is.
 
     Args:
         num_steps: of the stage, unless time or convergence end it sooner.
-        tokens_before: that earlier stages have trained on.
+        tokens_before: tokens that earlier stages have trained on.
     """
 
     def __init__(self, context: WorkerContext, stage: Stage, *, num_steps: int, tokens_before: int) -> None:
@@ -129,7 +129,7 @@ class StageRecord:
         self._context.show(row)
 
     def show(self, position: Position, **values: Any) -> None:
-        """Tell the driver; the answer may be a request to stop. What is not given stays as it was."""
+        """Report to the driver, whose answer may be a request to stop. Values not given stay as they were."""
         if rank() != 0:
             return
         fraction = position.step / self._num_steps
@@ -285,7 +285,7 @@ class StageRun:
         due = self._is_due(checkpoint.every_steps)
         if rank() == 0 and checkpoint.every_seconds is not None:
             due = due or time.monotonic() - last_save >= checkpoint.every_seconds
-        at_end = self.position.step >= self.num_steps  # the stage is about to be sealed, which is better
+        at_end = self.position.step >= self.num_steps  # the stage is about to be finalized, which is better
         return [self.context.poster.stop_requested, due and not at_end]
 
     def _end(self) -> str | None:
@@ -367,7 +367,7 @@ class StageRun:
         self.engine.load(weights, moments, info.step)
         if info.frozen_before != self.frozen_before:
             raise TrainingError(
-                f"checkpoint {directory}: its frozen tensors are not the ones of this machine",
+                f"checkpoint {directory}: its frozen tensors differ from those on this machine",
                 f"Delete {directory} to repeat the stage from its start",
             )
         self.position = Position(
@@ -389,10 +389,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-# The end of a stage: store what it made, prove what it must not have touched, write the manifest last.
+# Finalizing a stage: store what it produced, prove that the rest is unchanged, write the manifest last.
 
 
-MERGE_TOLERANCE = 1e-4  # largest difference of logits that merging adapters may make in fp32
+MERGE_TOLERANCE = 1e-4  # largest logit difference that merging adapters may cause in fp32
 PEFT_PREFIX = "base_model.model."
 
 
@@ -405,7 +405,7 @@ class _Written:
 
 
 def seal(run: StageRun, ended_by: str) -> Manifest:
-    """Store a trained stage and return its manifest. Collective.
+    """Finalize a trained stage: store it and return its manifest. Collective.
 
     Raises:
         TrainingError: a frozen tensor changed, or merging the adapters changed the logits.
@@ -413,13 +413,13 @@ def seal(run: StageRun, ended_by: str) -> Manifest:
     after, num_tensors = run.engine.frozen_hash()
     if after != run.frozen_before:
         raise TrainingError(
-            f"a frozen tensor changed during stage {run.stage.index} ({run.stage.name}); nothing of it was stored",
-            "This must not happen: please report it with the run's configuration",
+            f"a frozen tensor changed during stage {run.stage.index} ({run.stage.name}); the stage was not stored",
+            "This is a bug: please report it with the run's configuration",
         )
     scores = run.evaluate("end")
     if not math.isfinite(scores[""].loss):
         raise TrainingError(
-            f"the held-out loss of stage {run.stage.index} ({run.stage.name}) is not finite; nothing of it was stored",
+            f"the held-out loss of stage {run.stage.index} ({run.stage.name}) is not finite; the stage was not stored",
             "Lower train.learning_rate",
         )
     probe_BT, logits_BTV = _probe(run)
@@ -446,7 +446,7 @@ def seal(run: StageRun, ended_by: str) -> Manifest:
     def store() -> Manifest:
         written = _write_blobs(run, trained)
         manifest = _manifest(run, written, frozen, ended_by, metrics)
-        model = assemble(run.store, manifest)  # read back from the store: what is sealed is what is checked
+        model = assemble(run.store, manifest)  # read back from the store: what is finalized is what is checked
         difference = _difference(model, probe_BT, logits_BTV)
         if not use_bf16(run.settings):
             manifest.metrics["seal_max_logit_difference"] = difference
@@ -485,7 +485,7 @@ def _write_blobs(run: StageRun, trained: State) -> _Written:
 def _parent_head(run: StageRun) -> str:
     if run.parent is not None:
         return run.parent.head
-    state = run.engine.model.state_dict()  # a first stage whose head stays as it was drawn
+    state = run.engine.model.state_dict()  # a first stage whose head stays as initialized
     return run.store.put({name: tensor for name, tensor in state.items() if name.startswith(HEAD_PREFIXES)})
 
 
@@ -541,7 +541,7 @@ def _check_difference(run: StageRun, difference: float) -> None:
     if not difference <= MERGE_TOLERANCE:  # also when it is not a number
         raise TrainingError(
             f"stage {run.stage.index}: the stored model's logits differ by {difference:.2g} from the trained one's",
-            "Lower the adapters' alpha or rank; the stage before is kept",
+            "Lower the adapters' alpha or rank; the previous stage is kept",
         )
 
 

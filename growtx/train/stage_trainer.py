@@ -20,7 +20,7 @@ from growtx.train.cluster import check_cluster, first_sentence
 from growtx.train.job import TrainJob
 from growtx.train.worker import train_jobs
 
-# Ray's controller looks at its workers every 2 s by default, which every report then waits for.
+# Ray's controller only polls its workers every 2 s by default, and every report would wait for that.
 _RAY_TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -40,8 +40,8 @@ def train_group(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | No
     """Train jobs that share resources on one worker group, replacing workers that are lost.
 
     Args:
-        jobs: in order; a run directory whose job failed is left alone from there on.
-        claims: who takes which run, where several groups are given the same jobs.
+        jobs: in order; a run directory whose job failed is skipped from then on.
+        claims: decides who takes which run, if several groups are given the same jobs.
 
     Raises:
         TrainingError: Ray gives up.
@@ -58,7 +58,7 @@ def train_group(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | No
             num_failures += not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
             if num_failures > resources.max_failures:
                 raise _explain(error) from error
-            check_cluster(resources)  # nodes that went for good end the run; for busy ones it waits on
+            check_cluster(resources)  # nodes lost for good end the run; it keeps waiting for busy ones
         except ray.train.TrainingFailedError as error:
             raise _explain(error) from error
     outcome: dict[str, Any] = result.return_value or {}

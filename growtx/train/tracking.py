@@ -1,7 +1,7 @@
-"""The rows of `metrics.jsonl` for who looks on: TensorBoard files always, Weights & Biases and MLflow where configured.
+"""Reporters for the rows of `metrics.jsonl`: TensorBoard always, Weights & Biases and MLflow where configured.
 
-A run directory is one run there too, however often it is resumed: its ids lie in `tracking.json`. A service that stops
-answering costs a warning, never the training.
+A run directory is one run there too, however often it is resumed: its ids are in `tracking.json`. A service that
+stops answering causes a warning, but never stops the training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from growtx.store.runs import RUN_FILE
 
 # The newest row of `metrics.jsonl` as Prometheus gauges, for the dashboards in cluster/monitoring.
 #
-# Ray exports them from the node that they were set on, with the prefix `ray_`. They are for looking on; the record is
+# Ray exports them from the node that they were set on, with the prefix `ray_`. They are for monitoring; the record is
 # `metrics.jsonl`.
 
 
@@ -67,7 +67,7 @@ class TrainingGauges:
                 gauge.set(float(row[key]), tags=self._tags)
 
 
-# The rows of `metrics.jsonl` as TensorBoard event files, for looking on: `tensorboard --logdir RUN/tensorboard`.
+# The rows of `metrics.jsonl` as TensorBoard event files, for monitoring: `tensorboard --logdir RUN/tensorboard`.
 
 
 TENSORBOARD_DIR = "tensorboard"
@@ -75,7 +75,7 @@ _PLAIN = ("num_blocks", "active_parameters", "peak_memory_bytes")  # beside ever
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row that make a curve."""
+    """The numbers of a row that are worth plotting."""
     shown = {key: value for key, value in row.items() if "/" in key or key in _PLAIN}
     return {key: value for key, value in shown.items() if isinstance(value, (int, float))}
 
@@ -137,7 +137,7 @@ class TrackingConfig(ConfigModel):
     mlflow: MlflowConfig | None = None
 
     def check_installed(self) -> None:
-        """Before anything is prepared.
+        """Check before anything is prepared.
 
         Raises:
             ConfigError: naming the extra that is missing.
@@ -162,7 +162,7 @@ class Trackers:
     """All trackers of one run directory, on rank 0.
 
     Raises:
-        TrainingError: a service refuses to begin; that is said before the first step, not in the middle of the night.
+        TrainingError: a service refuses to start; raised before the first step, not hours into the run.
     """
 
     def __init__(self, config: TrackingConfig, storage: Storage) -> None:
@@ -181,15 +181,15 @@ class Trackers:
             try:
                 service.add(row)
             except Exception as error:  # whatever a client library raises when its server is gone
-                logger.warning("tracking.%s takes no more metrics: %s", name, _reason(error))
+                logger.warning("tracking.%s receives no more metrics: %s", name, _reason(error))
                 del self._services[name]
 
     def end_stage(self) -> None:
-        """Put the files where they stay."""
+        """Store the files in their final place."""
         self._files.close()
 
     def close(self, *, finished: bool) -> None:
-        """Send what is still waiting, and say whether the run came to its end."""
+        """Send what is still waiting, and report whether the run finished."""
         self._files.close()
         for name, service in self._services.items():
             try:
@@ -262,7 +262,7 @@ def _opened(name: str, start: Callable[[], Service]) -> Service:
         return start()
     except Exception as error:  # refused keys, unknown hosts, ...: every client has errors of its own
         raise TrainingError(
-            f"tracking.{name} cannot begin ({_reason(error)})", f"Correct it, or set tracking.{name}=null"
+            f"tracking.{name} cannot start ({_reason(error)})", f"Fix that, or set tracking.{name}=null"
         ) from error
 
 

@@ -20,10 +20,10 @@ from growtx.train.worker_context import WorkerContext
 def train_jobs(config: dict[str, Any]) -> dict[str, Any]:
     """Train every stage of the jobs that has no manifest yet.
 
-    What goes wrong in one run ends that run alone: jobs of other run directories go on.
+    A failure in one run ends that run alone: jobs of other run directories continue.
 
     Returns:
-        `{"stopped": bool, "failed": {run_dir: GrowtxError}}`: an error that a user can understand is an outcome, not a
+        `{"stopped": bool, "failed": {run_dir: GrowtxError}}`: a user-facing error is an outcome, not a
         crash, or Ray would start the workers again for it.
     """
     jobs = [TrainJob.model_validate(job) for job in config["jobs"]]

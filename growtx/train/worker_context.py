@@ -63,7 +63,7 @@ class WorkerContext:
         self._trackers = Trackers(self.job.tracking, Storage(self.job.run_dir))
 
     def show(self, row: Mapping[str, Any]) -> None:
-        """Pass a row of metrics to whoever looks on; only rank 0 has anybody."""
+        """Pass a row of metrics to the reporters; only rank 0 has any."""
         if self._gauges is not None:
             self._gauges.update(row)
         if self._trackers is not None:

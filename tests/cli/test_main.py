@@ -100,7 +100,7 @@ def test_verify_refuses_another_tokenizer(run_dir: Path, capsys: Capture) -> Non
     tree["model"]["merges"].pop()
     path.write_text(json.dumps(tree))
     assert main(["verify", str(run_dir)]) == 1
-    assert "the tokenizer is another one" in capsys.readouterr().err
+    assert "the tokenizer is a different one" in capsys.readouterr().err
 
 
 def test_verify_removes_what_no_manifest_refers_to_only_when_asked(run_dir: Path, capsys: Capture) -> None:
@@ -234,7 +234,7 @@ def test_a_command_ends_with_the_status_of_its_error(capsys: Capture) -> None:
     assert run_command(fail(ConfigError("seed=x: no number"))) == 2
     assert error_of(capsys) == "seed=x: no number."
     assert run_command(fail(KeyboardInterrupt())) == 130
-    assert "--resume goes on" in capsys.readouterr().err
+    assert "use --resume to continue" in capsys.readouterr().err
 
 
 def test_a_mistake_of_our_own_is_not_hidden() -> None:

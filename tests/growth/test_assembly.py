@@ -149,6 +149,6 @@ def test_what_stands_on_another_tokenizer_or_substrate_is_refused() -> None:
     with pytest.raises(FingerprintError) as caught:
         check_same("substrate", "a" * 64, None, "parent=runs/x")
     assert str(caught.value) == (
-        "parent=runs/x: the substrate is another one (fingerprint None, expected aaaaaaaaaaaa). "
+        "parent=runs/x: the substrate is a different one (fingerprint None, expected aaaaaaaaaaaa). "
         "Use the substrate that the model was grown on."
     )

@@ -202,7 +202,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], type[GrowtxError], str]] = {
         "member ru: manifest 02-depth-3.json .* is not the one that was",
     ),
     "nan": (put_nan, StoreError, "specialist ru has values that are not finite in lm_head.bias"),
-    "vocabulary": (other_vocabulary, FingerprintError, "member ru: .*tokenizer is another one"),
+    "vocabulary": (other_vocabulary, FingerprintError, "member ru: .*tokenizer is a different one"),
 }
 
 

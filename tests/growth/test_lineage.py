@@ -81,13 +81,13 @@ def tamper(directory: Path) -> None:
 def test_a_tampered_tokenizer_is_refused(run_dir: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(str(run_dir))
     tamper(run_dir / "tokenizer")
-    with pytest.raises(FingerprintError, match=f"{run_dir}/tokenizer: the tokenizer is another one"):
+    with pytest.raises(FingerprintError, match=f"{run_dir}/tokenizer: the tokenizer is a different one"):
         load_model(str(run_dir))
     directory = tmp_path / "hf"
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     tamper(directory)
-    with pytest.raises(FingerprintError, match="the tokenizer is another one"):
+    with pytest.raises(FingerprintError, match="the tokenizer is a different one"):
         load_model(str(directory))
 
 

@@ -31,7 +31,7 @@ def test_windows_that_are_seen_again_and_again_are_cached() -> None:
     [
         ({"num_frozen": 0}, "there is no frozen prefix"),
         ({"bytes_available": 204_799}, "the cache would take 204,800 bytes, 204,799 are allowed"),
-        ({"num_samples": 120}, "windows are seen too rarely for the cache to pay"),
+        ({"num_samples": 120}, "windows are seen too rarely for the cache to pay off"),
     ],
 )
 def test_what_does_not_pay_or_does_not_fit_is_recomputed(changes: dict[str, Any], reason: str) -> None:

@@ -44,7 +44,7 @@ def run(drawn: Path, tmp_path: Path) -> Path:
 def test_a_drawn_substrate_is_built_again_bit_for_bit(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--substrate", str(drawn)]) == 0
     proven, intact = capsys.readouterr().out.splitlines()
-    assert proven == f"substrate: built again from its recipe, {tiny.VOCAB_SIZE} x {tiny.HIDDEN_SIZE}, bit for bit"
+    assert proven == f"substrate: rebuilt from its recipe, {tiny.VOCAB_SIZE} x {tiny.HIDDEN_SIZE}, bit for bit"
     assert intact.startswith("intact: 1 manifests")
 
 
@@ -109,4 +109,4 @@ def test_an_ensemble_is_proven_by_its_first_member(run: Path, capsys: pytest.Cap
 
 def test_a_font_without_the_substrate_to_draw_is_refused(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--font", "x.ttf", str(drawn)]) == 2
-    assert "--font belongs to --substrate" in capsys.readouterr().err
+    assert "--font only works with --substrate" in capsys.readouterr().err

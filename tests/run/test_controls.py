@@ -121,4 +121,4 @@ def test_questions_that_cannot_be_had_do_not_cost_the_report(run_dir: Path, monk
     said: list[str] = []
     block = build(controls.CapabilityConfig, {"tasks": ["growtx_mmlu"]})
     assert controls.measure(block, Storage(str(run_dir)), {}, said.append) is None
-    assert said == ["capability was not measured: nothing could be scored. Correct the tasks."]
+    assert said == ["benchmark scores were not measured: nothing could be scored. Correct the tasks."]

@@ -47,7 +47,7 @@ def test_a_claimed_directory_records_the_resolved_configuration_and_its_origin(r
 
 def test_a_directory_that_holds_a_run_is_not_started_again(run_dir: str) -> None:
     claim(run_dir, config("a.txt"), resume=False)
-    with pytest.raises(ConfigError, match=r"already holds a run\. Add --resume to go on with it, or name another"):
+    with pytest.raises(ConfigError, match=r"already holds a run\. Add --resume to continue it, or name another"):
         claim(run_dir, config("a.txt"), resume=False)
 
 
@@ -74,7 +74,7 @@ def test_another_run_may_not_go_on_in_it(run_dir: str, changes: dict[str, Any], 
 
 
 def test_resuming_a_run_that_does_not_exist_begins_it_where_the_configuration_is_complete(run_dir: str) -> None:
-    with pytest.raises(ConfigError, match=r"holds no run\. Check it, or add --preset to begin one there"):
+    with pytest.raises(ConfigError, match=r"holds no run\. Check it, or add --preset to start one there"):
         requested_run(arguments("--resume", "--run-dir", run_dir), RunConfig, load_run_config)
     found, place = requested_run(
         arguments("--resume", "--preset", "demo", "--run-dir", run_dir), RunConfig, load_run_config

@@ -29,8 +29,8 @@ def printed(preset: str, *overrides: str) -> str:
                 "Weights: 2 bytes x total / 8 workers.",
                 "Gradients: 2 bytes x active / 8 workers.",
                 "Optimizer: 12 bytes x active / 8 workers (fp32 weights, two moments).",
-                "2 x 1024 tokens at a time, inputs of blocks kept, the rest recomputed",
-                "forward passes done twice where activations are recomputed",
+                "2 x 1024 tokens at a time, only the blocks' inputs kept, the rest recomputed",
+                "forward passes counted twice where activations are recomputed",
                 "Hours: at 35% of 165 TFLOPs on each worker, an assumption",
             ],
         ),
@@ -51,7 +51,7 @@ def printed(preset: str, *overrides: str) -> str:
                 "Weights: 4 bytes x total.",
                 "Gradients: 4 bytes x active.",
                 "Optimizer: 12 bytes x active / 2 workers",
-                "Hours: where resources.accelerator is set.",
+                "Hours: only if resources.accelerator is set.",
             ],
         ),
         ("demo", ["training.offload_optimizer=true"], ["Optimizer: in the host's memory"]),
@@ -64,5 +64,5 @@ def test_the_model_behind_the_figures_is_stated(preset: str, overrides: list[str
 
 
 def test_a_plan_that_does_not_fit_its_gpu_is_refused_with_what_it_needs() -> None:
-    with pytest.raises(BudgetError, match=r"stage 1 needs .* GiB on each worker, 24 GB GPU has 4\. Raise"):
+    with pytest.raises(BudgetError, match=r"stage 1 needs .* GiB on each worker, but 24 GB GPU has only 4\. Raise"):
         printed("pgt-1x24", "resources.accelerator.memory_gib=4")

@@ -72,7 +72,7 @@ def test_a_failed_one_starts_again_and_others_are_not_disturbed() -> None:
     cluster = Cluster({"b": [TrainingError("workers were lost"), False]})
     assert run(cluster, FakeTask("a"), FakeTask("b")).failed == {}
     assert sorted(cluster.started) == ["a", "b", "b"]
-    assert cluster.said == ["b failed and starts again, 1 times at most: workers were lost."]
+    assert cluster.said == ["b failed and is restarted, 1 times at most: workers were lost."]
 
 
 def test_one_that_keeps_failing_is_given_up_after_its_retries() -> None:

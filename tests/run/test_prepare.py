@@ -107,7 +107,7 @@ def test_a_run_does_not_continue_another_one_on_a_different_tokenizer(run_dir: P
     corpus = write_corpus(tmp_path)
     first = prepare(config(corpus), Storage(str(tmp_path / "first")))  # has a tokenizer of its own
     first.tokenizer.save_pretrained(str(run_dir / "tokenizer"))
-    with pytest.raises(FingerprintError, match="the tokenizer is another one"):
+    with pytest.raises(FingerprintError, match="the tokenizer is a different one"):
         prepare(config(corpus, parent=str(run_dir)), Storage(str(tmp_path / "next")))
 
 
@@ -115,5 +115,5 @@ def test_a_substrate_that_does_not_fit_the_tokenizer_is_refused(tmp_path: Path) 
     corpus = write_corpus(tmp_path)
     prepare(config(corpus), Storage(str(tmp_path / "run")))
     (tmp_path / "run/tokenizer/tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match="has 275 rows, its tokenizer 280 tokens"):
+    with pytest.raises(ConfigError, match="has 275 rows, but its tokenizer has 280 tokens"):
         prepare(config(corpus, tokenizer={"vocab_size": 280}), Storage(str(tmp_path / "run")))

@@ -79,7 +79,7 @@ def test_what_may_change_on_resume_is_not_decisive() -> None:
         ({"specialists": [tree()["specialists"][0]] * 2}, "a name of its own"),
         ({"specialists": [{**tree()["specialists"][0], "name": "control"}]}, "none may be called control"),
         ({"resources": {"num_workers": 3}}, "does not split over 3 workers"),
-        ({"merge": {"rule": "median"}}, "median is no combination rule; use mean"),
+        ({"merge": {"rule": "median"}}, "median is not a combination rule; use mean"),
         ({"tune_heads": {}}, "tune_heads.tokens: required key is missing"),
         ({"retrys": 1}, "Did you mean 'retries'"),
     ],

@@ -81,7 +81,7 @@ def test_a_killed_specialist_starts_again_alone_and_all_are_merged(tmp_path: Pat
     kill_a_worker(process, tmp_path)
     log = tmp_path / "log"
     assert process.wait(timeout=SECONDS) == 0, log.read_text()
-    assert log.read_text().count("failed and starts again") == 1
+    assert log.read_text().count("failed and is restarted") == 1
     runs = {name: tmp_path / f"run/specialists/{name}" for name in SYLLABLES}
     for name, run in runs.items():
         assert steps(tmp_path, name) == list(range(1, NUM_STEPS + 1))
@@ -95,5 +95,5 @@ def test_a_killed_specialist_starts_again_alone_and_all_are_merged(tmp_path: Pat
     assert record["gain"]["value"] > 0, "specialists of two scripts gain on text in both"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json") if "manifests" in path.parts}
     assert start(tmp_path, "--resume").wait(timeout=SECONDS) == 0, log.read_text()
-    assert all(f"{name}: finished before" in log.read_text() for name in SYLLABLES)
+    assert all(f"{name}: already finished" in log.read_text() for name in SYLLABLES)
     assert before == {path: path.stat().st_mtime_ns for path in before}

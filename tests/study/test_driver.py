@@ -37,7 +37,7 @@ def config(tmp_path: Path, **changes: Any) -> StudyConfig:
 
 
 class Trainer:
-    """Stands for the lanes: seals every stage of what is not finished, except of runs that are to fail."""
+    """Stands for the worker groups: finalizes every unfinished stage, except of runs that are to fail."""
 
     def __init__(self) -> None:
         self.rounds: list[list[str]] = []
@@ -53,7 +53,7 @@ class Trainer:
                 failed[job.run_dir] = self.failing[name]
             else:
                 self._seal(job)
-        return TogetherResult(failed={"lane 1": RunsFailedError(failed)} if failed else {})
+        return TogetherResult(failed={"worker group 1": RunsFailedError(failed)} if failed else {})
 
     def _seal(self, job: TrainJob) -> None:
         rate = job.stages[0].train.learning_rate
@@ -134,7 +134,7 @@ def test_what_is_wrong_with_the_data_ends_the_study(trainer: Trainer, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"control": "other"}, "control=other is none of the variants"),
+        ({"control": "other"}, "control=other is not one of the variants"),
         ({"variants": [VARIANTS[1], VARIANTS[1]]}, "a name of its own"),
         ({"variants": [{"name": "mono", "change": {"plan": {"mode": "backwards"}}}]}, "variant mono: plan.mode"),
     ],
@@ -152,7 +152,7 @@ def test_a_preset_of_one_run_becomes_the_base_of_the_default_variants() -> None:
     grown, learned = (found.base_run(found.variants[index]) for index in (0, 2))
     assert [stage.add for stage in grown.plan.written_stages()] == [3, 3, 3]
     assert [stage.train_substrate for stage in learned.plan.written_stages()] == [True, False, False]
-    with pytest.raises(ConfigError, match="not a preset of a study"):
+    with pytest.raises(ConfigError, match="neither a study preset"):
         load_study_config("specialists-demo", [])
 
 

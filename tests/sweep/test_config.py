@@ -44,7 +44,7 @@ def test_what_cannot_be_swept_is_refused_in_one_sentence(overrides: list[str], s
 
 
 def test_a_preset_of_a_run_is_no_sweep() -> None:
-    with pytest.raises(ConfigError, match="not a preset of a sweep"):
+    with pytest.raises(ConfigError, match="not a sweep preset"):
         load_sweep_config("demo", [])
 
 

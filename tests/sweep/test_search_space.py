@@ -70,8 +70,8 @@ def test_planned_values_are_those_that_change_nothing() -> None:
     [
         ({"learning_rate": []}, "learning_rate=[]: the list is empty"),
         ({"learning_rate": 0.1}, "write a list of values or a range"),
-        ({"learning_rate": {"low": 2, "high": 1}}, "low=2, high=1 is no range"),
-        ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "is no range of logarithms"),
+        ({"learning_rate": {"low": 2, "high": 1}}, "low=2, high=1 is not a range"),
+        ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "is not a range of logarithms"),
         ({"learning_rate": [-1]}, "greater than 0"),
         ({"lerning_rate": [1]}, "Did you mean 'learning_rate'"),
         ({"init": ["zero"]}, "init"),

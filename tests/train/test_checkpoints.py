@@ -88,7 +88,7 @@ def test_a_truncated_file_is_passed_over_with_a_warning(
     with caplog.at_level(logging.WARNING):
         found = find_checkpoint(run, 2, "this")
     assert found is not None and found[1].step == 10
-    assert f"step-00000020 is damaged ({file}); trying the one before" in caplog.text
+    assert f"step-00000020 is damaged ({file}); trying the previous one" in caplog.text
 
 
 def test_a_checkpoint_whose_state_is_missing_or_changed_is_passed_over(

@@ -27,20 +27,20 @@ def two_nodes_of_three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     ("asked", "sentence"),
     [
         ({"num_workers": 7}, "7 workers of 1 CPUs need 7 CPUs, but the Ray cluster has 6"),
-        ({"num_workers": 2, "use_gpu": True}, "2 GPU workers asked for, but the Ray cluster has 1 GPUs"),
+        ({"num_workers": 2, "use_gpu": True}, "2 GPU workers requested, but the Ray cluster has 1 GPUs"),
         (
             {"num_workers": 3, "cpus_per_worker": 2},
-            "3 workers of 2 CPUs asked for, .* have room for 2: no",
+            "3 workers of 2 CPUs requested, .* have room for 2: no",
         ),
         (
             {"num_workers": 3, "prefix_job": PrefixJobConfig(num_workers=2, cpus_per_worker=2)},
-            "prefix_job: 2 workers of 2 CPUs beside the stage's need 7 CPUs and 0 GPUs with them, but .* 6 and 1",
+            "prefix_job: 2 workers of 2 CPUs and the stage's own need 7 CPUs and 0 GPUs together, but .* 6 and 1",
         ),
         (
             {"use_gpu": True, "prefix_job": PrefixJobConfig(use_gpu=True)},
-            "prefix_job: 1 workers of 1 CPUs and a GPU .* 2 GPUs with them",
+            "prefix_job: 1 workers of 1 CPUs and a GPU .* 2 GPUs together",
         ),
-        ({"cpus_per_worker": 4, "use_gpu": True}, "1 workers of 4 CPUs and a GPU asked for, .* room for 0"),
+        ({"cpus_per_worker": 4, "use_gpu": True}, "1 workers of 4 CPUs and a GPU requested, .* room for 0"),
     ],
 )
 def test_what_the_nodes_lack_is_named(asked: dict[str, Any], sentence: str) -> None:

@@ -69,7 +69,7 @@ def test_a_service_that_refuses_to_begin_ends_the_run_before_its_first_step() ->
     def refuse() -> Service:
         raise ValueError("invalid\n key.")
 
-    with pytest.raises(TrainingError, match=r"tracking.wandb cannot begin \(invalid key\)"):
+    with pytest.raises(TrainingError, match=r"tracking.wandb cannot start \(invalid key\)"):
         tracking._opened("wandb", refuse)
 
 
@@ -81,7 +81,7 @@ def test_a_service_that_fails_later_costs_a_warning(storage: Storage, caplog: py
             trackers.add(row(tokens, 1.0))
     trackers.close(finished=False)
     assert [record.getMessage() for record in caplog.records] == [
-        "tracking.mlflow takes no more metrics: no route to host"
+        "tracking.mlflow receives no more metrics: no route to host"
     ]
     assert (good.tokens, good.finished) == ([100, 200, 300], False)
 

@@ -1,6 +1,6 @@
 "use strict";
 
-// Okabe-Ito: told apart by people with any kind of colour vision.
+// Okabe-Ito: distinguishable with any kind of colour vision.
 const COLOURS = [[0, 114, 178], [230, 159, 0], [0, 158, 115], [204, 121, 167], [213, 94, 0], [86, 180, 233]];
 const $ = (id) => document.getElementById(id);
 let model = null;
@@ -40,7 +40,7 @@ async function loadModel() {
   const response = await fetch("v1/models", { headers: headers() });
   if (response.status === 401) {
     $("key-field").hidden = false;
-    $("about").textContent = "This server wants an API key.";
+    $("about").textContent = "This server requires an API key.";
     return;
   }
   if (!response.ok) throw new Error(await problemOf(response));
@@ -148,7 +148,7 @@ async function continueText() {
       count += choice.growtx ? choice.growtx.tokens.length : 1;
     }
     const seconds = (performance.now() - start) / 1000;
-    say(`${count} tokens, ${(count / seconds).toFixed(1)} a second, first after ${first.toFixed(0)} ms`);
+    say(`${count} tokens, ${(count / seconds).toFixed(1)} per second, first after ${first.toFixed(0)} ms`);
   }
 }
 
