@@ -154,36 +154,36 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 def _substrate(arguments: argparse.Namespace) -> int:
     from benchmarks.plain_glyphs import picture
-    from benchmarks.substrate import run
-    from growtx.config import build
+    from benchmarks.substrate import measure_substrate
+    from growtx.config import build_config
     from growtx.data.tokenizer import TokenizerConfig, build_tokenizer, token_surfaces
     from growtx.substrate.build import SubstrateConfig
 
-    surfaces = token_surfaces(build_tokenizer(build(TokenizerConfig, {"family": arguments.vocabulary})))
-    config = build(SubstrateConfig, {"kind": "glyph", "cell_pixels": arguments.cell_pixels})
-    rows = run(surfaces, config, arguments.hidden_size, picture)
+    surfaces = token_surfaces(build_tokenizer(build_config(TokenizerConfig, {"family": arguments.vocabulary})))
+    config = build_config(SubstrateConfig, {"kind": "glyph", "cell_pixels": arguments.cell_pixels})
+    rows = measure_substrate(surfaces, config, arguments.hidden_size, picture)
     title = f"Substrate of {arguments.vocabulary}, {len(surfaces):,} x {arguments.hidden_size}"
     _print_table(title, ("measure", "value", "unit"), ((row["measure"], row["value"], row["unit"]) for row in rows))
     return 0
 
 
 def _tokenizers(arguments: argparse.Namespace) -> int:
-    from benchmarks.tokenizers import gpt2_style, run
-    from growtx.config import build
+    from benchmarks.tokenizers import gpt2_style, measure_tokenizers
+    from growtx.config import build_config
     from growtx.data.tokenizer import TokenizerConfig, build_tokenizer, load_tokenizer
 
     named = dict(_name_and_path(given) for given in arguments.tokenizer)
     texts = _texts_by_language(arguments.texts, arguments.max_bytes)
     everything = [text for documents in texts.values() for text in documents]
     tokenizers = {
-        "unicode-2-3": build_tokenizer(build(TokenizerConfig, {"family": "unicode-2-3"})),
-        "unicode-max": build_tokenizer(build(TokenizerConfig, {"family": "unicode-max"})),
-        "compact, of this text": build_tokenizer(build(TokenizerConfig, {"family": "compact"}), everything),
+        "unicode-2-3": build_tokenizer(build_config(TokenizerConfig, {"family": "unicode-2-3"})),
+        "unicode-max": build_tokenizer(build_config(TokenizerConfig, {"family": "unicode-max"})),
+        "compact, of this text": build_tokenizer(build_config(TokenizerConfig, {"family": "compact"}), everything),
         "GPT-2 style, of this text": gpt2_style(everything, 50_257),
         **{name: load_tokenizer(path) for name, path in named.items()},
     }
     columns = ("tokenizer", "vocab_size", "language", "megabytes_per_second", "characters_per_token", "bytes_per_token")
-    rows = run(tokenizers, texts)
+    rows = measure_tokenizers(tokenizers, texts)
     values = ([str(row[key]) if isinstance(row[key], (str, int)) else row[key] for key in columns] for row in rows)
     _print_table("Tokenizers", ("tokenizer", "ids", "language", "MB/s", "characters/token", "bytes/token"), values)
     return 0
@@ -215,10 +215,12 @@ def _texts_by_language(glob: str, max_bytes: int) -> dict[str, list[str]]:
 
 def _serving(arguments: argparse.Namespace) -> int:
     from benchmarks.serving import measure_serving, random_ensemble
-    from growtx.config import build
+    from growtx.config import build_config
     from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
 
-    tokenizer = build_tokenizer(build(TokenizerConfig, {"family": "compact", "vocab_size": 270}), ["hello world " * 99])
+    tokenizer = build_tokenizer(
+        build_config(TokenizerConfig, {"family": "compact", "vocab_size": 270}), ["hello world " * 99]
+    )
     if arguments.soak is not None:
         return _soak(tokenizer, arguments)
     _print_table(

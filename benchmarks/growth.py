@@ -29,7 +29,7 @@ from growtx.growth.plan import PlanConfig, Stage, resolve
 from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import growing_flops, monolithic_flops, num_params
-from growtx.train.engine import Engine
+from growtx.train.engine import TrainEngine
 from growtx.train.memory import peak_memory_bytes, reset_peak_memory
 from growtx.train.settings import TrainingConfig
 
@@ -60,7 +60,7 @@ class Shape:
         )
 
 
-def build(shape: Shape, depth: int) -> GrowtxForCausalLM:
+def random_model(shape: Shape, depth: int) -> GrowtxForCausalLM:
     """A model of random weights."""
     config = shape.config(depth)
     state = new_head(config, seed=0) | {SUBSTRATE_KEY: torch.randn(shape.vocab_size, shape.hidden_size)}
@@ -119,7 +119,7 @@ def outside_groups() -> None:
 
 def frozen_model(shape: Shape, depth: int, num_new: int) -> GrowtxForCausalLM:
     """A model whose newest blocks and head alone require gradients."""
-    model = build(shape, depth)
+    model = random_model(shape, depth)
     prepare_for_stage(model, stage_of(depth, num_new), seed=0)
     return model
 
@@ -173,11 +173,11 @@ class Ratio:
 def engine_step(shape: Shape, depth: int, num_new: int, *, cached: bool) -> Step:
     """One optimizer step of a stage on fixed random tokens."""
     stage = stage_of(depth, num_new)
-    model = build(shape, depth)
+    model = random_model(shape, depth)
     wrapped = prepare_for_stage(model, stage, seed=0)
     wrapped.train()
     settings = TrainingConfig(global_batch_size=shape.micro_batch)
-    engine = Engine(wrapped, stage, settings)
+    engine = TrainEngine(wrapped, stage, settings)
     tokens_BT = torch.randint(0, shape.vocab_size, (shape.micro_batch, shape.context_length))
     batch: dict[str, Any] = {"labels": tokens_BT}
     if cached:

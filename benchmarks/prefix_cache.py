@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.growth import Shape, build, single_process, stage_of
+from benchmarks.growth import Shape, random_model, single_process, stage_of
 from growtx.data.packing import PackedData, PackedSplit, SourceWindows
 from growtx.growth.freezing import prepare_for_stage
 from growtx.models.counting import block_forward_flops, growing_flops
-from growtx.train.engine import Engine
+from growtx.train.engine import TrainEngine
 from growtx.train.prefix_cache import PrefixCache
 from growtx.train.settings import TrainingConfig
 
@@ -83,10 +83,10 @@ class _Trials:
     def __init__(self, shape: Shape, depth: int, num_steps: int) -> None:
         stage = stage_of(depth, 1)
         self._shape, self._num_steps, self._num_frozen = shape, num_steps, stage.num_frozen
-        self._model = build(shape, depth)
+        self._model = random_model(shape, depth)
         wrapped = prepare_for_stage(self._model, stage, seed=0)
         wrapped.train()
-        self._engine = Engine(wrapped, stage, TrainingConfig(global_batch_size=shape.micro_batch))
+        self._engine = TrainEngine(wrapped, stage, TrainingConfig(global_batch_size=shape.micro_batch))
         self._data = _random_data(shape, num_steps * shape.micro_batch)
 
     def filled(self, directory: str) -> PrefixCache:

@@ -49,7 +49,7 @@ class Workload:
 
 
 @dataclass
-class Row:
+class ServingRow:
     """A line of the table: the median of the rounds' tokens per second, and quantiles over the texts of all rounds."""
 
     system: str
@@ -75,12 +75,12 @@ class Timings:
         return sum(map(len, self.arrivals)) / self.seconds
 
 
-def summarise(rounds: Sequence[Timings], system: str, num_clients: int, bound: float) -> Row:
+def summarise(rounds: Sequence[Timings], system: str, num_clients: int, bound: float) -> ServingRow:
     """The row of a system at a number of clients."""
     texts = [times for timings in rounds for times in timings.arrivals]
     firsts = sorted(times[0] for times in texts)
     gaps = sorted(after - before for times in texts for before, after in pairwise(times))
-    return Row(
+    return ServingRow(
         system,
         num_clients,
         median(timings.tokens_per_second for timings in rounds),
@@ -99,7 +99,7 @@ def _p99(values: Sequence[float]) -> float:
 
 def measure_serving(
     ensemble: GrowtxEnsembleForCausalLM, tokenizer: PreTrainedTokenizerFast, workload: Workload | None = None
-) -> list[Row]:
+) -> list[ServingRow]:
     """Rows for the ensemble, its first member alone, and the naive loop, at 1, 8 and 32 clients.
 
     Args:

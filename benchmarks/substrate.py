@@ -17,14 +17,14 @@ from typing import Any
 from growtx.substrate.build import SubstrateConfig, build_substrate, substrate_fingerprint
 from growtx.substrate.fonts import Font, find_font
 from growtx.substrate.glyph import principal_components
-from growtx.substrate.rendering import PUBLISHED, render
+from growtx.substrate.rendering import PUBLISHED, render_strips
 
 Row = dict[str, Any]
 PlainPicture = Callable[[str, Any, int], object]
 SAMPLE = 400
 
 
-def run(
+def measure_substrate(
     surfaces: Sequence[str], config: SubstrateConfig, hidden_size: int, plain_picture: PlainPicture | None = None
 ) -> list[Row]:
     """Measure building a drawn substrate.
@@ -43,7 +43,7 @@ def run(
     seconds, peak_memory_bytes = _in_own_process(config, surfaces, hidden_size)
     start = time.perf_counter()
     augmentation = PUBLISHED[config.cell_pixels] if config.augment else None
-    packed = render(surfaces, font, config.cell_pixels, augmentation)
+    packed = render_strips(surfaces, font, config.cell_pixels, augmentation)
     drawn = time.perf_counter()
     weight = principal_components(packed, hidden_size)
     projected = time.perf_counter()

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def run(tokenizers: Mapping[str, PreTrainedTokenizerFast], texts: Mapping[str, Sequence[str]]) -> list[Row]:
+def measure_tokenizers(
+    tokenizers: Mapping[str, PreTrainedTokenizerFast], texts: Mapping[str, Sequence[str]]
+) -> list[Row]:
     """Measure tokenizers on texts by language.
 
     Args:

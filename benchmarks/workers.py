@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.growth import Shape
-from growtx.config import build
+from growtx.config import build_config
 from growtx.growth.lineage import open_lineage
 from growtx.run.config import RunConfig
 from growtx.run.grow import grow
@@ -67,7 +67,7 @@ def _config(shape: Shape, depth: int, num_workers: Sequence[int], *, rounds: int
         train = {"steps": num_steps, "global_batch_size": shape.micro_batch * workers}
         stages.append({"add": 0, "active": 1, "num_workers": workers, "train": train})
     model = {"hidden_size": shape.hidden_size, "num_attention_heads": shape.num_heads}
-    return build(
+    return build_config(
         RunConfig,
         {
             "model": {**model, "context_length": shape.context_length},

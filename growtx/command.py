@@ -8,11 +8,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from growtx.exceptions import GrowtxError
 
 Handler = Callable[[argparse.Namespace], int]
-Commands = argparse._SubParsersAction  # type: ignore[type-arg] # argparse gives what add_subparsers returns no other name
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # what add_subparsers returns has no public name
 
 
 def add_command(

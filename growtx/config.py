@@ -150,7 +150,7 @@ def _key(node: Any, part: str, dotted: str) -> str | int:
     return int(part)
 
 
-def build(model: type[Model], tree: Mapping[str, Any]) -> Model:
+def build_config(model: type[Model], tree: Mapping[str, Any]) -> Model:
     """Validate a tree.
 
     Raises:

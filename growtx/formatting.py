@@ -11,7 +11,7 @@ MISSING = "–"
 NBSP = "\u00a0"
 
 
-def count(value: float | None) -> str:
+def abbreviated(value: float | None) -> str:
     """A number of parameters or tokens with three significant digits: 950, 12.3 k, 1.25 M, 68.9 B."""
     if value is None or not math.isfinite(value):
         return MISSING

@@ -72,7 +72,7 @@ Item = TypeVar("Item")
 _WORDS = struct.Struct("<16I")
 
 
-class Draws:
+class KeyedGenerator:
     """A stream of random numbers that is a pure function of its key."""
 
     __slots__ = ("_block", "_key", "_words")
@@ -82,7 +82,7 @@ class Draws:
         self._block = 0
         self._words: list[int] = []
 
-    def below(self, bound: int) -> int:
+    def randbelow(self, bound: int) -> int:
         """An integer in 0..bound-1; bound is at most 2**32 (the bias is below bound / 2**32)."""
         if not self._words:
             digest = hashlib.blake2b(f"{self._key}#{self._block}".encode()).digest()
@@ -90,21 +90,21 @@ class Draws:
             self._block += 1
         return self._words.pop() * bound >> 32
 
-    def pick(self, items: Sequence[Item]) -> Item:
+    def choice(self, items: Sequence[Item]) -> Item:
         """One of the items."""
-        return items[self.below(len(items))]
+        return items[self.randbelow(len(items))]
 
     def sample(self, items: Sequence[Item], count: int) -> list[Item]:
         """`count` different positions of `items`, in random order."""
-        return [items[index] for index in self.distinct(len(items), count)]
+        return [items[index] for index in self.sample_range(len(items), count)]
 
-    def distinct(self, bound: int, count: int) -> list[int]:
+    def sample_range(self, bound: int, count: int) -> list[int]:
         """`count` different integers in 0..bound-1, in random order, without touching the others."""
         assert count <= bound
         moved: dict[int, int] = {}
         result = []
         for position in range(count):  # Fisher-Yates on a list that exists only where it was changed
-            other = position + self.below(bound - position)
+            other = position + self.randbelow(bound - position)
             result.append(moved.get(other, other))
             moved[other] = moved.get(position, position)
         return result
@@ -117,7 +117,7 @@ class Draws:
 # Taking turns by weight: an endless sequence in which every member has exactly its share at any length.
 
 
-def turns(positions: IntArray, weights: Sequence[float]) -> tuple[IntArray, IntArray]:
+def weighted_round_robin(positions: IntArray, weights: Sequence[float]) -> tuple[IntArray, IntArray]:
     """Whose turn it is at each position of the sequence, and how many turns that member had before.
 
     Member 0 has its turn at n when floor(n w) steps up after n. What it leaves is numbered consecutively, 0, 1, 2, ...,

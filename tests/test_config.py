@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from growtx.config import (
     ConfigModel,
     apply_overrides,
-    build,
+    build_config,
     fingerprint,
     load_preset,
     parse_yaml,
@@ -41,7 +41,7 @@ class Whole(ConfigModel):
 
 def error_of(tree: dict[str, Any], model: type[ConfigModel] = Whole) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        build(model, {"needed": 1, **tree})
+        build_config(model, {"needed": 1, **tree})
     return caught.value
 
 
@@ -92,7 +92,7 @@ def test_every_wrong_key_is_named_at_once() -> None:
 
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^needed: required key is missing\. Set needed\.$"):
-        build(Whole, {})
+        build_config(Whole, {})
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
@@ -112,7 +112,7 @@ def test_a_block_is_immutable_and_its_defaults_are_checked_too() -> None:
         rate: float = Field(-1.0, gt=0)
 
     with pytest.raises(ConfigError, match="greater than 0"):
-        build(Wrong, {})
+        build_config(Wrong, {})
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_yaml_scalars_mean_what_they_look_like(text: str, value: Any) -> None:
 
 def test_an_integer_may_be_written_with_an_exponent_or_with_underscores() -> None:
     for text in ("1e6", "1_000_000", "1000000.0"):
-        assert build(Whole, {"needed": parse_yaml(text, "here")}).needed == 1_000_000
+        assert build_config(Whole, {"needed": parse_yaml(text, "here")}).needed == 1_000_000
     assert "fractional part" in error_of({"num_parts": parse_yaml("15e-1", "here")}).problem
 
 
@@ -187,7 +187,7 @@ def test_overrides_beat_the_preset_and_the_preset_beats_the_defaults(tmp_path: P
     preset.write_text("needed: 3\npart: {rate: 0.5}\ndate: 2026-01-01\n")
     tree = load_preset(str(preset))
     assert tree.pop("date") == "2026-01-01"
-    whole = build(Whole, apply_overrides(tree, ["part.rate=0.7", "part.rate=0.9"]))
+    whole = build_config(Whole, apply_overrides(tree, ["part.rate=0.7", "part.rate=0.9"]))
     assert (whole.needed, whole.part.rate, whole.part.kind) == (3, 0.9, "plain")
 
 
@@ -221,17 +221,19 @@ TEXT = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_s
 @settings(max_examples=50, deadline=None)
 @given(title=TEXT, rate=st.floats(min_value=1e-300, max_value=1e300), names=st.lists(TEXT, max_size=3))
 def test_what_is_printed_reads_back_as_the_same_configuration(title: str, rate: float, names: list[str]) -> None:
-    whole = build(Whole, {"needed": 1, "title": title, "parts": [{"rate": rate, "names": names}]})
-    assert build(Whole, parse_yaml(to_yaml(whole), "printed")) == whole
+    whole = build_config(Whole, {"needed": 1, "title": title, "parts": [{"rate": rate, "names": names}]})
+    assert build_config(Whole, parse_yaml(to_yaml(whole), "printed")) == whole
 
 
 @pytest.mark.parametrize("title", ["1e5", "123e4", "2026-01-01", "null", "yes", "0x10", "", " ", "1_0", "~"])
 def test_text_that_looks_like_another_type_stays_text_when_printed(title: str) -> None:
-    whole = build(Whole, {"needed": 1, "title": title})
-    assert build(Whole, parse_yaml(to_yaml(whole), "printed")).title == title
+    whole = build_config(Whole, {"needed": 1, "title": title})
+    assert build_config(Whole, parse_yaml(to_yaml(whole), "printed")).title == title
 
 
 def test_equal_configurations_have_equal_fingerprints_and_others_do_not() -> None:
     assert fingerprint({"a": 1, "b": [2, {"c": "ж"}]}) == fingerprint({"b": [2, {"c": "ж"}], "a": 1})
-    assert build(Whole, {"needed": 1, "part": {}}).fingerprint() == build(Whole, {"needed": 1}).fingerprint()
-    assert build(Whole, {"needed": 1}).fingerprint() != build(Whole, {"needed": 2}).fingerprint()
+    assert (
+        build_config(Whole, {"needed": 1, "part": {}}).fingerprint() == build_config(Whole, {"needed": 1}).fingerprint()
+    )
+    assert build_config(Whole, {"needed": 1}).fingerprint() != build_config(Whole, {"needed": 2}).fingerprint()

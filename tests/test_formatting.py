@@ -10,7 +10,7 @@ from growtx import formatting as fmt
     [(0, "0"), (950, "950"), (12_345, "12.3 k"), (999_950, "1.00 M"), (1_234_567, "1.23 M"), (6.89e10, "68.9 B")],
 )
 def test_counts_have_three_significant_digits(value: float, text: str) -> None:
-    assert fmt.count(value).replace(fmt.NBSP, " ") == text
+    assert fmt.abbreviated(value).replace(fmt.NBSP, " ") == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(8.31, "8.3 s"), (245, "4 min 5 s"), (7620, "2 h 7 min")])
@@ -19,6 +19,6 @@ def test_durations_read_as_clock_words(seconds: float, text: str) -> None:
 
 
 def test_absent_and_non_finite_values_are_dashes() -> None:
-    for say in (fmt.count, fmt.size, fmt.duration, fmt.decimal, fmt.signed, fmt.percent, fmt.short_hash):
+    for say in (fmt.abbreviated, fmt.size, fmt.duration, fmt.decimal, fmt.signed, fmt.percent, fmt.short_hash):
         assert say(None) == fmt.MISSING
     assert fmt.decimal(float("nan")) == fmt.MISSING

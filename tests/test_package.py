@@ -11,7 +11,7 @@ import pytest
 
 import growtx
 from growtx.cli.jobs import load_config
-from growtx.config import build, parse_yaml, preset_names, to_yaml
+from growtx.config import build_config, parse_yaml, preset_names, to_yaml
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import resolve
 from growtx.run.config import JobConfig, RunConfig, load_run_config
@@ -59,7 +59,7 @@ def test_a_shipped_preset_loads_resolves_and_prints_itself(name: str) -> None:
     assert isinstance(config, JobConfig)
     if isinstance(config, RunConfig | SpecialistsConfig):
         assert config.parent is not None or resolve(config.plan)
-    assert build(type(config), parse_yaml(to_yaml(config), name)) == config
+    assert build_config(type(config), parse_yaml(to_yaml(config), name)) == config
 
 
 def test_a_preset_of_one_kind_is_refused_by_jobs_of_another() -> None:

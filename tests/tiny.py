@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.growth.assembly import (
     SUBSTRATE_KEY,
     State,
     block_prefix,
+    build_stage_model,
     describe_model,
-    grow,
     head_state,
     read_state,
     split_state,
@@ -53,7 +53,7 @@ def config(num_blocks: int = 2, **changes: Any) -> GrowtxConfig:
 
 def stages(**plan: Any) -> tuple[Stage, ...]:
     """The resolved stages of a plan that trains four steps in each unless it says otherwise."""
-    return resolve(build(PlanConfig, {"train": {"steps": 4}, **plan}))
+    return resolve(build_config(PlanConfig, {"train": {"steps": 4}, **plan}))
 
 
 def substrate() -> torch.Tensor:
@@ -129,7 +129,7 @@ def write_stage(
 ) -> Manifest:
     """Grow, disturb and seal one stage."""
     state = read_state(store, parent) if parent else None
-    model = grow(model_config, stage, state, store.get(substrate_blob)[SUBSTRATE_KEY], seed=0)
+    model = build_stage_model(model_config, stage, state, store.get(substrate_blob)[SUBSTRATE_KEY], seed=0)
     wrapped = prepare_for_stage(model, stage, seed=0)
     frozen, num_frozen = hash_frozen(frozen_parameters(wrapped))
     trained = disturb(wrapped, seed=stage.index)

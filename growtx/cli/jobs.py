@@ -11,11 +11,12 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from growtx.command import Commands, add_command, add_job_options, command_line
+from growtx.command import add_command, add_job_options, command_line
 from growtx.config import load_preset
 from growtx.exceptions import ConfigError
 
 if TYPE_CHECKING:
+    from growtx.command import Commands
     from growtx.run.config import JobConfig
 
 GROW = """Grow a model stage by stage on a frozen substrate.
@@ -114,10 +115,10 @@ def _grow(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from growtx.run.config import RunConfig, load_run_config
-    from growtx.run.directory import requested_run
+    from growtx.run.directory import resolve_run_arguments
     from growtx.run.grow import grow
 
-    config, run_dir = requested_run(arguments, RunConfig, load_run_config)
+    config, run_dir = resolve_run_arguments(arguments, RunConfig, load_run_config)
     console = Console()
     result = grow(config, run_dir, resume=arguments.resume, console=console)
     console.print(f"phases: {', '.join(f'{name} {seconds:g} s' for name, seconds in result.seconds.items())}")
@@ -128,11 +129,11 @@ def _grow(arguments: argparse.Namespace) -> int:
 def _specialists(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from growtx.run.directory import requested_run
+    from growtx.run.directory import resolve_run_arguments
     from growtx.specialists.config import SpecialistsConfig, load_specialists_config
     from growtx.specialists.driver import grow_specialists
 
-    config, run_dir = requested_run(arguments, SpecialistsConfig, load_specialists_config)
+    config, run_dir = resolve_run_arguments(arguments, SpecialistsConfig, load_specialists_config)
     console = Console()
     result = grow_specialists(config, run_dir, resume=arguments.resume, console=console)
     _say_how_it_ended(console, "specialists", result)
@@ -144,12 +145,12 @@ def _specialists(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from growtx.run.directory import requested_run
+    from growtx.run.directory import resolve_run_arguments
     from growtx.sweep.config import SweepConfig, load_sweep_config
     from growtx.sweep.driver import sweep
 
     arguments.overrides = _sweep_overrides(arguments)
-    config, run_dir = requested_run(arguments, SweepConfig, load_sweep_config)
+    config, run_dir = resolve_run_arguments(arguments, SweepConfig, load_sweep_config)
     console = Console()
     result = sweep(config, run_dir, resume=arguments.resume, console=console)
     if result.best_plan:
@@ -177,12 +178,12 @@ def _sweep_overrides(arguments: argparse.Namespace) -> list[str]:
 def _study(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from growtx.run.directory import requested_run
+    from growtx.run.directory import resolve_run_arguments
     from growtx.study.config import StudyConfig, load_study_config
     from growtx.study.driver import run_study
     from growtx.study.report import sentences
 
-    config, run_dir = requested_run(arguments, StudyConfig, load_study_config)
+    config, run_dir = resolve_run_arguments(arguments, StudyConfig, load_study_config)
     console = Console()
     outcome = run_study(config, run_dir, resume=arguments.resume, console=console)
     for sentence in sentences(outcome.results):

@@ -6,11 +6,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from growtx import __version__
 from growtx.cli.jobs import add_jobs
-from growtx.command import Commands, add_command, run_command
+from growtx.command import add_command, run_command
 from growtx.exceptions import ConfigError
+
+if TYPE_CHECKING:
+    from growtx.command import Commands
 
 INTERMIXED = ("grow", "specialists", "sweep", "study", "evaluate", "plan")  # overrides may stand between their options
 
@@ -142,7 +146,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from growtx.growth.ensembles import is_ensemble
     from growtx.growth.lineage import open_lineage, tokenizer_of
-    from growtx.growth.substrate_proof import prove_substrate
+    from growtx.growth.substrate_proof import verify_substrate
     from growtx.store.verify import verify
 
     if arguments.font and not arguments.substrate:
@@ -161,7 +165,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(f"{len(report.orphans)} files that no manifest refers to ({done})")
     tokenizer_of(lineage)  # raises when it is not the one that the manifests name
     if arguments.substrate:
-        print(prove_substrate(lineage, arguments.font))
+        print(verify_substrate(lineage, arguments.font))
     summary = f"{report.num_manifests} manifests, {report.num_blobs} blobs, {report.num_bytes:,} bytes"
     print(f"{'intact' if report.is_intact else 'NOT intact'}: {summary}")
     return 0 if report.is_intact else 1
@@ -169,11 +173,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _verify_ensemble(path: str, font: str | None, *, substrate: bool) -> int:
     from growtx.growth.ensembles import ensemble_root, open_member, read_ensemble, verify_ensemble
-    from growtx.growth.substrate_proof import prove_substrate
+    from growtx.growth.substrate_proof import verify_substrate
 
     problems, members = verify_ensemble(path), read_ensemble(path).members
     if substrate and not problems:  # one member is enough: intact ones share one substrate
-        print(prove_substrate(open_member(ensemble_root(path), members[0])[0], font))
+        print(verify_substrate(open_member(ensemble_root(path), members[0])[0], font))
     print(*problems, f"{'NOT intact' if problems else 'intact'}: {len(members)} members", sep="\n")
     return 1 if problems else 0
 
@@ -223,19 +227,19 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from growtx.config import apply_overrides, build
-    from growtx.merge.driver import MergeConfig, merge, named_members
+    from growtx.config import apply_overrides, build_config
+    from growtx.merge.driver import MergeConfig, ensemble_of_paths, merge
 
     settings = {"rule": arguments.rule, "require_gain": arguments.require_gain}
-    config = build(MergeConfig, apply_overrides(settings, arguments.set))
-    manifest = named_members(arguments.out, arguments.paths, rule=config.rule, without=arguments.without)
+    config = build_config(MergeConfig, apply_overrides(settings, arguments.set))
+    manifest = ensemble_of_paths(arguments.out, arguments.paths, rule=config.rule, without=arguments.without)
     result = merge(manifest, arguments.out, config, texts=arguments.data)
     print(result.verdict.sentence(), f"report: {result.report}", sep="\n")
     return 0
 
 
 def _substrate_report(arguments: argparse.Namespace) -> int:
-    from growtx.config import build
+    from growtx.config import build_config
     from growtx.data.tokenizer import PUBLISHED_SIZES, TokenizerConfig, build_tokenizer, token_surfaces
     from growtx.substrate.build import SubstrateConfig
     from growtx.substrate.report import as_text, substrate_report
@@ -245,8 +249,8 @@ def _substrate_report(arguments: argparse.Namespace) -> int:
     settings = {"kind": arguments.kind, "font": arguments.font, "cell_pixels": arguments.cell_pixels}
     out_dir = arguments.out or f"runs/substrate-{arguments.kind}"
     report = substrate_report(
-        token_surfaces(build_tokenizer(build(TokenizerConfig, family))),
-        build(SubstrateConfig, settings),
+        token_surfaces(build_tokenizer(build_config(TokenizerConfig, family))),
+        build_config(SubstrateConfig, settings),
         hidden_size=arguments.hidden_size,
         vocabulary=name,
         out_dir=out_dir,

@@ -18,8 +18,10 @@ import regex  # type: ignore[import-untyped]
 from growtx.data.sources import DataConfig, SourceConfig, iterate_source, source_files
 
 WORD = regex.compile(r"[\p{L}\p{M}']+")
-LANGUAGES = ("en", "ru", "fr", "de", "zh", "he", "it", "es", "ar", "pt", "ko", "hu", "ja", "el", "sv", "nl", "pl", "vi",
-             "fa", "nb", "tr", "fi", "cs", "da", "bn", "hi", "id", "uk", "ro", "bg", "ca", "sh", "ta")  # fmt: skip
+NGRAM_LANGUAGES = (
+    "en", "ru", "fr", "de", "zh", "he", "it", "es", "ar", "pt", "ko", "hu", "ja", "el", "sv", "nl", "pl", "vi",
+    "fa", "nb", "tr", "fi", "cs", "da", "bn", "hi", "id", "uk", "ro", "bg", "ca", "sh", "ta",
+)  # fmt: skip
 SHORTEST = 2
 WORDS_PER_LANGUAGE = 8000  # nine words of ten in running text; rarer ones do not change which n-grams lead
 CAPITALISED = 0.1  # share of words that start with a capital; wordfreq knows lower case only
@@ -30,7 +32,7 @@ NGRAMS_PER_LIST = 5000
 def embedded_ngrams(longest: int) -> tuple[str, ...]:
     """N-grams of 2 to `longest` characters of 33 languages, most wanted first."""
     lengths = range(SHORTEST, longest + 1)
-    return take_turns([leading(_word_ngrams(language, length)) for language in LANGUAGES for length in lengths])
+    return interleave([leading(_word_ngrams(language, length)) for language in NGRAM_LANGUAGES for length in lengths])
 
 
 def _word_ngrams(language: str, length: int) -> Counter[str]:
@@ -60,7 +62,7 @@ def leading(counts: Mapping[str, float]) -> list[str]:
     return heapq.nsmallest(NGRAMS_PER_LIST, counts, key=lambda gram: (-counts[gram], gram))
 
 
-def take_turns(lists: Iterable[list[str]]) -> tuple[str, ...]:
+def interleave(lists: Iterable[list[str]]) -> tuple[str, ...]:
     """All strings of all lists, the first of each before the second of any: no language crowds out another."""
     rounds = itertools.zip_longest(*lists)
     return tuple(dict.fromkeys(gram for turn in rounds for gram in turn if gram is not None))
@@ -102,7 +104,7 @@ def counted_ngrams(config: DataConfig, longest: int) -> tuple[str, ...]:
     for row in best.iter_rows():
         rows.setdefault((row["source"], len(row["gram"])), {})[row["gram"]] = row["count"]
     lengths = range(SHORTEST, longest + 1)
-    return take_turns([leading(rows.get((name, length), {})) for name in config.source_names for length in lengths])
+    return interleave([leading(rows.get((name, length), {})) for name in config.source_names for length in lengths])
 
 
 def _parts(source: SourceConfig, name: str) -> Iterator[dict[str, str]]:

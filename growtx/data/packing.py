@@ -34,7 +34,7 @@ from growtx.data.pack_cache import HashMemo, PackCache, content_fingerprint, rea
 from growtx.data.sources import DataConfig, Document, SourceConfig, Split, iterate_source
 from growtx.data.tokenizer import tokenizer_fingerprint
 from growtx.exceptions import DataError
-from growtx.generator import IntArray, key64, permute, turns
+from growtx.generator import IntArray, key64, permute, weighted_round_robin
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -81,7 +81,7 @@ def window_indices(mix: Mix, *, seed: int, step: int, global_batch_size: int, nu
         num_samples_before: samples that were drawn before step 0, where stages go on with other batch sizes.
     """
     start = num_samples_before + step * global_batch_size
-    sources_B, turns_B = turns(np.arange(start, start + global_batch_size), mix.weights)
+    sources_B, turns_B = weighted_round_robin(np.arange(start, start + global_batch_size), mix.weights)
     sizes = np.array(mix.num_windows)
     offsets = np.cumsum(sizes) - sizes
     windows_B = np.empty(global_batch_size, dtype=np.int64)

@@ -19,7 +19,7 @@ FULL_WIDTH = {ord(digit): ord(digit) + 0xFEE0 for digit in "0123456789ABCDEF"}
 
 
 @dataclass(frozen=True)
-class Token:
+class VocabularyToken:
     """One id: the name it has in the vocabulary, and the bytes it spells (None for a control token)."""
 
     name: str
@@ -35,7 +35,7 @@ def definition(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {key: content[key] for key in content.keys() - {"padding", "truncation", "post_processor"}}
 
 
-def tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token]:
+def tokens(tokenizer: PreTrainedTokenizerFast) -> list[VocabularyToken]:
     """Every id in order [V]; ids without an entry are control tokens named `<unused_N>`."""
     content = definition(tokenizer)
     decoders = _decoder_types(content.get("decoder"))
@@ -50,11 +50,11 @@ def tokens(tokenizer: PreTrainedTokenizerFast) -> list[Token]:
             spelled = None
         else:
             spelled = _spelled(name, decoders)
-        result.append(Token(name, spelled))
+        result.append(VocabularyToken(name, spelled))
     return result
 
 
-def text(token: Token) -> str | None:
+def text(token: VocabularyToken) -> str | None:
     """The text that a token spells; None for control tokens and for bytes that are a part of a character."""
     if token.spelled is None or BYTE_TOKEN.fullmatch(token.name):
         return None
@@ -64,7 +64,7 @@ def text(token: Token) -> str | None:
         return None
 
 
-def drawn(token: Token) -> str:
+def drawn(token: VocabularyToken) -> str:
     """The string that a substrate draws for a token: its text, or the name of a control token.
 
     Bytes are drawn as full-width hex digits, which no text of the vocabulary looks like.
@@ -75,7 +75,7 @@ def drawn(token: Token) -> str:
     return token.spelled.hex().upper().translate(FULL_WIDTH) if spelled_text is None else spelled_text
 
 
-def num_bytes(token: Token) -> int:
+def num_bytes(token: VocabularyToken) -> int:
     """Bytes of text that the token decodes to."""
     return 0 if token.spelled is None else len(token.spelled)
 

@@ -20,13 +20,13 @@ from growtx.growth.loading import load_model
 from growtx.storage import Storage
 from growtx.store.manifest import MANIFESTS_DIR
 
-LOOK_AROUND_SECONDS = 30.0  # while nothing finishes, how often to check that a node is left to run on
-Say = Callable[[str], None]
+NODE_CHECK_SECONDS = 30.0  # while nothing finishes, how often to check that a node is left to run on
+OnProgress = Callable[[str], None]
 Jobs = dict[tuple[str, int | None], tuple[Callable[..., Any], tuple[Any, ...]]]  # (task, depth) -> what to run
 
 
 def evaluate_path(
-    path: str, config: BenchmarkConfig, *, depths: str = "last", command: str = "", say: Say = print
+    path: str, config: BenchmarkConfig, *, depths: str = "last", command: str = "", say: OnProgress = print
 ) -> Evaluation:
     """Score a run, a manifest, an ensemble or a Hugging Face directory; Ray must be connected.
 
@@ -52,7 +52,7 @@ def evaluate_path(
     }
     if config.overlap and data and (questions := [task for task in tasks if not _is_generated(task)]):
         jobs["overlap", None] = (_overlap_part, (data, questions, config))
-    for (task, depth), outcome in _on_cluster(jobs):
+    for (task, depth), outcome in _outcomes_on_cluster(jobs):
         where = f"{task}, {fmt.plural(depth, 'block')}" if depth is not None else task
         if isinstance(outcome, GrowtxError):
             notes.setdefault(task, f"{task}: {outcome}")
@@ -76,7 +76,7 @@ def map_path(path: str, *, command: str = "") -> None:
         StoreError: the model cannot be loaded.
     """
     path = _absolute(path)
-    ((_, outcome),) = _on_cluster({("maps", None): (_map_part, (path,))})
+    ((_, outcome),) = _outcomes_on_cluster({("maps", None): (_map_part, (path,))})
     if isinstance(outcome, GrowtxError):
         raise outcome
     save_maps(Storage(run_directory(path)), outcome.model_copy(update={"command": command}))
@@ -159,7 +159,7 @@ def _absolute(path: str) -> str:
     return path if "://" in path else str(Path(path).absolute())
 
 
-def _on_cluster(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:
+def _outcomes_on_cluster(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:
     """Keys and outcomes of the jobs as they finish; a store error ends it, because no model can be loaded."""
     import ray
 
@@ -169,7 +169,7 @@ def _on_cluster(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:
         remote: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(function)
         pending[remote.remote(*arguments)] = key
     while pending:
-        finished, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_AROUND_SECONDS)
+        finished, _ = ray.wait(list(pending), num_returns=1, timeout=NODE_CHECK_SECONDS)
         if not finished:
             _check_nodes(num_gpus)
             continue

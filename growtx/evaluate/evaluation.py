@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from growtx.config import ConfigModel, apply_overrides, build
+from growtx.config import ConfigModel, apply_overrides, build_config
 from growtx.evaluate import bits_per_byte
 from growtx.evaluate.outcomes import scores_of
 from growtx.evaluate.results import COMPRESSION_TASK, Evaluation, Score
@@ -53,7 +53,7 @@ def benchmark_config(overrides: Iterable[str], **values: Any) -> BenchmarkConfig
         ConfigError: naming key, value and remedy.
     """
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value}
-    return build(BenchmarkConfig, apply_overrides(given, overrides))
+    return build_config(BenchmarkConfig, apply_overrides(given, overrides))
 
 
 def evaluate_model(

@@ -32,7 +32,7 @@ from growtx.exceptions import ConfigError, DataError
 from growtx.microworld import MicroworldConfig
 
 TASKS_DIR = Path(__file__).parent / "tasks"
-PREFIX = "growtx_"
+TASK_PREFIX = "growtx_"
 
 
 class HarnessModel(HFLM):
@@ -92,7 +92,7 @@ class LoadedTask:
 @cache
 def shipped_tasks() -> tuple[str, ...]:
     """Names of the task files that come with growtx."""
-    return tuple(sorted(path.stem for path in TASKS_DIR.glob(f"{PREFIX}*.yaml")))
+    return tuple(sorted(path.stem for path in TASKS_DIR.glob(f"{TASK_PREFIX}*.yaml")))
 
 
 def resolve_task(name: str, *, has_data_dir: bool) -> tuple[str, ...]:
@@ -107,8 +107,8 @@ def resolve_task(name: str, *, has_data_dir: bool) -> tuple[str, ...]:
         return parts
     if name in shipped_tasks():
         return (name,)
-    if has_data_dir and PREFIX + name in shipped_tasks():
-        return (PREFIX + name,)
+    if has_data_dir and TASK_PREFIX + name in shipped_tasks():
+        return (TASK_PREFIX + name,)
     registered = _registered().all_tasks
     if name in registered:
         return (name,)

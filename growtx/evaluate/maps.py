@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from growtx.data.tokenizer import token_surfaces
-from growtx.evaluate.training_text import script_of
+from growtx.evaluate.training_text import main_script
 from growtx.exceptions import ConfigError
 from growtx.storage import Storage
 
@@ -215,7 +215,7 @@ def kind_of(surface: str) -> str:
     """Digits, signs, or the script, with single characters and n-grams kept apart."""
     if surface.isnumeric():
         return "digits"
-    script = script_of(surface)
+    script = main_script(surface)
     if script == "other":
         return "signs"
     return script if len(surface) == 1 else f"{script} n-grams"

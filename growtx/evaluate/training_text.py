@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from growtx.config import build, parse_yaml
+from growtx.config import build_config, parse_yaml
 from growtx.data.sources import DataConfig, ReadOptions, find_files, iterate_documents, read_texts
 from growtx.exceptions import DataError
 from growtx.microworld import MicroworldConfig
@@ -42,7 +42,7 @@ def recorded_data(run_dir: str) -> DataConfig | None:
     if not storage.exists(RUN_FILE):
         return None
     tree: Any = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
-    return build(DataConfig, tree["data"]) if isinstance(tree, dict) and "data" in tree else None
+    return build_config(DataConfig, tree["data"]) if isinstance(tree, dict) and "data" in tree else None
 
 
 def recorded_microworld(data: DataConfig | None) -> MicroworldConfig | None:
@@ -59,13 +59,13 @@ def held_out_groups(data: DataConfig, *, max_bytes: int) -> Groups:
     groups: Groups = {}
     for document in iterate_documents(data):
         if document.split == "validation":
-            groups.setdefault(f"{document.source} · {script_of(document.text)}", []).append(document.text)
+            groups.setdefault(f"{document.source} · {main_script(document.text)}", []).append(document.text)
     if not groups:
         raise DataError("nothing was held out of the data of this run", "Pass text files with --texts")
     return {name: list(_at_most(texts, max_bytes)) for name, texts in sorted(_without_lone_scripts(groups).items())}
 
 
-def script_of(text: str) -> str:
+def main_script(text: str) -> str:
     """The script that most letters of a text are written in; `other` where there are no letters."""
     counts = Counter(
         SCRIPTS.get(unicodedata.name(char, "?").split()[0].split("-")[0], "other") for char in text if char.isalpha()

@@ -77,7 +77,7 @@ def assemble(store: BlobStore, manifest: Manifest) -> GrowtxForCausalLM:
     return build_model(GrowtxConfig(**manifest.model), read_state(store, manifest))
 
 
-def grow(
+def build_stage_model(
     config: GrowtxConfig, stage: Stage, parent: State | None, substrate: torch.Tensor, *, seed: int
 ) -> GrowtxForCausalLM:
     """The model that a stage starts from: the parent's tensors with new blocks on top.

@@ -29,7 +29,7 @@ from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR, Manifest
 
 ENSEMBLE_FILE = "ensemble.json"
-FORMAT_VERSION = 1
+ENSEMBLE_FORMAT_VERSION = 1
 
 
 class MemberRef(ConfigModel):
@@ -44,7 +44,7 @@ class MemberRef(ConfigModel):
 class EnsembleManifest(ConfigModel):
     """What `ensemble.json` holds."""
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = ENSEMBLE_FORMAT_VERSION
     members: tuple[MemberRef, ...] = Field(min_length=1)
     rule: dict[str, Any] = Field(description="name and options of the combination rule")
     rule_blob: str | None = Field(None, description="tensors that the rule has learned; null: none")
@@ -87,9 +87,10 @@ def read_ensemble(path: str) -> EnsembleManifest:
     where = storage.path(ENSEMBLE_FILE)
     try:
         tree = json.loads(storage.read_bytes(ENSEMBLE_FILE))
-        if isinstance(tree, dict) and tree.get("format_version") != FORMAT_VERSION:
+        if isinstance(tree, dict) and tree.get("format_version") != ENSEMBLE_FORMAT_VERSION:
             raise StoreError(
-                f"{where} has format version {tree.get('format_version')!r}, but this version reads {FORMAT_VERSION}",
+                f"{where} has format version {tree.get('format_version')!r}, "
+                f"but this version reads {ENSEMBLE_FORMAT_VERSION}",
                 "Use the version of growtx that wrote it",
             )
         return EnsembleManifest.model_validate(tree)

@@ -123,7 +123,9 @@ def count_trainable(model: nn.Module) -> int:
 # every window it holds, and T D numbers on disk for each.
 
 
-WORTHWHILE = 0.8  # the cache must save at least a fifth of the prefix's FLOPs to pay for writing and reading it
+MAX_CACHE_COST_RATIO = (
+    0.8  # the cache must save at least a fifth of the prefix's FLOPs to pay for writing and reading it
+)
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ def plan_prefix(
         reason = "there is no frozen prefix"
     elif size > bytes_available:
         reason = f"the cache would take {size:,} bytes, but only {bytes_available:,} are allowed"
-    elif cache > WORTHWHILE * recompute:
+    elif cache > MAX_CACHE_COST_RATIO * recompute:
         reason = "windows are seen too rarely for the cache to pay off"
     else:
         choice, reason = "cache", f"the cache saves {1 - cache / recompute:.0%} of the prefix's FLOPs"

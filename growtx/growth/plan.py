@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from growtx.config import ConfigModel, build
+from growtx.config import ConfigModel, build_config
 from growtx.exceptions import ConfigError
 from growtx.models.configuration import GrowtxConfig
 
@@ -227,14 +227,14 @@ class PlanConfig(ConfigModel):
     @model_validator(mode="after")
     def _trains(self) -> PlanConfig:
         """Errors in a `train` mapping are reported before a run is started, not when its stage is reached."""
-        for index, stage in enumerate(self.written_stages(), start=1):
+        for index, stage in enumerate(self.stage_configs(), start=1):
             try:
-                build(StageTraining, {**self.train, **stage.train})
+                build_config(StageTraining, {**self.train, **stage.train})
             except ConfigError as error:
                 raise ConfigError(f"plan, stage {index}: train: {error.problem}", error.remedy) from error
         return self
 
-    def written_stages(self) -> tuple[StageConfig, ...]:
+    def stage_configs(self) -> tuple[StageConfig, ...]:
         """The stages as the user wrote them, the shorthand written out."""
         if self.stages is not None:
             return self.stages
@@ -286,7 +286,7 @@ def resolve(plan: PlanConfig, *, num_stages_before: int = 0, num_blocks_before: 
         ConfigError: naming the stage and the invalid key.
     """
     stages: list[Stage] = []
-    for index, config in enumerate(plan.written_stages(), start=num_stages_before + 1):
+    for index, config in enumerate(plan.stage_configs(), start=num_stages_before + 1):
         before = stages[-1].num_blocks if stages else num_blocks_before
         stages.append(_resolve_stage(plan, index, config, before))
     return _monolithic(stages) if plan.mode == "monolithic" else tuple(stages)
@@ -318,7 +318,7 @@ def _resolve_stage(plan: PlanConfig, index: int, config: StageConfig, before: in
         init=config.init or plan.init,
         lora=config.lora,
         num_workers=config.num_workers,
-        train=build(StageTraining, {**plan.train, **config.train}),
+        train=build_config(StageTraining, {**plan.train, **config.train}),
     )
 
 

@@ -44,7 +44,7 @@ def scaled_to(
         (stage,) = stages
         written: tuple[StageConfig, ...] = (_as_written(stage),)
     else:
-        written = plan.written_stages()
+        written = plan.stage_configs()
     lengths, left = [], 0.0
     for stage in stages:
         exact = stage.train.num_steps(tokens_per_step) * factor + left

@@ -22,7 +22,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Limits:
+class SolverLimits:
     """What no stage may exceed; at least one is given."""
 
     active_parameters: int | None = None
@@ -40,7 +40,7 @@ class Proposal:
 def propose(
     config: GrowtxConfig,
     num_blocks: int,
-    limits: Limits,
+    limits: SolverLimits,
     placement: Placement,
     *,
     train: Mapping[str, Any],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from growtx.config import build, parse_yaml
+from growtx.config import build_config, parse_yaml
 from growtx.data.tokenizer import token_surfaces
 from growtx.exceptions import StoreError, SubstrateError
 from growtx.growth.assembly import SUBSTRATE_KEY
@@ -13,7 +13,7 @@ from growtx.store.blobs import BlobStore
 from growtx.substrate.build import SUBSTRATE_FILE, SubstrateRecord, rebuild_substrate
 
 
-def prove_substrate(lineage: Lineage, font: str | None = None) -> str:
+def verify_substrate(lineage: Lineage, font: str | None = None) -> str:
     """Build the substrate of a lineage from its recipe and compare every bit of it.
 
     Args:
@@ -28,7 +28,7 @@ def prove_substrate(lineage: Lineage, font: str | None = None) -> str:
         StoreError: what the run has stored is not what the recipe makes.
     """
     storage, last = lineage.storage, lineage.last
-    record = build(SubstrateRecord, parse_yaml(storage.read_text(SUBSTRATE_FILE), storage.path(SUBSTRATE_FILE)))
+    record = build_config(SubstrateRecord, parse_yaml(storage.read_text(SUBSTRATE_FILE), storage.path(SUBSTRATE_FILE)))
     where = f"the substrate of {storage.root}"
     if record.kind == "learned":
         raise SubstrateError(f"{where} is learned, not built from a recipe", "Verify without --substrate")

@@ -24,7 +24,7 @@ from growtx.growth.ensembles import (
     write_ensemble,
 )
 from growtx.merge.report import Verdict, judge, read_scores, write_merge_report
-from growtx.merge.scores import FITTED, MergeScores, fitting, ready_rules, score_merge
+from growtx.merge.scores import FITTED, MergeScores, fitting, prepared_rules, score_merge
 from growtx.merge.text import OwnText, merge_text, own_text
 from growtx.models.ensemble import RULES, CombinationRule
 
@@ -79,7 +79,7 @@ def merge(
     """Write an ensemble and its merge report into `out`.
 
     Args:
-        manifest: members, not yet written; see `named_members`.
+        manifest: members, not yet written; see `ensemble_of_paths`.
         texts: files to measure on, one group for each; default: what the members' runs held out.
         controls: other models to measure beside the members.
         before: directory of the merge of these members before their heads were tuned, to compare with.
@@ -98,7 +98,7 @@ def merge(
     )
     fit = fitting(ensemble, text, num_steps=config.fit_steps, batch_size=config.batch_size, seed=config.seed)
     torch.manual_seed(config.seed)  # the adapter draws its tensors
-    rules, notes = ready_rules(ensemble, text, config.compared, fit)
+    rules, notes = prepared_rules(ensemble, text, config.compared, fit)
     chosen = _chosen(rules, config.rule, notes)
     scores = score_merge(
         ensemble,
@@ -136,7 +136,7 @@ def merge(
     return MergeResult(write_ensemble(out, manifest, ensemble), scores, verdict, report)
 
 
-def named_members(out: str, paths: Sequence[str], *, rule: str, without: Sequence[str] = ()) -> EnsembleManifest:
+def ensemble_of_paths(out: str, paths: Sequence[str], *, rule: str, without: Sequence[str] = ()) -> EnsembleManifest:
     """The manifest of an ensemble of the paths that a user gives: runs, manifests, `NAME=PATH`, and ensembles.
 
     An ensemble, which must come first, stands for its members; a run named like one of them replaces it.

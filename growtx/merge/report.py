@@ -13,7 +13,7 @@ import numpy as np
 from growtx import formatting as fmt
 from growtx.evaluate.intervals import Interval
 from growtx.merge.scores import FITTED, Measured, MergeScore, MergeScores
-from growtx.report.page import Page, Section, Table, Tile, render
+from growtx.report.page import Page, Section, Table, Tile, render_page
 from growtx.report.plot_style import Theme, label_axes, new_figure, save
 from growtx.storage import Storage
 
@@ -116,7 +116,7 @@ def _languages(axes: Axes, parts: Sequence[tuple[str, int]], num_positions: int,
     axes.set_ylabel("text", rotation=0, ha="right", va="center")
 
 
-REPORT_FILE = "report.html"
+MERGE_REPORT_FILE = "report.html"
 SCORES_FILE = "merge.json"
 UNIT = "bits per byte"
 
@@ -230,8 +230,8 @@ def write_merge_report(
         config="\n".join(f"{key}: {value}" for key, value in (facts or {}).items()),
     )
     storage.write_text(SCORES_FILE, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
-    storage.write_text(REPORT_FILE, render(page))
-    return storage.path(REPORT_FILE)
+    storage.write_text(MERGE_REPORT_FILE, render_page(page))
+    return storage.path(MERGE_REPORT_FILE)
 
 
 def _tiles(scores: MergeScores, verdict: Verdict) -> list[Tile]:

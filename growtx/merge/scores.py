@@ -92,7 +92,7 @@ class MergeScores:
         ]
 
 
-def ready_rules(
+def prepared_rules(
     ensemble: GrowtxEnsembleForCausalLM, text: MergeText, names: Sequence[str], fit: Callable[[CombinationRule], Any]
 ) -> tuple[dict[str, CombinationRule], list[str]]:
     """Every rule as it is before fitting and, where it has something to learn, after; and notes on those left out."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from growtx.generator import Draws
+from growtx.generator import KeyedGenerator
 from growtx.microworld.config import MAX_HOPS, Language
 from growtx.microworld.facts import in_language
 from growtx.microworld.lexicon import Lexicon, lexicon
@@ -151,14 +151,14 @@ class Asked:
     wrong: tuple[str, ...]  # three different wrong answers
 
 
-def ask(world: World, language: Language, group: Group, hops: int, draw: Draws) -> Asked:
+def ask(world: World, language: Language, group: Group, hops: int, generator: KeyedGenerator) -> Asked:
     """A question of `hops` hops about someone of a group."""
     while True:
-        person = world.person(group.first + draw.below(group.size))
-        attribute, num_mentors = draw.pick(_WAYS[hops])
+        person = world.person(group.first + generator.randbelow(group.size))
+        attribute, num_mentors = generator.choice(_WAYS[hops])
         line = _line_of_mentors(world, person, num_mentors)
         if line is not None and attribute.find(world, line[-1]) is not None:
-            return _ask(world, language, attribute, line, draw)
+            return _ask(world, language, attribute, line, generator)
 
 
 def _line_of_mentors(world: World, person: Person, length: int) -> list[Person] | None:
@@ -170,7 +170,9 @@ def _line_of_mentors(world: World, person: Person, length: int) -> list[Person] 
     return line
 
 
-def _ask(world: World, language: Language, attribute: Attribute, line: list[Person], draw: Draws) -> Asked:
+def _ask(
+    world: World, language: Language, attribute: Attribute, line: list[Person], generator: KeyedGenerator
+) -> Asked:
     words = lexicon(language)
     asked_of = world.name(language, line[0].number)
     for _ in line[1:]:
@@ -182,7 +184,7 @@ def _ask(world: World, language: Language, attribute: Attribute, line: list[Pers
     tempting = [attribute.find(world, person) for person in line[:-1]]
     wrong = [value for value in tempting if value is not None and value != answer][-1:]
     while len(wrong) < 3:
-        value = _any_value(world, attribute.domain, line[-1], draw)
+        value = _any_value(world, attribute.domain, line[-1], generator)
         if value != answer and value not in wrong:
             wrong.append(value)
     named = [in_words(world, words, attribute.domain, value) for value in (answer, *wrong)]
@@ -198,16 +200,16 @@ def mentor_of(name: Noun, language: Language) -> Noun:
     return Noun(words, woman=False, gen=f"наставника {rest}")
 
 
-def _any_value(world: World, domain: Domain, person: Person, draw: Draws) -> int:
+def _any_value(world: World, domain: Domain, person: Person, generator: KeyedGenerator) -> int:
     if domain == "people":
         first, size = world.group_of(person.number)
-        return first + draw.below(size)
+        return first + generator.randbelow(size)
     if domain == "years":
-        return FIRST_YEAR + draw.below(NUM_YEARS)
+        return FIRST_YEAR + generator.randbelow(NUM_YEARS)
     if domain == "companies":
-        return draw.pick(world.company_numbers)
+        return generator.choice(world.company_numbers)
     sizes = {"cities": len(CITIES), "countries": len(COUNTRIES)}
-    return draw.below(sizes[domain] if domain in sizes else len(getattr(lexicon("en"), domain)))
+    return generator.randbelow(sizes[domain] if domain in sizes else len(getattr(lexicon("en"), domain)))
 
 
 def in_words(world: World, words: Lexicon, domain: Domain, value: int) -> str:
@@ -220,10 +222,10 @@ def in_words(world: World, words: Lexicon, domain: Domain, value: int) -> str:
     return str(named)
 
 
-def ask_oldest(world: World, language: Language, group: Group, draw: Draws) -> Asked:
+def ask_oldest(world: World, language: Language, group: Group, generator: KeyedGenerator) -> Asked:
     """Which of four people was born first?"""
     while True:
-        people = [world.person(group.first + number) for number in draw.distinct(group.size, 4)]
+        people = [world.person(group.first + number) for number in generator.sample_range(group.size, 4)]
         years = sorted(person.year for person in people)
         if years[0] != years[1]:
             break

@@ -6,7 +6,7 @@ What is made depends on the numbers drawn and never on the language: equal draws
 
 from __future__ import annotations
 
-from growtx.generator import Draws
+from growtx.generator import KeyedGenerator
 from growtx.microworld.asking import ATTRIBUTES, Asked, ask, ask_oldest
 from growtx.microworld.config import MAX_HOPS, Language
 from growtx.microworld.facts import Describer, facts_of, in_language, join
@@ -33,41 +33,43 @@ _READABLE: tuple[tuple[str, Fact, str, tuple[str, ...]], ...] = (
 )
 
 
-def recalled(world: World, task: str, language: Language, group: Group, draw: Draws) -> Asked:
+def recalled(world: World, task: str, language: Language, group: Group, generator: KeyedGenerator) -> Asked:
     """A question that only memory answers: recall (one hop), hops_2 .. hops_4, compare."""
     if task == "compare":
-        return ask_oldest(world, language, group, draw)
+        return ask_oldest(world, language, group, generator)
     hops = 1 if task == "recall" else int(task.removeprefix("hops_"))
-    return ask(world, language, group, hops, draw)
+    return ask(world, language, group, hops, generator)
 
 
-def multiple_choice(task: str, language: Language, asked: Asked, draw: Draws, context: str = "") -> MultipleChoice:
+def multiple_choice(
+    task: str, language: Language, asked: Asked, generator: KeyedGenerator, context: str = ""
+) -> MultipleChoice:
     """Put the right answer among the wrong ones."""
-    choices = draw.shuffled(asked.wrong)
-    answer_index = draw.below(len(choices) + 1)
+    choices = generator.shuffled(asked.wrong)
+    answer_index = generator.randbelow(len(choices) + 1)
     choices.insert(answer_index, asked.answer)
     return MultipleChoice(f"microworld/{task}/{language}", asked.question, tuple(choices), answer_index, context)
 
 
-def puzzled(task: str, language: Language, draw: Draws) -> MultipleChoice:
+def puzzled(task: str, language: Language, generator: KeyedGenerator) -> MultipleChoice:
     """A puzzle as multiple choice."""
-    made = puzzle(task, language, draw)
+    made = puzzle(task, language, generator)
     asked = Asked(made.question, made.answer, made.wrong)
-    return multiple_choice(task, language, asked, draw, made.context)
+    return multiple_choice(task, language, asked, generator, made.context)
 
 
-def reading(describer: Describer, group: Group, draw: Draws) -> ExtractiveQA:
+def reading(describer: Describer, group: Group, generator: KeyedGenerator) -> ExtractiveQA:
     """A text about three people and a question about one of them, answered by words of the text."""
-    people = [describer.world.person(group.first + number) for number in draw.distinct(group.size, 3)]
+    people = [describer.world.person(group.first + number) for number in generator.sample_range(group.size, 3)]
     asked_of = people[0]
-    attribute, asked_fact, slot, forms = draw.pick([row for row in _READABLE if row[1] in facts_of(asked_of)])
+    attribute, asked_fact, slot, forms = generator.choice([row for row in _READABLE if row[1] in facts_of(asked_of)])
     parts = []
     for person in people:
-        facts = draw.sample(facts_of(person), 3)
+        facts = generator.sample(facts_of(person), 3)
         if person is asked_of and asked_fact not in facts:
-            facts[draw.below(3)] = asked_fact
-        parts.append(join(describer.biography(person, draw, facts), describer.language))
-    context = join(draw.shuffled(parts), describer.language)
+            facts[generator.randbelow(3)] = asked_fact
+        parts.append(join(describer.biography(person, generator, facts), describer.language))
+    context = join(generator.shuffled(parts), describer.language)
     slots = describer.slots(asked_of)
     question = sentence(in_language(ATTRIBUTES[attribute].wording, describer.language), slots)
     candidates = [str(getattr(slots[slot], form, "") if form else slots[slot]) for form in forms]
@@ -84,14 +86,14 @@ def translation(world: World, pair: tuple[Language, Language], group: Group, *ke
         group: people to write about.
         key: of the random numbers; both sides are made with the same.
     """
-    source, target = (_passage(world, language, group, Draws(*key)) for language in pair)
+    source, target = (_passage(world, language, group, KeyedGenerator(*key)) for language in pair)
     return Translation(f"microworld/translation/{pair[0]}-{pair[1]}", source, target, *pair)
 
 
-def _passage(world: World, language: Language, group: Group, draw: Draws) -> str:
-    if draw.below(3) == 0:
-        first = draw.below(len(PLOT) - 1)
-        return join(tell(lexicon(language), draw, PLOT[first : first + 2]), language)
-    person = world.person(group.first + draw.below(group.size))
-    describer = Describer(world, language, paraphrases=1 + draw.below(3))
-    return join(describer.biography(person, draw, draw.sample(facts_of(person), 2)), language)
+def _passage(world: World, language: Language, group: Group, generator: KeyedGenerator) -> str:
+    if generator.randbelow(3) == 0:
+        first = generator.randbelow(len(PLOT) - 1)
+        return join(tell(lexicon(language), generator, PLOT[first : first + 2]), language)
+    person = world.person(group.first + generator.randbelow(group.size))
+    describer = Describer(world, language, paraphrases=1 + generator.randbelow(3))
+    return join(describer.biography(person, generator, generator.sample(facts_of(person), 2)), language)

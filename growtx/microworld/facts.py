@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from growtx.generator import Draws
+from growtx.generator import KeyedGenerator
 from growtx.microworld.config import LANGUAGES, Language
 from growtx.microworld.lexicon import lexicon
 from growtx.microworld.nouns import Noun, sentence
@@ -60,31 +60,33 @@ class Describer:
         """The name of a person."""
         return self.world.name(self.language, number)
 
-    def biography(self, person: Person, draw: Draws, facts: Sequence[Fact]) -> list[str]:
+    def biography(self, person: Person, generator: KeyedGenerator, facts: Sequence[Fact]) -> list[str]:
         """A sentence per fact, in the given order; the first names the person, later ones may say "she"."""
         slots = self.slots(person)
         pronoun = self.words.pronoun(person.woman)
         sentences = []
         for number, fact in enumerate(facts):
             unambiguous = number > 0 and facts[number - 1] != "mentor"  # which names a second person
-            slots["s"] = pronoun if unambiguous and draw.below(2) else slots["a"]
-            sentences.append(sentence(self._wording(PERSON[fact], draw), slots))
+            slots["s"] = pronoun if unambiguous and generator.randbelow(2) else slots["a"]
+            sentences.append(sentence(self._wording(PERSON[fact], generator), slots))
         return sentences
 
-    def city(self, city: int, draw: Draws) -> str:
+    def city(self, city: int, generator: KeyedGenerator) -> str:
         """In which country a city lies."""
         slots = {"city": self.words.cities[city], "country": self.words.countries[CITIES[city].country]}
-        return sentence(self._wording(CITY, draw), slots)
+        return sentence(self._wording(CITY, generator), slots)
 
-    def capital(self, country: int, draw: Draws) -> str:
+    def capital(self, country: int, generator: KeyedGenerator) -> str:
         """The capital of a country."""
         capital = self.words.cities[self.world.capital(country)]
-        return sentence(self._wording(CAPITAL, draw), {"country": self.words.countries[country], "capital": capital})
+        return sentence(
+            self._wording(CAPITAL, generator), {"country": self.words.countries[country], "capital": capital}
+        )
 
-    def company(self, company: int, draw: Draws) -> str:
+    def company(self, company: int, generator: KeyedGenerator) -> str:
         """In which city a company has its head office."""
         city = self.words.cities[self.world.company_city(company)]
-        return sentence(self._wording(COMPANY, draw), {"company": self.words.companies[company], "city": city})
+        return sentence(self._wording(COMPANY, generator), {"company": self.words.companies[company], "city": city})
 
-    def _wording(self, wordings: Sequence[Wording], draw: Draws) -> str:
-        return in_language(wordings[draw.below(min(self.paraphrases, len(wordings)))], self.language)
+    def _wording(self, wordings: Sequence[Wording], generator: KeyedGenerator) -> str:
+        return in_language(wordings[generator.randbelow(min(self.paraphrases, len(wordings)))], self.language)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from growtx.exceptions import ConfigError
-from growtx.generator import Draws
+from growtx.generator import KeyedGenerator
 from growtx.microworld.config import Language, MicroworldConfig
 from growtx.microworld.exercises import RECALL_TASKS, TASKS, multiple_choice, puzzled, reading, recalled, translation
 from growtx.microworld.facts import Describer
@@ -57,9 +57,9 @@ def _question(world: World, paraphrases: int, task: str, pair: tuple[Language, L
     key = (world.seed, "held out", task, number)
     if task == "translation":
         return translation(world, pair, world.held_out, *key)
-    language, draw = pair[1], Draws(*key)
+    language, generator = pair[1], KeyedGenerator(*key)
     if task == "reading":
-        return reading(Describer(world, language, paraphrases), world.strangers, draw)
+        return reading(Describer(world, language, paraphrases), world.strangers, generator)
     if task in RECALL_TASKS:
-        return multiple_choice(task, language, recalled(world, task, language, world.held_out, draw), draw)
-    return puzzled(task, language, draw)
+        return multiple_choice(task, language, recalled(world, task, language, world.held_out, generator), generator)
+    return puzzled(task, language, generator)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from growtx.generator import Draws
+from growtx.generator import KeyedGenerator
 from growtx.microworld.config import MAX_HOPS, Language
 from growtx.microworld.facts import in_language, join
 from growtx.microworld.lexicon import lexicon
@@ -66,13 +66,13 @@ class Puzzle:
     wrong: tuple[str, ...]
 
 
-def chain(language: Language, hops: int, draw: Draws) -> Puzzle:
+def chain(language: Language, hops: int, generator: KeyedGenerator) -> Puzzle:
     """Who is the manager of the manager of ... (`hops` times) X?"""
-    people = draw.sample(lexicon(language).given, 2 * (NUM_LINKS + 1))
+    people = generator.sample(lexicon(language).given, 2 * (NUM_LINKS + 1))
     chains = people[: NUM_LINKS + 1], people[NUM_LINKS + 1 :]
-    links = draw.shuffled([link for line in chains for link in pairwise(line)])
-    statements = [_say(_MANAGER, language, draw, a=a, b=b) for a, b in links]
-    start = draw.below(NUM_LINKS + 1 - hops)
+    links = generator.shuffled([link for line in chains for link in pairwise(line)])
+    statements = [_say(_MANAGER, language, generator, a=a, b=b) for a, b in links]
+    start = generator.randbelow(NUM_LINKS + 1 - hops)
     asked_of: Noun = chains[0][start]
     for _ in range(hops - 1):
         words = in_language(_MANAGER_OF, language).format(a=asked_of)
@@ -80,57 +80,61 @@ def chain(language: Language, hops: int, draw: Draws) -> Puzzle:
     question = sentence(in_language(_WHO_MANAGES, language), {"a": asked_of})
     answer = chains[0][start + hops]
     wrong = [person for person in chains[0] if person not in (answer, chains[0][start])]
-    return Puzzle(join(statements, language), question, answer, (*draw.sample(wrong, 2), draw.pick(chains[1])))
+    return Puzzle(
+        join(statements, language), question, answer, (*generator.sample(wrong, 2), generator.choice(chains[1]))
+    )
 
 
-def track(language: Language, draw: Draws) -> Puzzle:
+def track(language: Language, generator: KeyedGenerator) -> Puzzle:
     """Where is one of three things, each of which was moved?"""
     words = lexicon(language)
-    things, places = draw.sample(words.things, 3), draw.sample(words.containers, 4)
-    people = draw.sample(words.given, 3)
-    moves = draw.shuffled([thing for thing in things for _ in range(2)])
+    things, places = generator.sample(words.things, 3), generator.sample(words.containers, 4)
+    people = generator.sample(words.given, 3)
+    moves = generator.shuffled([thing for thing in things for _ in range(2)])
     statements, now = [], dict[Noun, Noun]()
     for thing in moves:
-        now[thing] = draw.pick([place for place in places if place is not now.get(thing)])
-        statements.append(_say(_PUT, language, draw, a=draw.pick(people), thing=thing, place=now[thing]))
-    asked = draw.pick(things)
+        now[thing] = generator.choice([place for place in places if place is not now.get(thing)])
+        statements.append(_say(_PUT, language, generator, a=generator.choice(people), thing=thing, place=now[thing]))
+    asked = generator.choice(things)
     question = sentence(in_language(_WHERE, language), {"thing": asked})
     wrong = tuple(place.where for place in places if place is not now[asked])
     return Puzzle(join(statements, language), question, now[asked].where, wrong)
 
 
-def count(language: Language, draw: Draws) -> Puzzle:
+def count(language: Language, generator: KeyedGenerator) -> Puzzle:
     """How many of six people live in a city?"""
     words = lexicon(language)
-    people, cities = draw.sample(words.given, 6), draw.sample(words.cities, 3)
-    homes = [draw.pick(cities) for _ in people]
-    statements = [_say(_LIVES, language, draw, a=person, city=city) for person, city in zip(people, homes, strict=True)]
+    people, cities = generator.sample(words.given, 6), generator.sample(words.cities, 3)
+    homes = [generator.choice(cities) for _ in people]
+    statements = [
+        _say(_LIVES, language, generator, a=person, city=city) for person, city in zip(people, homes, strict=True)
+    ]
     question = sentence(in_language(_HOW_MANY, language), {"city": cities[0]})
     answer = sum(city is cities[0] for city in homes)
-    wrong = draw.sample([number for number in range(len(people)) if number != answer], 3)
+    wrong = generator.sample([number for number in range(len(people)) if number != answer], 3)
     return Puzzle(join(statements, language), question, str(answer), tuple(map(str, wrong)))
 
 
-def order(language: Language, draw: Draws) -> Puzzle:
+def order(language: Language, generator: KeyedGenerator) -> Puzzle:
     """Who of five people is the oldest or the youngest, given the order of neighbours?"""
-    people = draw.sample(lexicon(language).given, 5)
-    statements = [_say(_OLDER, language, draw, a=older, b=younger) for older, younger in pairwise(people)]
-    youngest = draw.below(2)
+    people = generator.sample(lexicon(language).given, 5)
+    statements = [_say(_OLDER, language, generator, a=older, b=younger) for older, younger in pairwise(people)]
+    youngest = generator.randbelow(2)
     question = in_language(_EXTREME[youngest], language)
     answer = people[-1 if youngest else 0]
-    wrong = draw.sample([person for person in people if person is not answer], 3)
-    return Puzzle(join(draw.shuffled(statements), language), question, answer, tuple(wrong))
+    wrong = generator.sample([person for person in people if person is not answer], 3)
+    return Puzzle(join(generator.shuffled(statements), language), question, answer, tuple(wrong))
 
 
-def puzzle(task: str, language: Language, draw: Draws) -> Puzzle:
+def puzzle(task: str, language: Language, generator: KeyedGenerator) -> Puzzle:
     """The puzzle of a task name: chain_1 .. chain_4, track, count, order."""
     if task.startswith("chain_"):
-        return chain(language, int(task.removeprefix("chain_")), draw)
-    return {"track": track, "count": count, "order": order}[task](language, draw)
+        return chain(language, int(task.removeprefix("chain_")), generator)
+    return {"track": track, "count": count, "order": order}[task](language, generator)
 
 
 PUZZLES = (*(f"chain_{hops}" for hops in range(1, MAX_HOPS + 1)), "track", "count", "order")
 
 
-def _say(wordings: tuple[Wording, ...], language: Language, draw: Draws, **slots: Noun) -> str:
-    return sentence(in_language(draw.pick(wordings), language), slots)
+def _say(wordings: tuple[Wording, ...], language: Language, generator: KeyedGenerator, **slots: Noun) -> str:
+    return sentence(in_language(generator.choice(wordings), language), slots)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from growtx.generator import Draws
+from growtx.generator import KeyedGenerator
 from growtx.microworld.facts import in_language
 from growtx.microworld.lexicon import Lexicon
 from growtx.microworld.nouns import sentence
@@ -161,19 +161,19 @@ CLOSING: tuple[Wording, ...] = (
 PLOT = (OPENING, EVENT, TALK, COMPLICATION, TURN, CLOSING)
 
 
-def tell(words: Lexicon, draw: Draws, plot: Sequence[tuple[Wording, ...]] = PLOT) -> list[str]:
+def tell(words: Lexicon, generator: KeyedGenerator, plot: Sequence[tuple[Wording, ...]] = PLOT) -> list[str]:
     """A story: one sentence for each part of the plot, about the same people and things."""
-    a, b = draw.sample(words.given, 2)
+    a, b = generator.sample(words.given, 2)
     slots: dict[str, object] = {
         "a": a,
         "b": b,
         "s": words.pronoun(a.woman),
-        "thing": draw.pick(words.things),
-        "spot": draw.pick(words.spots),
-        "city": draw.pick(words.cities),
-        "food": draw.pick(words.foods),
-        "weather": draw.pick(words.weather),
-        "weekday": draw.pick(words.weekdays),
-        "n": draw.pick(COUNTED),
+        "thing": generator.choice(words.things),
+        "spot": generator.choice(words.spots),
+        "city": generator.choice(words.cities),
+        "food": generator.choice(words.foods),
+        "weather": generator.choice(words.weather),
+        "weekday": generator.choice(words.weekdays),
+        "n": generator.choice(COUNTED),
     }
-    return [sentence(in_language(draw.pick(part), words.language), slots) for part in plot]
+    return [sentence(in_language(generator.choice(part), words.language), slots) for part in plot]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from growtx.generator import Draws, key64, permute
+from growtx.generator import KeyedGenerator, key64, permute
 from growtx.microworld.config import Language, MicroworldConfig
 from growtx.microworld.lexicon import NUM_COMPANIES, NUM_FAMILIES, NUM_GIVEN, NUM_WOMEN, lexicon
 from growtx.microworld.nouns import Noun
@@ -66,7 +66,7 @@ class World:
         self.known = Group(0, num_known)
         self.held_out = Group(num_known, config.num_held_out_people)
         self.strangers = Group(config.num_people, config.num_people)
-        companies = Draws(self.seed, "companies").distinct(NUM_COMPANIES, self._num_companies())
+        companies = KeyedGenerator(self.seed, "companies").sample_range(NUM_COMPANIES, self._num_companies())
         self.company_numbers = tuple(companies)
         everyone = self.strangers.first + self.strangers.size
         self._with_middle = everyone > NAMES_WITHOUT_MIDDLE
@@ -83,7 +83,7 @@ class World:
 
     def company_city(self, company: int) -> int:
         """Where a company has its head office."""
-        return Draws(self.seed, "company", company).below(len(CITIES))
+        return KeyedGenerator(self.seed, "company", company).randbelow(len(CITIES))
 
     def country(self, city: int) -> int:
         """The country of a city."""
@@ -100,21 +100,23 @@ class World:
         return lexicon(language).person(*self.person(number).name)
 
     def _person(self, number: int) -> Person:
-        draw = Draws(self.seed, "person", number)
+        generator = KeyedGenerator(self.seed, "person", number)
         first, size = self.group_of(number)
         rank = number - first
         return Person(
             number=number,
             name=self._name_words(self._names[number]),
-            day=1 + draw.below(28),
-            month=draw.below(12),
+            day=1 + generator.randbelow(28),
+            month=generator.randbelow(12),
             year=FIRST_YEAR + NUM_YEARS * rank // size,  # so that a smaller number of a group is an older person
-            birth_city=draw.below(len(CITIES)),
-            study_city=draw.below(len(CITIES)),
-            job=draw.below(len(lexicon("en").jobs)),
-            company=draw.pick(self.company_numbers),
-            hobby=draw.below(len(lexicon("en").hobbies)),
-            mentor=first + draw.below(rank - size // 5) if rank > size // 5 else None,  # at least 14 years older
+            birth_city=generator.randbelow(len(CITIES)),
+            study_city=generator.randbelow(len(CITIES)),
+            job=generator.randbelow(len(lexicon("en").jobs)),
+            company=generator.choice(self.company_numbers),
+            hobby=generator.randbelow(len(lexicon("en").hobbies)),
+            mentor=first + generator.randbelow(rank - size // 5)
+            if rank > size // 5
+            else None,  # at least 14 years older
         )
 
     def _name_words(self, name: int) -> Name:

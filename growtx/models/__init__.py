@@ -11,16 +11,16 @@ from growtx.models.counting import ParameterCounts, num_params
 from growtx.models.ensemble import (
     GrowtxEnsembleConfig,
     GrowtxEnsembleForCausalLM,
-    GrowtxWideEnsembleConfig,
-    GrowtxWideEnsembleForCausalLM,
+    GrowtxFusedEnsembleConfig,
+    GrowtxFusedEnsembleForCausalLM,
     from_members,
-    to_wide,
+    to_fused,
 )
 
 for _config, _model in (
     (GrowtxConfig, GrowtxForCausalLM),
     (GrowtxEnsembleConfig, GrowtxEnsembleForCausalLM),
-    (GrowtxWideEnsembleConfig, GrowtxWideEnsembleForCausalLM),
+    (GrowtxFusedEnsembleConfig, GrowtxFusedEnsembleForCausalLM),
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoModelForCausalLM.register(_config, _model)
@@ -31,13 +31,13 @@ __all__ = [
     "GrowtxEnsembleConfig",
     "GrowtxEnsembleForCausalLM",
     "GrowtxForCausalLM",
+    "GrowtxFusedEnsembleConfig",
+    "GrowtxFusedEnsembleForCausalLM",
     "GrowtxModel",
     "GrowtxOutput",
-    "GrowtxWideEnsembleConfig",
-    "GrowtxWideEnsembleForCausalLM",
     "ParameterCounts",
     "from_members",
     "initialize_block",
     "num_params",
-    "to_wide",
+    "to_fused",
 ]

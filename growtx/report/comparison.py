@@ -9,7 +9,7 @@ from growtx import formatting as fmt
 from growtx.evaluate.results import Evaluation, Score
 from growtx.report.evaluation import PROTOCOL_NOTE, bracketed
 from growtx.report.evaluation_figures import short_name, whole_tasks, with_errors
-from growtx.report.page import Page, Section, Table, render
+from growtx.report.page import Page, Section, Table, render_page
 from growtx.report.plot_style import Theme, label_axes, new_figure, save
 from growtx.storage import Storage
 
@@ -24,9 +24,12 @@ def write_comparison(evaluations: dict[str, Evaluation], storage: Storage, *, co
     """Write `comparison.html` on the deepest evaluated state of each model; returns its address."""
     section = comparison_section(evaluations, storage)
     page = Page(
-        title="growtx · comparison", headline=headline(_found(evaluations)), sections=[section], command=command
+        title="growtx · comparison",
+        headline=comparison_headline(_found(evaluations)),
+        sections=[section],
+        command=command,
     )
-    storage.write_text(COMPARISON_FILE, render(page))
+    storage.write_text(COMPARISON_FILE, render_page(page))
     return storage.path(COMPARISON_FILE)
 
 
@@ -42,7 +45,7 @@ def comparison_section(evaluations: dict[str, Evaluation], storage: Storage) -> 
     )
 
 
-def headline(found: Found) -> str:
+def comparison_headline(found: Found) -> str:
     """Which model is best on how many scores, counting only differences larger than the intervals."""
     shared = set.intersection(*(set(scores) for scores in found.values()))
     wins = dict.fromkeys(found, 0)

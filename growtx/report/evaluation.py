@@ -8,7 +8,7 @@ from functools import partial
 from growtx import formatting as fmt
 from growtx.evaluate.results import Evaluation, Score
 from growtx.report import evaluation_figures as figures
-from growtx.report.page import Page, Section, Table, render
+from growtx.report.page import Page, Section, Table, render_page
 from growtx.report.plot_style import save
 from growtx.storage import Storage
 
@@ -73,7 +73,7 @@ def write_evaluation_page(evaluation: Evaluation, storage: Storage) -> str:
         sections=[*evaluation_sections(evaluation, storage)],
         command=evaluation.command,
     )
-    storage.write_text(EVALUATION_PAGE, render(page))
+    storage.write_text(EVALUATION_PAGE, render_page(page))
     return storage.path(EVALUATION_PAGE)
 
 

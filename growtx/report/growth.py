@@ -14,7 +14,7 @@ from growtx.evaluate.results import read_evaluation
 from growtx.report import growth_figures as figures
 from growtx.report.evaluation import evaluation_sections
 from growtx.report.maps import map_sections
-from growtx.report.page import Page, Samples, Section, Table, Tile, render
+from growtx.report.page import Page, Samples, Section, Table, Tile, render_page
 from growtx.report.plot_style import save
 from growtx.report.run_record import RunRecord, StageRecord, read_run
 from growtx.report.sweep import sweep_sections
@@ -24,23 +24,23 @@ from growtx.store.trials import read_trials
 # The numbers under the figures of a growth run, and its lineage.
 
 
-def loss(run: RunRecord) -> Table:
+def loss_table(run: RunRecord) -> Table:
     rows = []
     for stage in run.stages:
         _, losses = stage.series("train/loss")
         tokens = stage.end_tokens - run.stage_start_tokens(stage)
         first, last = (losses[0], figures.smooth(losses)[-1]) if losses else (None, None)
-        start, end = stage.evaluated("loss", "start"), stage.evaluated("loss", "end")
-        rows.append([stage.label, fmt.count(tokens), *map(fmt.decimal, (first, last, start, end))])
+        start, end = stage.evaluated("loss_table", "start"), stage.evaluated("loss_table", "end")
+        rows.append([stage.label, fmt.abbreviated(tokens), *map(fmt.decimal, (first, last, start, end))])
     return Table(["stage", "tokens", "training: first", "training: last", "held-out: start", "held-out: end"], rows)
 
 
-def bits_per_byte(run: RunRecord) -> Table:
+def bits_per_byte_table(run: RunRecord) -> Table:
     names = figures.source_names(run.finished_stages)
     rows = []
     before: float | None = None
     for stage in run.finished_stages:
-        start, end = stage.evaluated("bits_per_byte", "start"), stage.evaluated("bits_per_byte", "end")
+        start, end = stage.evaluated("bits_per_byte_table", "start"), stage.evaluated("bits_per_byte_table", "end")
         change = end - before if end is not None and before is not None else None
         by_source = [fmt.decimal(stage.bits_per_byte_by_source.get(name)) for name in names]
         rows.append(
@@ -50,7 +50,7 @@ def bits_per_byte(run: RunRecord) -> Table:
     return Table(["stage", "blocks", "at start", "at end", "change since the previous stage", *names], rows)
 
 
-def parameters(run: RunRecord) -> Table:
+def parameters_table(run: RunRecord) -> Table:
     budget = f"{run.budget:,}" if run.budget is not None else "none"
     rows = [
         [
@@ -65,11 +65,11 @@ def parameters(run: RunRecord) -> Table:
     return Table(["stage", "active", "all", "share", "budget"], rows)
 
 
-def speed(run: RunRecord) -> Table:
+def speed_table(run: RunRecord) -> Table:
     rows = [
         [
             stage.label,
-            fmt.count(figures.tokens_per_second(stage)),
+            fmt.abbreviated(figures.tokens_per_second(stage)),
             fmt.size(figures.peak_memory_bytes(stage)),
             fmt.duration(stage.metric("seconds")),
             stage.manifest.ended_by if stage.manifest else "not finished",
@@ -90,9 +90,9 @@ def lineage(run: RunRecord) -> Section:
             [
                 stage.label,
                 str(stage.num_blocks),
-                fmt.count(stage.active_parameters),
-                fmt.count(stage.end_tokens),
-                fmt.decimal(stage.evaluated("bits_per_byte", "end")),
+                fmt.abbreviated(stage.active_parameters),
+                fmt.abbreviated(stage.end_tokens),
+                fmt.decimal(stage.evaluated("bits_per_byte_table", "end")),
                 fmt.duration(stage.metric("seconds")),
                 f"{check.num_tensors} unchanged" if same else "CHANGED",
                 fmt.short_hash(stage.manifest.blocks[-1].blob),
@@ -134,7 +134,7 @@ def write_report(run_dir: str) -> str:
         environment=_environment(run),
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "",
     )
-    run.storage.write_text(REPORT_FILE, render(page))
+    run.storage.write_text(REPORT_FILE, render_page(page))
     return run.storage.path(REPORT_FILE)
 
 
@@ -142,9 +142,9 @@ def headline(run: RunRecord) -> str:
     """One sentence in plain words: what grew, how far the held-out loss moved, what trained, what stayed frozen."""
     finished = run.finished_stages
     if not finished:
-        return f"No stage has finished yet; {fmt.count(run.stages[-1].end_tokens)} tokens seen so far."
+        return f"No stage has finished yet; {fmt.abbreviated(run.stages[-1].end_tokens)} tokens seen so far."
     last = run.manifests[-1]
-    active, total = fmt.count(last.active_parameters), fmt.count(last.total_parameters)
+    active, total = fmt.abbreviated(last.active_parameters), fmt.abbreviated(last.total_parameters)
     parts = [
         f"Grew {fmt.plural(last.num_blocks, 'block')} in {fmt.plural(len(finished), 'stage')}",
         f"held-out bits per byte {_bits_per_byte_words(finished)}",
@@ -163,12 +163,12 @@ def frozen_problems(run: RunRecord) -> list[str]:
 
 
 def _bits_per_byte_words(finished: list[StageRecord]) -> str:
-    values = [(stage.index, stage.evaluated("bits_per_byte", "end")) for stage in finished]
+    values = [(stage.index, stage.evaluated("bits_per_byte_table", "end")) for stage in finished]
     known = [(index, value) for index, value in values if value is not None]
     if not known:
         return "were not measured"
     if len(known) == 1:
-        start, end = finished[0].evaluated("bits_per_byte", "start"), known[0][1]
+        start, end = finished[0].evaluated("bits_per_byte_table", "start"), known[0][1]
         return _moved(start, end) if start is not None else f"are {end:.2f}"
     words = _moved(known[0][1], known[-1][1], since=" after the first stage")
     rises = [str(index) for (_, before), (index, after) in itertools.pairwise(known) if after >= before]
@@ -191,14 +191,14 @@ def _frozen_words(run: RunRecord) -> str:
 def _tiles(run: RunRecord) -> list[Tile]:
     last = (run.finished_stages or run.stages)[-1]
     seconds = [value for stage in run.stages if (value := stage.metric("seconds")) is not None]
-    total = fmt.count(last.manifest.total_parameters if last.manifest else None)
+    total = fmt.abbreviated(last.manifest.total_parameters if last.manifest else None)
     return [
-        Tile(fmt.decimal(last.evaluated("bits_per_byte", "end")), "bits per byte, held out"),
+        Tile(fmt.decimal(last.evaluated("bits_per_byte_table", "end")), "bits per byte, held out"),
         Tile(fmt.MISSING if last.num_blocks is None else str(last.num_blocks), "blocks"),
-        Tile(fmt.count(last.active_parameters), f"active of {total} parameters"),
-        Tile(fmt.count(run.stages[-1].end_tokens), "tokens"),
+        Tile(fmt.abbreviated(last.active_parameters), f"active of {total} parameters"),
+        Tile(fmt.abbreviated(run.stages[-1].end_tokens), "tokens"),
         Tile(fmt.duration(sum(seconds) if seconds else None), "spent in stages"),
-        Tile(fmt.count(figures.tokens_per_second(last)), "tokens per second"),
+        Tile(fmt.abbreviated(figures.tokens_per_second(last)), "tokens per second"),
     ]
 
 
@@ -209,7 +209,7 @@ def _figure_sections(run: RunRecord) -> Iterator[Section]:
             "Training loss over the whole run. Each band is a stage: new blocks on top of a frozen prefix. "
             "Circles are held-out text, hollow when a stage starts, filled when it ends.",
             save(partial(figures.loss_against_tokens, run), run.storage, "loss_against_tokens"),
-            loss(run),
+            loss_table(run),
             _above_axis_words(run),
         )
     if trials := read_trials(run.storage):
@@ -223,20 +223,20 @@ def _figure_sections(run: RunRecord) -> Iterator[Section]:
         "How well held-out text is compressed as the model grows; lower is better. Bits per byte do not depend on "
         "the tokenizer, so runs with different vocabularies can be compared.",
         save(partial(figures.bits_per_byte_against_depth, run), run.storage, "bits_per_byte_against_depth"),
-        bits_per_byte(run),
+        bits_per_byte_table(run),
     )
     yield Section(
         "Parameters against depth",
         "Only active parameters need gradients and optimizer state; the rest of the model is frozen and only read.",
         save(partial(figures.parameters_against_depth, run), run.storage, "parameters_against_depth"),
-        parameters(run),
+        parameters_table(run),
         "" if run.budget is not None else "The plan sets no budget for active parameters.",
     )
     yield Section(
         "Speed and memory",
         "Measured while training, without evaluation and start-up.",
         save(partial(figures.speed_and_memory, run), run.storage, "speed_and_memory"),
-        speed(run),
+        speed_table(run),
     )
 
 

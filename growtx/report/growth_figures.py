@@ -28,7 +28,7 @@ def loss_against_tokens(run: RunRecord, theme: Theme) -> Figure:
     _held_out_points(axes, run, theme)
     axes.set_ylim(*loss_limits(run))
     axes.set_xlim(0, run.stages[-1].end_tokens * 1.01 or 1)
-    axes.xaxis.set_major_formatter(lambda value, _: fmt.count(value) if value else "0")
+    axes.xaxis.set_major_formatter(lambda value, _: fmt.abbreviated(value) if value else "0")
     label_axes(axes, x="tokens seen by the run", y="loss (nats per token)")
     axes.legend(loc="upper right", ncols=3)
     return figure
@@ -72,13 +72,13 @@ def parameters_against_depth(run: RunRecord, theme: Theme) -> Figure:
     axes.bar(positions, total, 0.62, color=theme.band, edgecolor=theme.muted, linewidth=1.2, label="all parameters")
     axes.bar(positions, active, 0.62, color=theme.primary, hatch="///", edgecolor=theme.background, label="active")
     for at, (all_of_them, trained) in enumerate(zip(total, active, strict=True)):
-        axes.annotate(fmt.count(all_of_them), (at, all_of_them), (0, 4), textcoords="offset points", ha="center")
+        axes.annotate(fmt.abbreviated(all_of_them), (at, all_of_them), (0, 4), textcoords="offset points", ha="center")
         _inside(axes, at, trained, all_of_them, theme)
     if run.budget is not None:
-        label = f"budget: {fmt.count(run.budget)} active"
+        label = f"budget: {fmt.abbreviated(run.budget)} active"
         axes.axhline(run.budget, color=theme.accent, linestyle="--", label=label, zorder=4)
     axes.set_ylim(0, 1.28 * max([*total, *active, run.budget or 0, 1]))
-    axes.yaxis.set_major_formatter(lambda value, _: fmt.count(value) if value else "0")
+    axes.yaxis.set_major_formatter(lambda value, _: fmt.abbreviated(value) if value else "0")
     axes.grid(axis="x", visible=False)
     _stage_ticks(axes, stages)
     label_axes(axes, x="blocks after the stage", y="parameters")
@@ -93,7 +93,7 @@ def speed_and_memory(run: RunRecord, theme: Theme) -> Figure:
     positions = np.arange(len(stages))
     rates = [tokens_per_second(stage) or 0.0 for stage in stages]
     peaks = [peak_memory_bytes(stage) or 0.0 for stage in stages]
-    for axes, values, say in ((speed, rates, fmt.count), (memory, peaks, fmt.size)):
+    for axes, values, say in ((speed, rates, fmt.abbreviated), (memory, peaks, fmt.size)):
         axes.bar(positions, values, 0.62, color=theme.primary if axes is speed else theme.cycle[2])
         axes.set_ylim(0, 1.18 * max([*values, 1e-9]))
         for at, value in enumerate(values):
@@ -211,7 +211,7 @@ def _sources(axes: Axes, stages: list[StageRecord], theme: Theme) -> None:
 
 
 def _inside(axes: Axes, at: int, active: int, total: int, theme: Theme) -> None:
-    share = f"{fmt.count(active)} active\n{fmt.percent(active / total, 0)}" if total else fmt.count(active)
+    share = f"{fmt.abbreviated(active)} active\n{fmt.percent(active / total, 0)}" if total else fmt.abbreviated(active)
     box = {"facecolor": theme.background, "edgecolor": "none", "pad": 2, "alpha": 0.9}
     axes.text(at, active / 2, share, ha="center", va="center", fontsize=9, bbox=box)
 

@@ -173,7 +173,7 @@ def _final_scores(evaluation: Evaluation | None) -> list[Score]:
 
 def _limits(run: RunRecord) -> str:
     context = run.manifests[-1].model.get("max_position_embeddings", "?")
-    tokens = fmt.count(run.manifests[-1].num_tokens)
+    tokens = fmt.abbreviated(run.manifests[-1].num_tokens)
     return (
         f"Trained on {tokens} tokens with a context of {context} tokens, without instruction tuning or safety "
         "training: it continues text, states falsehoods fluently, and repeats what its data contain.\n"

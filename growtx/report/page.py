@@ -65,7 +65,7 @@ class Page:
     config: str = ""
 
 
-def render(page: Page) -> str:
+def render_page(page: Page) -> str:
     """The page as HTML, by the template that ships with the package."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

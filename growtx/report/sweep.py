@@ -182,7 +182,7 @@ def _trial_table(records: Sequence[TrialRecord]) -> Table:
             record.label + (" (planned)" if record.planned else ""),
             record.error or record.state,
             fmt.decimal(record.bits_per_byte, 4),
-            fmt.count(record.num_tokens),
+            fmt.abbreviated(record.num_tokens),
             fmt.duration(record.seconds),
             *(_show(record.values.get(key)) for key in keys),
         ]

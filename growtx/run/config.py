@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, apply_overrides, build, load_preset
+from growtx.config import ConfigModel, apply_overrides, build_config, load_preset
 from growtx.data.sources import DataConfig
 from growtx.data.tokenizer import TokenizerConfig
 from growtx.exceptions import ConfigError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Controls = Literal["none", "last", "all"]
 
 
-class CapabilityConfig(ConfigModel):
+class BenchmarksConfig(ConfigModel):
     """The block `capability`: what is measured when a run has ended."""
 
     tasks: tuple[str, ...] = Field((), description="tasks to score at every depth; empty: none")
@@ -66,7 +66,7 @@ def control_plans(plan: PlanConfig, which: Controls) -> dict[int, PlanConfig]:
     """
     if which == "none":
         return {}
-    stages, written = resolve(plan), plan.written_stages()
+    stages, written = resolve(plan), plan.stage_configs()
     if plan.mode == "monolithic" or any(stage.train.seconds or stage.train.convergence for stage in stages):
         raise ConfigError(
             f"capability.controls={which}: the plan is monolithic itself, or a stage ends by seconds or convergence",
@@ -81,7 +81,7 @@ def control_plans(plan: PlanConfig, which: Controls) -> dict[int, PlanConfig]:
     }
 
 
-DEFAULT_PRESET = "demo"
+DEFAULT_RUN_PRESET = "demo"
 
 # What may differ between a run and its resumption: nothing that affects the results.
 _FREE_ON_RESUME = ("name", "description", "license", "resources", "tracking", "capability", "cache_dir", "provenance")
@@ -108,7 +108,7 @@ class JobConfig(ConfigModel):
     cache_dir: str | None = Field(None, description="for packed data and substrates; null: `cache` next to the run")
     provenance: dict[str, Any] | None = Field(None, description="written into run.yaml, never read")
 
-    def decisive(self) -> dict[str, Any]:
+    def identity_fields(self) -> dict[str, Any]:
         """The part that determines the results; a run directory belongs to exactly one such part."""
         tree = self.model_dump(mode="json", exclude=set(_FREE_ON_RESUME))
         tree["training"] = {key: value for key, value in tree["training"].items() if key not in _FREE_TRAINING}
@@ -120,7 +120,7 @@ class RunConfig(JobConfig):
 
     data: DataConfig = DataConfig()
     plan: PlanConfig
-    capability: CapabilityConfig = CapabilityConfig()
+    capability: BenchmarksConfig = BenchmarksConfig()
 
     @property
     def tokens_per_step(self) -> int:
@@ -130,7 +130,7 @@ class RunConfig(JobConfig):
     @model_validator(mode="after")
     def _batch_splits(self) -> RunConfig:
         self.training.check_workers(self.resources.num_workers)
-        for stage in self.plan.written_stages():
+        for stage in self.plan.stage_configs():
             batch = stage.train.get("global_batch_size", self.plan.train.get("global_batch_size"))
             self.training.with_batch(batch).check_workers(stage.num_workers or self.resources.num_workers)
         return self
@@ -147,10 +147,10 @@ def load_run_config(preset: str | None, overrides: list[str]) -> RunConfig:
     Raises:
         ConfigError: naming key, value and remedy.
     """
-    tree = load_preset(preset or DEFAULT_PRESET)
+    tree = load_preset(preset or DEFAULT_RUN_PRESET)
     if kind := tree.get("kind"):
         raise ConfigError(f"--preset {preset}: a {kind} preset, not one for a run", f"Use `growtx {kind}` with it")
-    return build(RunConfig, apply_overrides(tree, overrides))
+    return build_config(RunConfig, apply_overrides(tree, overrides))
 
 
 def differing_keys(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:

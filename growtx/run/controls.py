@@ -12,9 +12,9 @@ from growtx.evaluate.cluster import evaluate_path
 from growtx.evaluate.evaluation import resolve_tasks
 from growtx.evaluate.results import MICROWORLD_TASK, Evaluation, read_evaluation, save_evaluation
 from growtx.exceptions import ConfigError, DataError
-from growtx.run.config import CapabilityConfig, RunConfig, control_plans
+from growtx.run.config import BenchmarksConfig, RunConfig, control_plans
 from growtx.run.directory import claim, write_status
-from growtx.run.prepare import cache_dir, prepare, share_foundation
+from growtx.run.prepare import cache_dir, copy_tokenizer_and_substrate, prepare
 from growtx.storage import Storage
 from growtx.store.manifest import latest_manifest
 from growtx.store.runs import RUN_FILE
@@ -23,10 +23,10 @@ from growtx.train.job import TrainJob
 from growtx.train.tracking import TrackingConfig
 
 CONTROLS_DIR = "controls"
-CONTROL = "monolithic"
+CONTROL_VARIANT = "monolithic"
 
 
-def checked_capability(config: RunConfig) -> CapabilityConfig:
+def checked_benchmarks(config: RunConfig) -> BenchmarksConfig:
     """The block as far as it fits the data: microworld questions mean nothing to a model not trained on one.
 
     Raises:
@@ -55,14 +55,14 @@ def prepare_controls(config: RunConfig, run: Storage) -> dict[int, TrainJob]:
             "name": f"{config.name}-control-{depth}",
             "description": f"monolithic, with the FLOPs that {config.name} took to grow {depth} blocks",
             "plan": plan,
-            "capability": CapabilityConfig(),
+            "capability": BenchmarksConfig(),
             "tracking": TrackingConfig(),
             "cache_dir": cache_dir(config, run),
         }
         resolved = config.model_copy(update=changes)
         own = run.child(f"{CONTROLS_DIR}/depth-{depth}")
         claim(own.root, resolved, resume=own.exists(RUN_FILE))
-        share_foundation(own, run)
+        copy_tokenizer_and_substrate(own, run)
         jobs[depth] = prepare(resolved, own).job
         write_status(own, "running", jobs[depth].num_stages)
     return jobs
@@ -77,8 +77,8 @@ def finish_controls(controls: Mapping[int, TrainJob]) -> None:
             write_status(own, "finished", job.num_stages)
 
 
-def measure(
-    config: CapabilityConfig, run: Storage, controls: Mapping[int, TrainJob], say: Callable[[str], None]
+def score_benchmarks(
+    config: BenchmarksConfig, run: Storage, controls: Mapping[int, TrainJob], say: Callable[[str], None]
 ) -> Evaluation | None:
     """Score the run at all depths, and its controls; Ray must be connected. The scores stay in the run directory.
 
@@ -92,7 +92,7 @@ def measure(
         evaluation = evaluate_path(run.root, benchmark, depths="all", command=command_line(), say=say)
         for depth, job in controls.items():
             say(f"monolithic control of {depth} blocks:")
-            evaluation = evaluation.beside(evaluate_path(job.run_dir, benchmark, say=say), CONTROL)
+            evaluation = evaluation.beside(evaluate_path(job.run_dir, benchmark, say=say), CONTROL_VARIANT)
     except DataError as error:
         say(f"benchmark scores were not measured: {error}")
         return None

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from growtx import __version__
 from growtx.command import command_line
-from growtx.config import apply_overrides, build, parse_yaml, to_yaml
+from growtx.config import apply_overrides, build_config, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
 from growtx.run.config import JobConfig, RunConfig, differing_keys
 from growtx.storage import Storage, resolve_address, submission_id
 from growtx.store.manifest import list_manifests
-from growtx.store.run_lock import hold
+from growtx.store.run_lock import acquire
 from growtx.store.runs import METRICS_FILE, RUN_FILE, STATUS_FILE
 from growtx.substrate.build import SUBSTRATE_FILE
 
@@ -37,7 +37,7 @@ def default_run_dir(name: str) -> str:
     return f"runs/{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
 
 
-def requested_run(
+def resolve_run_arguments(
     arguments: argparse.Namespace, kind: type[Config], load: Callable[[str | None, list[str]], Config]
 ) -> tuple[Config, str]:
     """The configuration and the run directory that the arguments of a job (`command.job_parser`) ask for.
@@ -68,7 +68,7 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
         ConfigError: it holds a run and `resume` is off, it holds another run, or another process is working on it.
     """
     storage = Storage(resolve_address(run_dir))
-    hold(storage)
+    acquire(storage)
     _release_if_nothing_trained(storage)
     if storage.exists(RUN_FILE):
         if not resume:
@@ -102,7 +102,7 @@ def _release_if_nothing_trained(storage: Storage) -> None:
 def recorded_config(storage: Storage, kind: type[Config] = RunConfig) -> Config:  # type: ignore[assignment]
     """The configuration that a run directory was made with."""
     tree = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
-    return build(kind, tree if isinstance(tree, dict) else {})
+    return build_config(kind, tree if isinstance(tree, dict) else {})
 
 
 def resumed_config(
@@ -114,11 +114,11 @@ def resumed_config(
     storage = Storage(resolve_address(run_dir))
     if not storage.exists(RUN_FILE):
         raise ConfigError(f"--resume: {storage.root} holds no run", "Check it, or add --preset to start one there")
-    return build(kind, apply_overrides(recorded_config(storage, kind).model_dump(mode="json"), overrides))
+    return build_config(kind, apply_overrides(recorded_config(storage, kind).model_dump(mode="json"), overrides))
 
 
 def _check_same_run(run_dir: str, recorded: JobConfig, config: JobConfig) -> None:
-    keys = differing_keys(recorded.decisive(), config.decisive())
+    keys = differing_keys(recorded.identity_fields(), config.identity_fields())
     if keys:
         shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
         raise ConfigError(
@@ -163,7 +163,7 @@ def write_status(storage: Storage, state: str, num_stages: int | None) -> None:
 
 
 class RunStatus:
-    """What a command reports about the run that it is working on; see `working_on`."""
+    """What a command reports about the run that it is working on; see `recording_status`."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -185,7 +185,7 @@ class RunStatus:
 
 
 @contextmanager
-def working_on(run: Storage) -> Iterator[RunStatus]:
+def recording_status(run: Storage) -> Iterator[RunStatus]:
     """Record in the status file how the `with` block ends: finished, stopped or failed."""
     status = RunStatus(run)
     status.begin()

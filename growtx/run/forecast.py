@@ -8,16 +8,16 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.data.tokenizer import COMPACT_SIZE, PUBLISHED_SIZES, TokenizerConfig, load_tokenizer
 from growtx.exceptions import BudgetError, ConfigError
-from growtx.growth.flops import WORTHWHILE, check_budget, plan_prefix
+from growtx.growth.flops import MAX_CACHE_COST_RATIO, check_budget, plan_prefix
 from growtx.growth.forecast import LARGEST_BUCKET, Placement, StageForecast, forecast
 from growtx.growth.plan import LoraConfig, Stage, resolve
 from growtx.growth.scaling import resolve_matched
-from growtx.growth.solver import GIB, Limits, propose
+from growtx.growth.solver import GIB, SolverLimits, propose
 from growtx.models.configuration import GrowtxConfig
-from growtx.run.config import DEFAULT_PRESET, RunConfig, load_run_config
+from growtx.run.config import DEFAULT_RUN_PRESET, RunConfig, load_run_config
 from growtx.substrate.codes import binary_codes
 from growtx.train.memory import placement
 
@@ -130,7 +130,7 @@ def _memory_model(config: RunConfig) -> str:
     bucket = (
         f" Up to {LARGEST_BUCKET:,} of them are held whole on each worker until they are reduced." if shared(2) else ""
     )
-    adapters = " LoRA adapters come on top." if any(stage.lora for stage in config.plan.written_stages()) else ""
+    adapters = " LoRA adapters come on top." if any(stage.lora for stage in config.plan.stage_configs()) else ""
     windows = f"{spread.micro_batch} x {config.model.context_length} tokens at a time"
     return (
         f"Weights: {element} x total{shared(3)}.{adapters} Gradients: {element} x active{shared(2)}.{bucket} "
@@ -187,7 +187,7 @@ def _prefix_table(
             bytes_available=int(config.training.prefix_cache_gib * GIB),
             num_trials=num_trials,
         )
-        limit = f"{int(WORTHWHILE * samples * num_trials):,}" if stage.num_frozen else "-"
+        limit = f"{int(MAX_CACHE_COST_RATIO * samples * num_trials):,}" if stage.num_frozen else "-"
         table.add_row(name, plan.choice, f"{plan.cache_bytes / MIB:,.1f}", limit, plan.reason)
     return table
 
@@ -221,7 +221,7 @@ def solved_preset(
     proposal = propose(
         planned_architecture(config),
         depth,
-        Limits(budget, round(memory_gib * GIB) if memory_gib else None),
+        SolverLimits(budget, round(memory_gib * GIB) if memory_gib else None),
         placement_of(config),
         train=_train(config),
         tokens_per_step=config.tokens_per_step,
@@ -230,8 +230,8 @@ def solved_preset(
     plan = {"grow": None, "init": config.plan.init, **_written(proposal.plan)}
     training = _changes(config, proposal.placement)
     tree = config.model_dump(mode="json")
-    solved = build(RunConfig, {**tree, "plan": plan, "training": {**tree["training"], **training}})
-    written = {"extends": preset or DEFAULT_PRESET, "plan": plan, **({"training": training} if training else {})}
+    solved = build_config(RunConfig, {**tree, "plan": plan, "training": {**tree["training"], **training}})
+    written = {"extends": preset or DEFAULT_RUN_PRESET, "plan": plan, **({"training": training} if training else {})}
     return solved, str(yaml.safe_dump(written, sort_keys=False, width=110))
 
 

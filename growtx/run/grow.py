@@ -27,17 +27,17 @@ from growtx.models.counting import num_params
 from growtx.report.growth import write_report
 from growtx.report.model_card import write_model_card
 from growtx.run.config import RunConfig
-from growtx.run.controls import checked_capability, finish_controls, measure, prepare_controls
-from growtx.run.directory import RunStatus, begin_run, working_on
+from growtx.run.controls import checked_benchmarks, finish_controls, prepare_controls, score_benchmarks
+from growtx.run.directory import RunStatus, begin_run, recording_status
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, latest_manifest
 from growtx.train.checkpoints import remove_checkpoints
-from growtx.train.claims import Claims
+from growtx.train.claims import RunClaims
 from growtx.train.cluster import connected
 from growtx.train.job import TrainJob
-from growtx.train.progress import ProgressBoard, show_progress
-from growtx.train.stage_trainer import train_group
+from growtx.train.progress import ProgressActor, show_progress
+from growtx.train.stage_trainer import fit_worker_group
 
 MODEL_DIR = "model"
 
@@ -65,10 +65,10 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
         GrowtxError: in one sentence; everything already finished is kept.
     """
     console = console or Console()
-    capability = checked_capability(config)
+    capability = checked_benchmarks(config)
     run = begin_run(run_dir, config, resume=resume, console=console)
-    clock = _Clock()
-    with working_on(run) as status:
+    clock = _PhaseTimer()
+    with recording_status(run) as status:
         with connected(config.largest_group()):
             with clock("preparing"), console.status("Preparing tokenizer, substrate and data ..."):
                 prepared = prepare(config, run)
@@ -76,17 +76,17 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
             console.print(_plan_table(prepared.job, controls))
             status.begin(prepared.job.num_stages)
             with clock("training"):
-                status.is_stopped = _train([prepared.job, *controls.values()], status, console)
+                status.is_stopped = _train_with_progress([prepared.job, *controls.values()], status, console)
             if capability.tasks and not status.is_stopped:
                 with clock("evaluating"):
                     finish_controls(controls)
-                    measure(capability, run, controls, partial(console.print, highlight=False, markup=False))
+                    score_benchmarks(capability, run, controls, partial(console.print, highlight=False, markup=False))
         with clock("reporting"):
             report = finish_run(run, finished=not status.is_stopped)
     return GrowthResult(run.root, latest_manifest(run), report, status.is_stopped, clock.seconds)
 
 
-class _Clock:
+class _PhaseTimer:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
@@ -99,16 +99,16 @@ class _Clock:
             self.seconds[phase] = round(time.monotonic() - start, 1)
 
 
-def _train(jobs: list[TrainJob], status: RunStatus, console: Console) -> bool:
+def _train_with_progress(jobs: list[TrainJob], status: RunStatus, console: Console) -> bool:
     """The run and its controls, one after the other on one worker group; returns whether a stop was asked for."""
-    board: Any = ProgressBoard.remote()  # type: ignore[attr-defined]
+    progress_actor: Any = ProgressActor.remote()  # type: ignore[attr-defined]
 
     def request_stop() -> None:
-        board.request_stop.remote()
+        progress_actor.request_stop.remote()
         status.stop()
 
-    with show_progress({"growing": board}, console), stopping(request_stop, console):
-        return train_unfinished(jobs, board)
+    with show_progress({"growing": progress_actor}, console), stop_on_signals(request_stop, console):
+        return run_jobs(jobs, progress_actor)
 
 
 def unfinished_stages(job: TrainJob) -> list[Stage]:
@@ -117,7 +117,7 @@ def unfinished_stages(job: TrainJob) -> list[Stage]:
     return [stage for stage in job.stages if last is None or stage.index > last.index]
 
 
-def train_unfinished(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | None = None) -> bool:
+def run_jobs(jobs: Sequence[TrainJob], progress_actor: Any = None, claims: RunClaims | None = None) -> bool:
     """Train all unfinished stages, a worker group for each change of resources; returns whether a stop was asked for.
 
     Raises:
@@ -125,10 +125,10 @@ def train_unfinished(jobs: Sequence[TrainJob], board: Any = None, claims: Claims
         RunsFailedError: naming those of several runs that failed.
     """
     failed: dict[str, GrowtxError] = {}
-    parts = [part for job in jobs for part in _parts(job)]
+    parts = [part for job in jobs for part in _jobs_by_resources(job)]
     for _, group in itertools.groupby(parts, key=lambda part: part.resources):
         if todo := [part for part in group if part.run_dir not in failed]:
-            outcome = train_group(todo, board, claims)
+            outcome = fit_worker_group(todo, progress_actor, claims)
             failed |= outcome.failed
             if outcome.stopped:
                 return True
@@ -139,14 +139,14 @@ def train_unfinished(jobs: Sequence[TrainJob], board: Any = None, claims: Claims
     return False
 
 
-def _parts(job: TrainJob) -> Iterator[TrainJob]:
+def _jobs_by_resources(job: TrainJob) -> Iterator[TrainJob]:
     """The unfinished stages of a job, as a job for each change of resources."""
     for resources, stages in itertools.groupby(unfinished_stages(job), key=job.resources_of):
         yield job.model_copy(update={"stages": tuple(stages), "resources": resources})
 
 
 @contextmanager
-def stopping(request_stop: Callable[[], Any], console: Console) -> Iterator[None]:
+def stop_on_signals(request_stop: Callable[[], Any], console: Console) -> Iterator[None]:
     """SIGTERM (pre-emption) and the first Ctrl-C save a checkpoint and stop; a second Ctrl-C stops at once."""
     if threading.current_thread() is not threading.main_thread():
         yield

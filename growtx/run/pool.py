@@ -13,15 +13,15 @@ import ray
 from rich.console import Console
 
 from growtx.exceptions import ConfigError, GrowtxError, TrainingError
-from growtx.run.grow import stopping, train_unfinished, unfinished_stages
-from growtx.train.claims import Claims
+from growtx.run.grow import run_jobs, stop_on_signals, unfinished_stages
+from growtx.train.claims import RunClaims
 from growtx.train.cluster import first_sentence
 from growtx.train.job import TrainJob
-from growtx.train.progress import ProgressBoard, StageProgress, show_progress
+from growtx.train.progress import ProgressActor, StageProgress, show_progress
 
-POLL_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
-Outcome = bool | GrowtxError  # whether a stop was asked for, or why it failed
+TaskResult = bool | GrowtxError  # whether a stop was asked for, or why it failed
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TrainTask:
 
     name: str
     jobs: tuple[TrainJob, ...]
-    claims: Claims | None = None
+    claims: RunClaims | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -48,16 +48,16 @@ class TrainTask:
 
 
 @dataclass
-class TogetherResult:
+class PoolResult:
     """How a set of runs ended."""
 
     stopped: bool = False
     failed: dict[str, GrowtxError] = field(default_factory=dict)
 
 
-def train_together(
+def train_concurrently(
     tasks: Sequence[TrainTask], *, retries: int, on_stop: Callable[[], None], console: Console
-) -> TogetherResult:
+) -> PoolResult:
     """Train all unfinished runs; Ray must be connected.
 
     Args:
@@ -69,20 +69,22 @@ def train_together(
         if task not in todo:
             console.print(f"{task.name}: already finished", highlight=False)
     if not todo:
-        return TogetherResult()
-    boards: dict[str, Any] = {task.name: ProgressBoard.remote() for task in todo}  # type: ignore[attr-defined]
-    pool = Pool(todo, start=lambda task: _train.remote(task.jobs, boards[task.name], task.claims), retries=retries)
-    pool.tell = lambda task, words: _post(boards[task.name], task, words)
+        return PoolResult()
+    progress_actors: dict[str, Any] = {task.name: ProgressActor.remote() for task in todo}  # type: ignore[attr-defined]
+    pool = Pool(
+        todo, start=lambda task: _run_task.remote(task.jobs, progress_actors[task.name], task.claims), retries=retries
+    )
+    pool.tell = lambda task, words: _report_state(progress_actors[task.name], task, words)
     pool.say = lambda words: console.print(words, highlight=False, markup=False, soft_wrap=True)
 
     def request_stop() -> None:
         on_stop()
         pool.stop()
-        for board in boards.values():
-            board.request_stop.remote()
+        for progress_actor in progress_actors.values():
+            progress_actor.request_stop.remote()
 
-    with show_progress(boards, console), stopping(request_stop, console):
-        return pool.run(free_resources())
+    with show_progress(progress_actors, console), stop_on_signals(request_stop, console):
+        return pool.run(cluster_capacity())
 
 
 class Pool:
@@ -97,7 +99,7 @@ class Pool:
         self._start, self._retries = start, retries
         self._running: dict[Any, TrainTask] = {}
         self._attempts = dict.fromkeys((task.name for task in tasks), 0)
-        self._result = TogetherResult()
+        self._result = PoolResult()
         self.tell: Callable[[TrainTask, str], None] = lambda task, words: None
         self.say: Callable[[str], None] = lambda words: None
 
@@ -105,13 +107,13 @@ class Pool:
         """Start nothing more; running tasks have been asked to save and stop."""
         self._result.stopped = True
 
-    def run(self, total: tuple[float, float]) -> TogetherResult:
+    def run(self, total: tuple[float, float]) -> PoolResult:
         """Run all tasks to their ends on `total` CPUs and GPUs."""
         for task in self._waiting:
             self.tell(task, "waiting")
         while self._running or (self._waiting and not self._result.stopped):
             self._start_what_fits(total)
-            done, _ = ray.wait(list(self._running), num_returns=1, timeout=POLL_SECONDS)
+            done, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_SECONDS)
             for reference in done:
                 self._end(self._running.pop(reference), _outcome(reference))
         return self._result
@@ -129,7 +131,7 @@ class Pool:
                 self.tell(task, "starting workers")
                 self._running[self._start(task)] = task
 
-    def _end(self, task: TrainTask, outcome: Outcome) -> None:
+    def _end(self, task: TrainTask, outcome: TaskResult) -> None:
         if isinstance(outcome, GrowtxError):
             left = self._retries + 1 - self._attempts[task.name]
             if left and not isinstance(outcome, ConfigError) and not self._result.stopped:
@@ -148,32 +150,32 @@ class Pool:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _train(jobs: Sequence[TrainJob], board: Any, claims: Claims | None) -> Outcome:
+def _run_task(jobs: Sequence[TrainJob], progress_actor: Any, claims: RunClaims | None) -> TaskResult:
     """The outcome of a task. A user-facing error comes back as a value, without Ray's layers."""
     try:
-        return train_unfinished(jobs, board, claims)
+        return run_jobs(jobs, progress_actor, claims)
     except GrowtxError as error:
         return error
 
 
-def _outcome(reference: Any) -> Outcome:
+def _outcome(reference: Any) -> TaskResult:
     try:
         return ray.get(reference)  # type: ignore[no-any-return]
     except ray.exceptions.RayError as error:  # the process of the task died, or a bug of our own
         return TrainingError(f"its task ended: {type(error).__name__}: {first_sentence(error)}", "See Ray's logs")
 
 
-def _post(board: Any, task: TrainTask, words: str) -> None:
+def _report_state(progress_actor: Any, task: TrainTask, words: str) -> None:
     """What the display shows of a run whose workers do not report."""
     if words == "finished":
         last = task.jobs[-1]
-        board.post.remote(
+        progress_actor.report.remote(
             StageProgress(last.num_stages, words, last.num_stages, 1.0, weights=(0.0,) * (last.num_stages - 1) + (1.0,))
         )
     else:
-        board.post.remote(StageProgress(name=words))
+        progress_actor.report.remote(StageProgress(name=words))
 
 
-def free_resources() -> tuple[float, float]:
+def cluster_capacity() -> tuple[float, float]:
     total = ray.cluster_resources()
     return total.get("CPU", 0.0), total.get("GPU", 0.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from growtx.config import build, fingerprint, parse_yaml
+from growtx.config import build_config, fingerprint, parse_yaml
 from growtx.data.packing import PackedData, pack
 from growtx.data.sources import iterate_documents
 from growtx.data.tokenizer import build_tokenizer, load_tokenizer, token_surfaces, tokenizer_fingerprint
@@ -79,7 +79,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         architecture=describe_model(architecture),
         substrate=substrate,
         data_fingerprint=data.fingerprint,
-        config_fingerprint=fingerprint(config.decisive()),
+        config_fingerprint=fingerprint(config.identity_fields()),
         stages=stages,
         num_stages=stages[-1].index,
         stage_weights=(0.0,) * (stages[0].index - 1) + weights,
@@ -90,7 +90,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
     return Prepared(job, tokenizer, data)
 
 
-def share_foundation(own: Storage, other: Storage, *, substrate: bool = True) -> None:
+def copy_tokenizer_and_substrate(own: Storage, other: Storage, *, substrate: bool = True) -> None:
     """Give a run that is not prepared yet another run's tokenizer and, if both use the same one, its substrate."""
     if own.exists(SUBSTRATE_FILE):
         return
@@ -161,7 +161,7 @@ def _substrate(config: RunConfig, run: Storage, tokenizer: PreTrainedTokenizerFa
 
 
 def _recorded_substrate(run: Storage) -> SubstrateRecord:
-    return build(SubstrateRecord, parse_yaml(run.read_text(SUBSTRATE_FILE), run.path(SUBSTRATE_FILE)))
+    return build_config(SubstrateRecord, parse_yaml(run.read_text(SUBSTRATE_FILE), run.path(SUBSTRATE_FILE)))
 
 
 def _architecture(

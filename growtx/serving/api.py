@@ -23,7 +23,7 @@ from growtx.serving import errors
 from growtx.serving.completions import Completions
 from growtx.serving.errors import ApiError
 from growtx.serving.metrics import IngressMetrics
-from growtx.serving.protocol import Completion, CompletionRequest, ErrorResponse, GrowtxModel, Model, ModelList
+from growtx.serving.protocol import Completion, CompletionRequest, ErrorResponse, Model, ModelDetails, ModelList
 from growtx.serving.requests import Backend
 from growtx.serving.settings import ServeSettings
 
@@ -111,7 +111,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
         body = await service.read_body(request)
         completions = await service.completions()
         if not body.stream:
-            answer = await _unless_client_leaves(request, completions.answer(body))
+            answer = await _cancel_on_disconnect(request, completions.answer(body))
             return Response(answer.model_dump_json(), media_type="application/json")
         parts = completions.run(body)
         first = await anext(parts)  # an overloaded engine must be a 429, and no status can follow the first byte
@@ -122,7 +122,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     async def models() -> ModelList:
         """The served model and what can be asked of it."""
         card = (await service.completions()).card
-        about = GrowtxModel(
+        about = ModelDetails(
             members=list(card.members),
             rules=list(card.rules),
             depths=list(card.depths),
@@ -191,7 +191,7 @@ def _event(data: str) -> str:
     return f"data: {data}\n\n"
 
 
-async def _unless_client_leaves(request: Request, work: Any) -> Completion:
+async def _cancel_on_disconnect(request: Request, work: Any) -> Completion:
     """Await `work`, and give up when the connection is closed: its places in the batch are then free for others."""
     task = asyncio.ensure_future(work)
     left = asyncio.ensure_future(_disconnected(request))

@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from growtx.serving.requests import Generation, ModelCard, Sampling, Token
+from growtx.serving.requests import Generation, ModelInfo, Sampling, Token
 from growtx.serving.settings import ServeSettings, parse_settings
 
 METRICS_PERIOD_SECONDS = 1
@@ -60,7 +60,7 @@ class EngineReplica:
         """Called by Ray Serve; an error makes it start another replica."""
         self._engines.check_health()
 
-    async def card(self) -> ModelCard:
+    async def card(self) -> ModelInfo:
         return await self._engines.card()
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from growtx.models.ensemble import CombinationRule, GrowtxEnsembleForCausalLM, to_wide
+from growtx.models.ensemble import CombinationRule, GrowtxEnsembleForCausalLM, to_fused
 
 # Rules that need nothing but the members' logits, so that any request may ask for them.
 STATELESS_RULES = ("mean", "mixture", "contrastive")
@@ -21,7 +21,7 @@ STATELESS_RULES = ("mean", "mixture", "contrastive")
 Weights = dict[str, torch.Tensor]
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Base: a single causal language model of any architecture."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -38,7 +38,7 @@ class Trunk(nn.Module):
         return [hidden_1TD[0, rows_C]], {}
 
 
-class FlatTrunk(Trunk):
+class FlatBackbone(Backbone):
     """Member after member: any depths, shared blocks once, rules that look at the text."""
 
     def __init__(self, ensemble: GrowtxEnsembleForCausalLM) -> None:
@@ -56,18 +56,18 @@ class FlatTrunk(Trunk):
         return [states_1TD[0, rows_C] for states_1TD in text.states], weights
 
 
-class WideTrunk(Trunk):
+class FusedBackbone(Backbone):
     """Equal members fused into one decoder: fewer and larger operations. The weights of its rules are constants."""
 
     def __init__(self, ensemble: GrowtxEnsembleForCausalLM) -> None:
         rules, own = _rules_of(ensemble), ensemble.rule
         some_text = ensemble.read(torch.zeros(1, 1, dtype=torch.long, device=ensemble.device))
         constants = {name: rule.weights(some_text).detach() for name, rule in rules.items()}
-        ensemble.set_rule("mean")  # `to_wide` folds a linear rule into the head, which is not used here
-        wide = to_wide(ensemble)
+        ensemble.set_rule("mean")  # `to_fused` folds a linear rule into the head, which is not used here
+        fused = to_fused(ensemble)
         ensemble.set_rule(own)
-        wide.set_submodule("lm_head", nn.Identity())  # its "logits" are the members' states side by side
-        super().__init__(wide)
+        fused.set_submodule("lm_head", nn.Identity())  # its "logits" are the members' states side by side
+        super().__init__(fused)
         self.rules, self.constants = rules, constants
         self.members = tuple(ensemble.config.member_names or ())
         self.heads = nn.ModuleList(ensemble.lm_heads)
@@ -78,15 +78,15 @@ class WideTrunk(Trunk):
         return list(joined.chunk(len(self.members), dim=-1)), weights
 
 
-def make_trunk(model: PreTrainedModel) -> Trunk:
+def make_backbone(model: PreTrainedModel) -> Backbone:
     """The fastest form that serves every rule of the model. The fused form has its own copy of the blocks."""
     if not isinstance(model, GrowtxEnsembleForCausalLM):
-        return Trunk(model)
+        return Backbone(model)
     config = model.config
     has_equal_depths = len({len(blocks) for blocks in config.blocks_of_members}) == 1
     remembers = model.rule.num_history_layers(config.num_members) > 0
-    is_wide = config.num_members > 1 and has_equal_depths and not config.shared_blocks and not remembers
-    return WideTrunk(model) if is_wide else FlatTrunk(model)
+    can_be_fused = config.num_members > 1 and has_equal_depths and not config.shared_blocks and not remembers
+    return FusedBackbone(model) if can_be_fused else FlatBackbone(model)
 
 
 def _rules_of(ensemble: GrowtxEnsembleForCausalLM) -> dict[str, CombinationRule]:

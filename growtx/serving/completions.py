@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from growtx.serving.errors import ApiError, overloaded, unavailable
 from growtx.serving.metrics import IngressMetrics, TextClock
 from growtx.serving.protocol import Attribution, Choice, Completion, CompletionRequest, Logprobs, Usage
-from growtx.serving.requests import Backend, EngineError, Generation, ModelCard, OverloadedError, Sampling, Token
-from growtx.serving.settings import Limits
+from growtx.serving.requests import Backend, EngineError, Generation, ModelInfo, OverloadedError, Sampling, Token
+from growtx.serving.settings import RequestLimits
 from growtx.serving.text import Codec, Piece, TextStream
 
 DEFAULT_MAX_TOKENS = 16
@@ -38,7 +38,9 @@ Events = asyncio.Queue[tuple[Job, Piece | Exception]]
 class Completions:
     """Everything between the HTTP layer and the engines."""
 
-    def __init__(self, backend: Backend, card: ModelCard, limits: Limits, name: str, metrics: IngressMetrics) -> None:
+    def __init__(
+        self, backend: Backend, card: ModelInfo, limits: RequestLimits, name: str, metrics: IngressMetrics
+    ) -> None:
         self.backend = backend
         self.card = card
         self.limits = limits

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from growtx.models.ensemble.fused import MemberLinear
 from growtx.models.varlen_attention import MIN_ROWS
-from growtx.serving.backbones import make_trunk
+from growtx.serving.backbones import make_backbone
 from growtx.serving.requests import Sampling, Token
 
 # Choosing tokens so that nothing but seed and position decides.
@@ -80,7 +80,7 @@ def attribute(member_logits: list[torch.Tensor], weights_N: torch.Tensor, token:
 
 SCORED_ROWS = 128  # prompt positions whose logits exist at the same time
 
-Choice = tuple[Sampling, int]  # how, and at which position of the text
+TokenChoice = tuple[Sampling, int]  # how, and at which position of the text
 
 
 class Decoder(nn.Module):
@@ -96,26 +96,26 @@ class Decoder(nn.Module):
     def __init__(self, model: PreTrainedModel, deliver: Callable[[list[Token]], None]) -> None:
         super().__init__()
         self.deliver = deliver
-        self.trunk = make_trunk(model)
-        self.config = self.trunk.model.config
-        self.rules = self.trunk.rules
-        self.members = self.trunk.members
+        self.backbone = make_backbone(model)
+        self.config = self.backbone.model.config
+        self.rules = self.backbone.rules
+        self.members = self.backbone.members
         self.default_rule = next(iter(self.rules), "")
-        self.choices: Sequence[Choice] = ()
-        make_rows_independent(self.trunk)
+        self.choices: Sequence[TokenChoice] = ()
+        make_rows_independent(self.backbone)
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.trunk.model.device
+        device: torch.device = self.backbone.model.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.trunk.model.dtype
+        dtype: torch.dtype = self.backbone.model.dtype
         return dtype
 
     def set_attn_implementation(self, name: str) -> None:
-        self.trunk.model.set_attn_implementation(name)
+        self.backbone.model.set_attn_implementation(name)
 
     def _supports_logits_to_keep(self) -> bool:
         return True
@@ -131,7 +131,7 @@ class Decoder(nn.Module):
             One-hot logits [1, C, V], whose argmax continuous batching takes as the next tokens.
         """
         kwargs.pop("logits_indices", None)
-        states, weights = self.trunk.read(input_ids, logits_to_keep[: max(1, len(self.choices))], **kwargs)
+        states, weights = self.backbone.read(input_ids, logits_to_keep[: max(1, len(self.choices))], **kwargs)
         tokens = self._choose(states, weights)
         self.deliver(tokens)
         one_hot = torch.zeros(1, len(logits_to_keep), self.config.vocab_size)
@@ -143,7 +143,7 @@ class Decoder(nn.Module):
     def score(self, token_ids: Sequence[int], sampling: Sampling) -> list[Token]:
         """The tokens of a text from the second on, each with its probability after those before it."""
         every = torch.arange(len(token_ids) - 1, device=self.device)
-        states, weights = self.trunk.read(torch.tensor([token_ids], device=self.device), every)
+        states, weights = self.backbone.read(torch.tensor([token_ids], device=self.device), every)
         tokens = []
         for start in range(0, len(every), SCORED_ROWS):
             rows = slice(start, start + SCORED_ROWS)
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """Combined scores [C, V], the members' logits, and the weights [C, N] that each row used."""
         # On the host, where noise comes from the same random generator on every machine.
-        logits = [head(states_CD).float().cpu() for head, states_CD in zip(self.trunk.heads, states, strict=True)]
+        logits = [head(states_CD).float().cpu() for head, states_CD in zip(self.backbone.heads, states, strict=True)]
         used_CN = torch.ones(len(samplings), len(logits))
         if not self.rules:
             return logits[0], logits, used_CN

@@ -22,7 +22,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 from growtx.exceptions import ConfigError
 from growtx.models.varlen_attention import register_varlen_attention
 from growtx.serving.decoder import Decoder
-from growtx.serving.requests import EngineError, Generation, ModelCard, OverloadedError, Sampling, Token
+from growtx.serving.requests import EngineError, Generation, ModelInfo, OverloadedError, Sampling, Token
 
 PAGE_SIZE = 32  # positions per page of the cache, and the granularity in which prompts share their beginnings
 BYTES_PER_GIB = 2**30
@@ -84,7 +84,7 @@ class Engine:
             ),
         )
         self._manager.logit_processor = ContinuousBatchingLogitsProcessorList(
-            LogitsProcessorList([_StepObserver(self)])
+            LogitsProcessorList([_RequestObserver(self)])
         )
         self._manager.logit_processor.tensors_required = 1
         self._manager.output_router = _ErrorRouter(self)
@@ -187,7 +187,7 @@ class Engine:
             stream.loop.call_soon_threadsafe(stream.queue.put_nowait, EngineError(problem))
 
 
-class _StepObserver(ContinuousBatchingLogitsProcessor):
+class _RequestObserver(ContinuousBatchingLogitsProcessor):
     """Continuous batching tells its logits processors, before a step, which requests are in it."""
 
     supported_kwargs: dict[str, type] = {}  # noqa: RUF012 - the type that the base class declares
@@ -309,9 +309,9 @@ class Engines:
         """Texts that the last step computed together."""
         return max(engine.batch_size if engine.num_running else 0 for engine in self._engines.values())
 
-    async def card(self) -> ModelCard:
+    async def card(self) -> ModelInfo:
         engine = self._engines[None]
-        return ModelCard(
+        return ModelInfo(
             tokenizer_json=self._tokenizer.backend_tokenizer.to_str(),
             vocab_size=engine.decoder.config.vocab_size,
             context_length=engine.context_length,

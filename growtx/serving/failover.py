@@ -12,10 +12,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from growtx.serving.metrics import FailoverMetrics, read_cluster_metrics
-from growtx.serving.requests import EngineError, Generation, ModelCard, OverloadedError, Sampling, Token
+from growtx.serving.requests import EngineError, Generation, ModelInfo, OverloadedError, Sampling, Token
 
 REPLICA_LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, EngineError)
-MAX_ATTEMPTS = 12
+_MAX_ATTEMPTS = 12
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
 
@@ -34,8 +34,8 @@ class Replicas:
         self._streaming = handle.options(stream=True)
         self._metrics = FailoverMetrics()
 
-    async def card(self) -> ModelCard:
-        card: ModelCard = await self._retried(self._handle.card.remote)
+    async def card(self) -> ModelInfo:
+        card: ModelInfo = await self._retried(self._handle.card.remote)
         return card
 
     async def score(self, token_ids: tuple[int, ...], sampling: Sampling, depth: int | None) -> list[Token]:
@@ -53,7 +53,7 @@ class Replicas:
             EngineError: no replica could continue.
         """
         generated: list[int] = []
-        for attempt in range(MAX_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
             stream = self._streaming.generate.remote(request.after(generated))
             try:
                 async for tokens in stream:
@@ -70,20 +70,20 @@ class Replicas:
             finally:
                 _release(stream)
             await asyncio.sleep(_pause(attempt))
-        raise EngineError(f"no replica could continue after {MAX_ATTEMPTS} attempts")
+        raise EngineError(f"no replica could continue after {_MAX_ATTEMPTS} attempts")
 
     async def metrics(self) -> str:
         return await asyncio.to_thread(read_cluster_metrics)
 
     async def _retried(self, call: Any) -> Any:
-        for attempt in range(MAX_ATTEMPTS):
+        for attempt in range(_MAX_ATTEMPTS):
             try:
                 return await call()
             except BackPressureError as error:
                 raise OverloadedError(str(error)) from error
             except REPLICA_LOST:
                 await asyncio.sleep(_pause(attempt))
-        raise EngineError(f"no replica answered after {MAX_ATTEMPTS} attempts")
+        raise EngineError(f"no replica answered after {_MAX_ATTEMPTS} attempts")
 
 
 def _release(stream: Any) -> None:

@@ -13,7 +13,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from growtx.serving.requests import Token
 
 LATENCY_BOUNDARIES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
-PREFIX = "ray_growtx_"  # Ray puts its own name in front
+METRIC_PREFIX = "ray_growtx_"  # Ray puts its own name in front
 
 
 class IngressMetrics:

@@ -149,7 +149,7 @@ class Completion(BaseModel):
     usage: Usage | None = None
 
 
-class GrowtxModel(BaseModel):
+class ModelDetails(BaseModel):
     """What this model offers to clients."""
 
     members: list[str]
@@ -164,7 +164,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "growtx"
-    growtx: GrowtxModel
+    growtx: ModelDetails
 
 
 class ModelList(BaseModel):

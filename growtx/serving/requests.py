@@ -64,7 +64,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class ModelInfo:
     """What an ingress needs to know of the model that the engines serve.
 
     `start_token_id` stands before every document in training, and so before every prompt that is text. `members`
@@ -86,7 +86,7 @@ class ModelCard:
 class Backend(Protocol):
     """Where tokens come from."""
 
-    async def card(self) -> ModelCard:
+    async def card(self) -> ModelInfo:
         """What is served."""
 
     def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:

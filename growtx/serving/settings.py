@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, build, parse_yaml
+from growtx.config import ConfigModel, build_config, parse_yaml
 from growtx.exceptions import ConfigError
 
 
-class Limits(ConfigModel):
+class RequestLimits(ConfigModel):
     """What one request may ask for."""
 
     max_request_bytes: int = Field(default=1_000_000, ge=1, description="bytes in a request body; more gets a 413")
@@ -44,7 +44,7 @@ class ServeSettings(ConfigModel):
     kv_cache_gib: float = Field(default=1.0, gt=0, description="KV cache of a CPU engine; a GPU uses its free memory")
     drain_seconds: float = Field(default=60, ge=0, description="time that running texts get when a replica is stopped")
     api_keys_file: str | None = Field(default=None, description="file with one API key per line; none: no key needed")
-    limits: Limits = Field(default_factory=Limits, description="what one request may ask for")
+    limits: RequestLimits = Field(default_factory=RequestLimits, description="what one request may ask for")
 
     @model_validator(mode="after")
     def _scales_upwards(self) -> ServeSettings:
@@ -96,4 +96,4 @@ def parse_settings(arguments: Mapping[str, Any]) -> ServeSettings:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = parse_yaml(value, key) if isinstance(value, str) else value
-    return build(ServeSettings, tree)
+    return build_config(ServeSettings, tree)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
 
-from growtx.serving.requests import ModelCard, Token
+from growtx.serving.requests import ModelInfo, Token
 
 LONGEST_CHARACTER = 4  # bytes in UTF-8
 INCOMPLETE = "\ufffd"  # what a decoder puts for bytes that are not (yet) a character
@@ -16,7 +16,7 @@ INCOMPLETE = "\ufffd"  # what a decoder puts for bytes that are not (yet) a char
 class Codec:
     """A tokenizer as the model card carries it."""
 
-    def __init__(self, card: ModelCard) -> None:
+    def __init__(self, card: ModelInfo) -> None:
         self._tokenizer = Tokenizer.from_str(card.tokenizer_json)
         self._tokenizer.encode_special_tokens = True  # text that spells a special token is text
         self._longest_token = max(len(token) for token in self._tokenizer.get_vocab())

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, apply_overrides, build, load_preset
+from growtx.config import ConfigModel, apply_overrides, build_config, load_preset
 from growtx.data.sources import DataConfig, SourceConfig
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import BudgetConfig, PlanConfig, StageConfig, resolve
@@ -14,8 +14,8 @@ from growtx.merge.driver import MergeConfig
 from growtx.run.config import JobConfig, RunConfig
 from growtx.train.settings import ResourcesConfig
 
-DEFAULT_PRESET = "specialists-demo"
-CONTROL = "control"
+DEFAULT_SPECIALISTS_PRESET = "specialists-demo"
+CONTROL_RUN = "control"
 
 
 class SpecialistConfig(ConfigModel):
@@ -49,8 +49,8 @@ class SpecialistsConfig(JobConfig):
     @model_validator(mode="after")
     def _consistent(self) -> SpecialistsConfig:
         names = [specialist.name for specialist in self.specialists]
-        if len(set(names)) != len(names) or CONTROL in names:
-            raise ValueError(f"each specialist needs a name of its own, and none may be called {CONTROL}")
+        if len(set(names)) != len(names) or CONTROL_RUN in names:
+            raise ValueError(f"each specialist needs a name of its own, and none may be called {CONTROL_RUN}")
         fractions = {specialist.data.validation_fraction for specialist in self.specialists}
         if len(fractions) > 1:
             raise ValueError(
@@ -70,8 +70,8 @@ class SpecialistsConfig(JobConfig):
         own = {specialist.name: specialist.resources for specialist in self.specialists}
         return own.get(name) or self.resources
 
-    def decisive(self) -> dict[str, Any]:
-        tree = super().decisive()
+    def identity_fields(self) -> dict[str, Any]:
+        tree = super().identity_fields()
         del tree["retries"]
         for specialist in tree["specialists"]:
             del specialist["resources"]
@@ -96,7 +96,7 @@ class SpecialistsConfig(JobConfig):
         plan = self.plan.model_copy(
             update={"grow": None, "stages": (stage,), "train": {}, "budget": BudgetConfig(), "init": "random"}
         )
-        return self._run(CONTROL, all_data(self), plan, self.resources, self.seed)
+        return self._run(CONTROL_RUN, all_data(self), plan, self.resources, self.seed)
 
     def _run(self, name: str, data: DataConfig, plan: PlanConfig, resources: ResourcesConfig, seed: int) -> RunConfig:
         shared = {key: getattr(self, key) for key in JobConfig.model_fields if key != "provenance"}
@@ -145,9 +145,10 @@ def load_specialists_config(preset: str | None, overrides: list[str]) -> Special
     Raises:
         ConfigError: naming key, value and remedy.
     """
-    tree = load_preset(preset or DEFAULT_PRESET)
+    tree = load_preset(preset or DEFAULT_SPECIALISTS_PRESET)
     if tree.get("kind") != "specialists":
         raise ConfigError(
-            f"--preset {preset}: not a specialists preset", f"Use one with `kind: specialists`: {DEFAULT_PRESET}"
+            f"--preset {preset}: not a specialists preset",
+            f"Use one with `kind: specialists`: {DEFAULT_SPECIALISTS_PRESET}",
         )
-    return build(SpecialistsConfig, apply_overrides(tree, overrides))
+    return build_config(SpecialistsConfig, apply_overrides(tree, overrides))

@@ -25,11 +25,11 @@ from growtx.growth.plan import PlanConfig, StageConfig, resolve
 from growtx.merge.driver import MergeConfig, MergeResult, merge
 from growtx.models.counting import monolithic_flops
 from growtx.run.config import RunConfig
-from growtx.run.directory import begin_run, claim, working_on, write_status
+from growtx.run.directory import begin_run, claim, recording_status, write_status
 from growtx.run.grow import finish_run
-from growtx.run.pool import TrainTask, train_together
-from growtx.run.prepare import Prepared, cache_dir, prepare, share_foundation
-from growtx.specialists.config import CONTROL, SpecialistsConfig, TuneHeadsConfig
+from growtx.run.pool import TrainTask, train_concurrently
+from growtx.run.prepare import Prepared, cache_dir, copy_tokenizer_and_substrate, prepare
+from growtx.specialists.config import CONTROL_RUN, SpecialistsConfig, TuneHeadsConfig
 from growtx.storage import Storage
 from growtx.store.manifest import MANIFESTS_DIR, list_manifests, stage_index
 from growtx.store.runs import RUN_FILE
@@ -61,14 +61,14 @@ def grow_specialists(
     console = console or Console()
     run = begin_run(run_dir, config, resume=resume, console=console)
     config = config.model_copy(update={"cache_dir": cache_dir(config, run)})
-    with working_on(run) as status:
+    with recording_status(run) as status:
         with connected(config.resources):
             for name in config.names:
                 check_cluster(config.resources_of(name))
             with console.status("Preparing tokenizer, substrate and data ..."):
                 tasks = prepare_tasks(config, run)
             console.print(_task_table(tasks))
-            result = train_together(tasks, retries=config.retries, on_stop=status.stop, console=console)
+            result = train_concurrently(tasks, retries=config.retries, on_stop=status.stop, console=console)
             status.is_stopped = result.stopped
         for task in tasks:
             _finish(task, has_failed=task.name in result.failed)
@@ -97,7 +97,7 @@ def prepare_tasks(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
             num_blocks_before=shared.job.stages[0].num_blocks_before,
             num_tokens=round(total_flops / monolithic_flops(shared.job.model_at(depth), _context(shared.job)).total),
         )
-        tasks.append(TrainTask(CONTROL, (_prepare_member(control, run, shared_dir).job,)))
+        tasks.append(TrainTask(CONTROL_RUN, (_prepare_member(control, run, shared_dir).job,)))
     return tasks
 
 
@@ -116,7 +116,7 @@ def tuning_jobs(job: TrainJob, shared: Prepared, settings: TuneHeadsConfig) -> l
 
 def merge_all(config: SpecialistsConfig, run: Storage, tasks: list[TrainTask]) -> tuple[MergeResult, ...]:
     """The ensemble of the grown specialists and, where heads were tuned, the ensemble of the tuned ones."""
-    members = [task for task in tasks if task.name != CONTROL]
+    members = [task for task in tasks if task.name != CONTROL_RUN]
     grown = {task.name: _manifest_path(task.jobs[0]) for task in members}
     tuned = {task.name: _manifest_path(task.jobs[-1]) for task in members}
     made = [_merge(config.merge, run.path(ENSEMBLE_DIR), grown, _controls(config, run), config.name)]
@@ -144,11 +144,11 @@ def _merge(
 
 def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepared:
     """Claim the run directory of a specialist or the control, with the shared tokenizer and substrate in it."""
-    place = CONTROL if config.name == CONTROL else f"{SPECIALISTS_DIR}/{config.name}"
+    place = CONTROL_RUN if config.name == CONTROL_RUN else f"{SPECIALISTS_DIR}/{config.name}"
     own = run.child(place)
     claim(own.root, config, resume=own.exists(RUN_FILE))
     if config.parent is None:
-        share_foundation(own, shared)
+        copy_tokenizer_and_substrate(own, shared)
     prepared = prepare(config, own)
     write_status(own, "running", prepared.job.num_stages)
     return prepared
@@ -180,7 +180,7 @@ def _manifest_path(job: TrainJob) -> str:
 
 
 def _controls(config: SpecialistsConfig, run: Storage) -> dict[str, nn.Module]:
-    return {CONTROL: load_model(open_lineage(run.path(CONTROL)).storage.root)[0]} if config.control else {}
+    return {CONTROL_RUN: load_model(open_lineage(run.path(CONTROL_RUN)).storage.root)[0]} if config.control else {}
 
 
 def _context(job: TrainJob) -> int:

@@ -19,7 +19,7 @@ LOCK_FILE = "lock"  # says who holds it, or held it last
 _held: dict[str, int] = {}  # run directory -> descriptor, kept open until this process ends
 
 
-def hold(storage: Storage) -> None:
+def acquire(storage: Storage) -> None:
     """Hold a run's lock until this process ends; holding it again is allowed.
 
     Raises:
@@ -47,7 +47,7 @@ def hold(storage: Storage) -> None:
     _held[storage.root] = descriptor
 
 
-def is_held(storage: Storage) -> bool | None:
+def is_locked(storage: Storage) -> bool | None:
     """Whether a process works on the run; None where only its own machine could tell."""
     if not storage.is_local or not storage.exists(LOCK_FILE):
         return None

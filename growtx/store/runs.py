@@ -14,7 +14,7 @@ from typing import Any, Literal
 from growtx.exceptions import StoreError
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests
-from growtx.store.run_lock import is_held
+from growtx.store.run_lock import is_locked
 
 # `metrics.jsonl`: one row per logging step, rewound when a stage resumes from a checkpoint.
 
@@ -113,7 +113,7 @@ def summarise_run(storage: Storage, *, now: datetime) -> RunSummary:
 
 
 def _state_of_silent_run(storage: Storage, updated: datetime | None, now: datetime) -> RunState:
-    held = is_held(storage)
+    held = is_locked(storage)
     if held is None:
         held = updated is not None and now - updated < SILENT_AFTER
     return "running" if held else "interrupted"

@@ -14,10 +14,10 @@ from growtx.storage import Storage
 
 TRIALS_DIR = "trials"
 TRIAL_FILE = "trial.json"
-State = Literal["running", "finished", "stopped", "failed"]
+TrialState = Literal["running", "finished", "stopped", "failed"]
 
 
-class Evaluation(BaseModel):
+class TrialEvaluation(BaseModel):
     """Held-out bits per byte inside a trial."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,8 +36,8 @@ class TrialRecord(BaseModel):
     number: int
     values: dict[str, Any]
     planned: bool = False  # whether these are the plan's own values
-    state: State = "running"
-    evaluations: list[Evaluation] = []
+    state: TrialState = "running"
+    evaluations: list[TrialEvaluation] = []
     bits_per_byte: float | None = None  # at the end, or at the last evaluation of a stopped one
     num_tokens: int = 0
     seconds: float = 0.0  # of optimizer steps

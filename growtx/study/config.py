@@ -6,16 +6,16 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, apply_overrides, build, load_preset, merged
+from growtx.config import ConfigModel, apply_overrides, build_config, load_preset, merged
 from growtx.data.sources import DataConfig
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import PlanConfig
 from growtx.growth.scaling import Measure
 from growtx.run.config import JobConfig, RunConfig
 
-DEFAULT_PRESET = "study-demo"
+DEFAULT_STUDY_PRESET = "study-demo"
 # What may change when a study is resumed: each of its runs has an identity of its own.
-_FREE = ("variants", "control", "seeds", "equal", "learning_rates", "tasks", "task_limit", "data_dir", "lanes")
+_FREE = ("variants", "control", "seeds", "equal", "learning_rates", "tasks", "task_limit", "data_dir", "max_concurrent")
 
 
 class VariantConfig(ConfigModel):
@@ -42,7 +42,7 @@ class StudyConfig(JobConfig):
     tasks: tuple[str, ...] = Field((), description="tasks scored at all depths of the first seed's runs")
     task_limit: int | None = Field(None, ge=1, description="questions per task; null: all")
     data_dir: str | None = Field(None, description="directory of the JSON Lines files for growtx's own tasks")
-    lanes: int | None = Field(None, ge=1, description="concurrency: runs at a time; null: as many as fit")
+    max_concurrent: int | None = Field(None, ge=1, description="concurrency: runs at a time; null: as many as fit")
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
@@ -57,14 +57,14 @@ class StudyConfig(JobConfig):
             self.base_run(variant)
         return self
 
-    def decisive(self) -> dict[str, Any]:
-        return {key: value for key, value in super().decisive().items() if key not in _FREE}
+    def identity_fields(self) -> dict[str, Any]:
+        return {key: value for key, value in super().identity_fields().items() if key not in _FREE}
 
     def base_run(self, variant: VariantConfig) -> RunConfig:
         """The variant as a run, before its length, learning rate and seed are set."""
         base = self.model_dump(mode="json", include=set(RunConfig.model_fields) - {"provenance", "description"})
         try:
-            return build(RunConfig, merged(base, variant.change))
+            return build_config(RunConfig, merged(base, variant.change))
         except ConfigError as error:
             raise ConfigError(f"variant {variant.name}: {error.problem}", error.remedy) from error
 
@@ -83,10 +83,10 @@ def load_study_config(preset: str | None, overrides: list[str]) -> StudyConfig:
     Raises:
         ConfigError: naming key, value and remedy.
     """
-    tree = load_preset(preset or DEFAULT_PRESET)
+    tree = load_preset(preset or DEFAULT_STUDY_PRESET)
     kind = tree.get("kind")
     if kind is None and "grow" in tree.get("plan", {}):
-        protocol = load_preset(DEFAULT_PRESET)
+        protocol = load_preset(DEFAULT_STUDY_PRESET)
         taken = {key: protocol[key] for key in ("kind", "control", "variants", "seeds", "equal")}
         tree = merged(tree, {**taken, "training": {"prefix": "recompute"}})
         tree["plan"].pop("budget", None)
@@ -94,6 +94,6 @@ def load_study_config(preset: str | None, overrides: list[str]) -> StudyConfig:
     elif kind != "study":
         raise ConfigError(
             f"--preset {preset}: neither a study preset nor a run preset with plan.grow",
-            f"Use one with `kind: study`: {DEFAULT_PRESET}",
+            f"Use one with `kind: study`: {DEFAULT_STUDY_PRESET}",
         )
-    return build(StudyConfig, apply_overrides(tree, overrides))
+    return build_config(StudyConfig, apply_overrides(tree, overrides))

@@ -20,16 +20,16 @@ from growtx.evaluate.evaluation import benchmark_config
 from growtx.evaluate.results import read_evaluation, save_evaluation
 from growtx.exceptions import ConfigError, GrowtxError, RunsFailedError, TrainingError
 from growtx.models.configuration import GrowtxConfig
-from growtx.run.directory import RunStatus, begin_run, working_on, write_status
-from growtx.run.pool import TrainTask, free_resources, train_together
+from growtx.run.directory import RunStatus, begin_run, recording_status, write_status
+from growtx.run.pool import TrainTask, cluster_capacity, train_concurrently
 from growtx.run.prepare import cache_dir, prepare
 from growtx.storage import Storage
 from growtx.study.config import StudyConfig, VariantConfig
 from growtx.study.report import terminal_tables, write_study_report
-from growtx.study.results import STUDY_FILE, RunResult, StudyResults, best_rate, rows
+from growtx.study.results import STUDY_FILE, RunResult, StudyResults, best_rate, variant_summaries
 from growtx.study.runs import StudyRun, prepare_run, read_result, runs_of
 from growtx.train.checkpoints import remove_checkpoints
-from growtx.train.claims import ClaimBoard, Claims
+from growtx.train.claims import ClaimRegistry, RunClaims
 from growtx.train.cluster import connected
 from growtx.train.job import TrainJob
 
@@ -54,9 +54,9 @@ def run_study(
     """
     console = console or Console()
     study = begin_run(run_dir, config, resume=resume, console=console)
-    with working_on(study) as status:
+    with recording_status(study) as status:
         with connected(config.resources):
-            work = _Work(config, study, status, console)
+            work = _StudyRunner(config, study, status, console)
             status.is_stopped = work.train()
             if not status.is_stopped:
                 _score_tasks(config, study, work.results())
@@ -65,7 +65,7 @@ def run_study(
     return StudyOutcome(study.root, results, report, status.is_stopped)
 
 
-class _Work:
+class _StudyRunner:
     """The runs of a study so far: those of the first seed at all learning rates, then the best rates on all seeds."""
 
     def __init__(self, config: StudyConfig, study: Storage, status: RunStatus, console: Console) -> None:
@@ -107,8 +107,8 @@ class _Work:
     def _train(self, runs: Sequence[StudyRun]) -> bool:
         with self._console.status(f"Preparing {len(runs)} runs ..."):
             jobs = [prepare_run(run, self._config, self._study, self._shared, self._cache).job for run in runs]
-        lanes = lanes_of(jobs, num_lanes=self._config.lanes)
-        result = train_together(lanes, retries=0, on_stop=self._status.stop, console=self._console)
+        max_concurrent = concurrent_tasks(jobs, max_concurrent=self._config.max_concurrent)
+        result = train_concurrently(max_concurrent, retries=0, on_stop=self._status.stop, console=self._console)
         for error in result.failed.values():
             self._remember(error, jobs)
         for job in jobs:
@@ -146,7 +146,7 @@ class _Work:
         return next((why for place, why in self._failures.items() if place.endswith(f"/{run.name}")), "")
 
 
-def lanes_of(jobs: Sequence[TrainJob], *, num_lanes: int | None) -> list[TrainTask]:
+def concurrent_tasks(jobs: Sequence[TrainJob], *, max_concurrent: int | None) -> list[TrainTask]:
     """Worker groups that share the jobs: each takes the next unclaimed run, so none waits for another.
 
     Raises:
@@ -158,11 +158,11 @@ def lanes_of(jobs: Sequence[TrainJob], *, num_lanes: int | None) -> list[TrainTa
     if not todo:
         return []
     needs = TrainTask("", tuple(todo)).needs
-    fitting = [int(total / need) for total, need in zip(free_resources(), needs, strict=True) if need]
-    number = max(1, min(len(todo), num_lanes or min(fitting)))
-    board = ClaimBoard.remote()  # type: ignore[attr-defined]
+    fitting = [int(total / need) for total, need in zip(cluster_capacity(), needs, strict=True) if need]
+    number = max(1, min(len(todo), max_concurrent or min(fitting)))
+    registry = ClaimRegistry.remote()  # type: ignore[attr-defined]
     names = [f"worker group {index}" for index in range(1, number + 1)]
-    return [TrainTask(name, tuple(todo), Claims(board, name)) for name in names]
+    return [TrainTask(name, tuple(todo), RunClaims(registry, name)) for name in names]
 
 
 def _score_tasks(config: StudyConfig, study: Storage, results: StudyResults) -> None:
@@ -170,7 +170,7 @@ def _score_tasks(config: StudyConfig, study: Storage, results: StudyResults) -> 
     if not config.tasks:
         return
     benchmark = benchmark_config([], tasks=list(config.tasks), data_dir=config.data_dir, limit=config.task_limit)
-    for row in rows(results):
+    for row in variant_summaries(results):
         run: RunResult | None = next((run for run in row.runs if run.seed == config.seeds[0]), None)
         if run is None:
             continue
@@ -184,4 +184,4 @@ def _report(study: Storage, results: StudyResults, console: Console) -> str | No
     study.write_text(STUDY_FILE, results.model_dump_json(indent=1) + "\n")
     for table in terminal_tables(results):
         console.print(table)
-    return write_study_report(study, results) if rows(results) else None
+    return write_study_report(study, results) if variant_summaries(results) else None

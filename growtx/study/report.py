@@ -14,11 +14,11 @@ from growtx import formatting as fmt
 from growtx.evaluate.results import Evaluation, read_evaluation
 from growtx.report.comparison import comparison_section
 from growtx.report.growth import REPORT_FILE
-from growtx.report.page import Page, Section, Table, render
+from growtx.report.page import Page, Section, Table, render_page
 from growtx.report.plot_style import LINES, MARKERS, Theme, label_axes, new_figure, save
 from growtx.storage import Storage
 from growtx.store.runs import RUN_FILE
-from growtx.study.results import Difference, Row, StudyResults, against, rows
+from growtx.study.results import Difference, StudyResults, VariantSummary, against, variant_summaries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # The figures of a study: bits per byte of every variant, the way there stage by stage, and what it takes.
 
 
-def bits_per_byte(found: list[Row], control: str, theme: Theme) -> Figure:
+def bits_per_byte(found: list[VariantSummary], control: str, theme: Theme) -> Figure:
     """A line of points for each variant, best on top; the control's mean as a dotted line."""
     figure, (axes,) = new_figure(theme, height=1.4 + 0.42 * len(found))
     for place, row in enumerate(found):
@@ -48,7 +48,7 @@ def bits_per_byte(found: list[Row], control: str, theme: Theme) -> Figure:
     return figure
 
 
-def stages(found: list[Row], theme: Theme) -> Figure:
+def stages(found: list[VariantSummary], theme: Theme) -> Figure:
     """First seed: from the start to the end of each stage, over the share of the work done so far."""
     figure, (axes,) = new_figure(theme, height=4.6)
     lowest = min(row.mean for row in found)
@@ -82,11 +82,11 @@ def stages(found: list[Row], theme: Theme) -> Figure:
     return figure
 
 
-def costs(found: list[Row], theme: Theme) -> Figure:
+def costs(found: list[VariantSummary], theme: Theme) -> Figure:
     """Active parameters, peak memory and seconds of every variant."""
     figure, panels = new_figure(theme, width=11.0, height=1.4 + 0.36 * len(found), columns=3)
     measured: tuple[tuple[str, Callable[[float], str], list[float]], ...] = (
-        ("active parameters", fmt.count, [row.runs[0].active_parameters for row in found]),
+        ("active parameters", fmt.abbreviated, [row.runs[0].active_parameters for row in found]),
         ("peak memory of a worker", fmt.size, [row.runs[0].peak_memory_bytes for row in found]),
         ("seconds in stages", fmt.duration, [row.runs[0].seconds for row in found]),
     )
@@ -120,11 +120,11 @@ _NOTE = (
 )
 
 
-def comparisons(results: StudyResults) -> dict[str, list[Row]]:
+def comparisons(results: StudyResults) -> dict[str, list[VariantSummary]]:
     """Rows by what the comparison holds equal, best first."""
-    found = {(row.equal, row.variant): row for row in rows(results)}
+    found = {(row.equal, row.variant): row for row in variant_summaries(results)}
     variants = list(dict.fromkeys(run.variant for run in results.runs))
-    together: dict[str, list[Row]] = {}
+    together: dict[str, list[VariantSummary]] = {}
     for measure in results.equal:
         places = [_place(results, measure, variant) for variant in variants]
         shown = [found[place] for place in places if place in found]
@@ -151,7 +151,7 @@ def sentences(results: StudyResults) -> list[str]:
     return words
 
 
-def _verdict(measure: str, found: list[Row], control_name: str) -> str:
+def _verdict(measure: str, found: list[VariantSummary], control_name: str) -> str:
     best = found[0]
     start = f"At {_MEASURES[measure]}, {best.variant} is best with {_mean(best)} bits per byte"
     control = next((row for row in found if row.variant == control_name), None)
@@ -171,7 +171,7 @@ def _verdict(measure: str, found: list[Row], control_name: str) -> str:
     return f"{start}, {words} ({control.variant}: {_mean(control)}).{ahead}"
 
 
-def _difference_words(gap: Difference, control: Row) -> str:
+def _difference_words(gap: Difference, control: VariantSummary) -> str:
     direction = "below" if gap.value < 0 else "above"
     size = f"{abs(gap.value):.3f} ({fmt.percent(abs(gap.value) / control.mean)}) {direction} the control"
     if gap.half_width is None:
@@ -179,16 +179,16 @@ def _difference_words(gap: Difference, control: Row) -> str:
     return f"{size}, 95 % interval ± {gap.half_width:.3f}{'' if gap.is_sure else ', which includes zero'}"
 
 
-def _mean(row: Row) -> str:
+def _mean(row: VariantSummary) -> str:
     return fmt.decimal(row.mean) + ("" if row.deviation is None else f" ± {fmt.decimal(row.deviation)}")
 
 
-def _table(found: list[Row], results: StudyResults) -> Table:
+def _table(found: list[VariantSummary], results: StudyResults) -> Table:
     control = next((row for row in found if row.variant == results.control), None)
     return Table(_HEADERS, [_cells(row, control) for row in found])
 
 
-def _cells(row: Row, control: Row | None) -> list[str]:
+def _cells(row: VariantSummary, control: VariantSummary | None) -> list[str]:
     def mean(name: str) -> float:
         return statistics.fmean(getattr(run, name) for run in row.runs)
 
@@ -204,9 +204,9 @@ def _cells(row: Row, control: Row | None) -> list[str]:
         tried,
         str(len(row.runs)),
         ", ".join(fmt.signed(value, 2) for value in row.spikes) or fmt.MISSING,
-        fmt.count(row.runs[0].active_parameters),
-        fmt.count(row.runs[0].stages[-1].total_parameters),
-        fmt.count(row.runs[0].num_tokens),
+        fmt.abbreviated(row.runs[0].active_parameters),
+        fmt.abbreviated(row.runs[0].stages[-1].total_parameters),
+        fmt.abbreviated(row.runs[0].num_tokens),
         f"{row.runs[0].flops:.3g}",
         fmt.size(mean("peak_memory_bytes")),
         fmt.duration(mean("seconds")),
@@ -244,7 +244,7 @@ def write_study_report(study: Storage, results: StudyResults) -> str:
         ],
         config=yaml.safe_dump(run, sort_keys=False, allow_unicode=True),
     )
-    study.write_text(REPORT_FILE, render(page))
+    study.write_text(REPORT_FILE, render_page(page))
     return study.path(REPORT_FILE)
 
 
@@ -277,7 +277,7 @@ def _sections(measure: str, results: StudyResults, study: Storage) -> list[Secti
     ]
 
 
-def _stage_table(found: list[Row]) -> Table:
+def _stage_table(found: list[VariantSummary]) -> Table:
     """Start and end of every stage of the first seed; a variant with fewer stages leaves its last columns empty."""
     most = max(len(row.runs[0].stages) for row in found)
     cells = []
@@ -290,7 +290,7 @@ def _stage_table(found: list[Row]) -> Table:
     return Table(["variant", *(f"stage {number}" for number in range(1, most + 1))], cells)
 
 
-def _cost_table(found: list[Row]) -> Table:
+def _cost_table(found: list[VariantSummary]) -> Table:
     cells = [
         [
             row.variant,
@@ -325,7 +325,7 @@ def _run_table(measure: str, results: StudyResults) -> Table:
 def _task_sections(results: StudyResults, study: Storage) -> list[Section]:
     """Task scores of the runs that have them, where at least two can be compared."""
     evaluations: dict[str, Evaluation] = {}
-    for row in rows(results):
+    for row in variant_summaries(results):
         evaluation = read_evaluation(study.child(row.runs[0].directory))
         if evaluation is not None:
             evaluations[f"{row.variant}, {_MEASURES[row.equal]}"] = evaluation

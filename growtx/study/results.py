@@ -82,7 +82,7 @@ class StudyResults(_Record):
     runs: tuple[RunResult, ...]
 
 
-class Row(_Record):
+class VariantSummary(_Record):
     """A variant at its best learning rate, over seeds."""
 
     variant: str
@@ -128,9 +128,9 @@ def best_rate(runs: Sequence[RunResult], first_seed: int) -> float | None:
     return min(tried, key=lambda run: run.bits_per_byte).learning_rate if tried else None
 
 
-def rows(results: StudyResults) -> list[Row]:
+def variant_summaries(results: StudyResults) -> list[VariantSummary]:
     """A row for every comparison and variant with a finished run, best first within a comparison."""
-    found: list[Row] = []
+    found: list[VariantSummary] = []
     for equal, variant in dict.fromkeys((run.equal, run.variant) for run in results.runs):
         runs = [run for run in results.runs if (run.equal, run.variant) == (equal, variant)]
         rate = best_rate(runs, results.first_seed)
@@ -142,11 +142,11 @@ def rows(results: StudyResults) -> list[Row]:
             if run.seed == results.first_seed
         }
         kept = tuple(run for run in runs if run.learning_rate == rate and run.is_finished)
-        found.append(Row(variant=variant, equal=equal, learning_rate=rate, rates_tried=tried, runs=kept))
+        found.append(VariantSummary(variant=variant, equal=equal, learning_rate=rate, rates_tried=tried, runs=kept))
     return sorted(found, key=lambda row: (row.equal, row.mean))
 
 
-def against(row: Row, control: Row) -> Difference:
+def against(row: VariantSummary, control: VariantSummary) -> Difference:
     """The paired difference over the seeds that both have."""
     of_control = {run.seed: run.bits_per_byte for run in control.runs}
     pairs = [run.bits_per_byte - of_control[run.seed] for run in row.runs if run.seed in of_control]

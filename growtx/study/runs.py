@@ -10,7 +10,7 @@ from growtx.growth.scaling import Measure, plan_cost, scaled_to
 from growtx.models.configuration import GrowtxConfig
 from growtx.run.config import RunConfig
 from growtx.run.directory import claim
-from growtx.run.prepare import Prepared, prepare, share_foundation
+from growtx.run.prepare import Prepared, copy_tokenizer_and_substrate, prepare
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests, read_manifest
 from growtx.store.runs import RUN_FILE
@@ -83,7 +83,7 @@ def prepare_run(run: StudyRun, config: StudyConfig, study: Storage, shared: Stor
     resolved = run.config.model_copy(update={"cache_dir": cache})
     claim(own.root, resolved, resume=own.exists(RUN_FILE))
     same = resolved.substrate == config.substrate and resolved.model == config.model
-    share_foundation(own, shared, substrate=same and config.substrate.kind != "learned")
+    copy_tokenizer_and_substrate(own, shared, substrate=same and config.substrate.kind != "learned")
     return prepare(resolved, own)
 
 

@@ -25,7 +25,7 @@ from growtx.substrate.codes import binary_codes, learned_start
 from growtx.substrate.collisions import separate
 from growtx.substrate.fonts import Font, find_font
 from growtx.substrate.glyph import principal_components
-from growtx.substrate.rendering import PUBLISHED, render
+from growtx.substrate.rendering import PUBLISHED, render_strips
 
 # Finished substrate matrices, kept by what they were made from and named by what they are.
 #
@@ -175,7 +175,7 @@ def _finish(recipe: dict[str, Any], weight: NDArray[np.float32]) -> Substrate:
 def _drawn(recipe: dict[str, Any], surfaces: Sequence[str], font: Font, cache_dir: str | None) -> NDArray[np.float32]:
     def make() -> NDArray[np.float32]:
         side = recipe["cell_pixels"]
-        packed = render(surfaces, font, side, PUBLISHED[side] if recipe["augment"] else None)
+        packed = render_strips(surfaces, font, side, PUBLISHED[side] if recipe["augment"] else None)
         weight = principal_components(packed, recipe["hidden_size"])
         return separate(weight) if recipe["kind"] == "glyph+code" else weight
 

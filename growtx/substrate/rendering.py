@@ -57,7 +57,7 @@ def is_simple(text: str) -> bool:
     return all(any(ord(char) in block for block in SIMPLE_SCRIPTS) for char in text)
 
 
-def render(surfaces: Sequence[str], font: Font, cell_pixels: int, augmentation: Augmentation | None) -> Pixels:
+def render_strips(surfaces: Sequence[str], font: Font, cell_pixels: int, augmentation: Augmentation | None) -> Pixels:
     """Pictures of tokens, 1 for ink, eight pixels to a byte in polar order: uint8 [V, P / 8].
 
     `augmentation=None` draws the plain glyphs. An empty surface draws an empty cell.
@@ -208,7 +208,7 @@ def polar_order(side: int) -> NDArray[np.intp]:
 # What kind of writing a token is, for figures: the script of its characters, by their Unicode names.
 
 
-SCRIPTS = {
+SCRIPT_NAMES = {
     "LATIN": "Latin", "GREEK": "Greek", "CYRILLIC": "Cyrillic", "ARMENIAN": "Armenian", "GEORGIAN": "Georgian",
     "HEBREW": "Hebrew", "ARABIC": "Arabic", "SYRIAC": "Arabic", "DEVANAGARI": "Indic", "BENGALI": "Indic",
     "GURMUKHI": "Indic", "GUJARATI": "Indic", "ORIYA": "Indic", "TAMIL": "Indic", "TELUGU": "Indic", "KANNADA": "Indic",
@@ -224,7 +224,7 @@ def script_of(text: str) -> str:
     found = UNASSIGNED
     for char in text:
         name = unicodedata.name(char, "")
-        script = SCRIPTS.get(name.split(" ")[0].split("-")[0])
+        script = SCRIPT_NAMES.get(name.split(" ")[0].split("-")[0])
         if script is not None and unicodedata.category(char)[0] in "LM":
             return script
         if unicodedata.category(char) not in ("Cn", "Co", "Cs"):

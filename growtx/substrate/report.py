@@ -22,7 +22,7 @@ from growtx.substrate import pictures, rendering
 from growtx.substrate.build import SubstrateConfig, build_substrate
 from growtx.substrate.collisions import first_alike
 from growtx.substrate.fonts import Font, find_font
-from growtx.substrate.rendering import PUBLISHED, render
+from growtx.substrate.rendering import PUBLISHED, render_strips
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,7 +94,9 @@ def _examine_pictures(
 ) -> Figures:
     """Add what only the pictures show to the report, and return figures of them."""
     font = find_font(config.font)
-    packed = render(surfaces, font, config.cell_pixels, PUBLISHED[config.cell_pixels] if config.augment else None)
+    packed = render_strips(
+        surfaces, font, config.cell_pixels, PUBLISHED[config.cell_pixels] if config.augment else None
+    )
     alike = first_alike(packed)
     report["look_alikes"] = _groups(alike, surfaces)
     report["missing_glyphs"] = _missing(surfaces, font)

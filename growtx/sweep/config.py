@@ -6,14 +6,14 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, apply_overrides, build, load_preset
+from growtx.config import ConfigModel, apply_overrides, build_config, load_preset
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import Stage, resolve
 from growtx.run.config import RunConfig
 from growtx.sweep.search import Sampler, SpaceConfig, grid
 from growtx.sweep.tune import SchedulerConfig
 
-DEFAULT_PRESET = "sweep-demo"
+DEFAULT_SWEEP_PRESET = "sweep-demo"
 
 
 class SweepSettings(ConfigModel):
@@ -42,8 +42,8 @@ class SweepConfig(RunConfig):
             self.training.with_batch(batch).check_workers(self.resources.num_workers)
         return self
 
-    def decisive(self) -> dict[str, Any]:
-        tree = super().decisive()
+    def identity_fields(self) -> dict[str, Any]:
+        tree = super().identity_fields()
         del tree["sweep"]["max_concurrent"]
         return tree
 
@@ -83,12 +83,13 @@ def load_sweep_config(preset: str | None, overrides: list[str]) -> SweepConfig:
     Raises:
         ConfigError: naming key, value and remedy.
     """
-    tree = load_preset(preset or DEFAULT_PRESET)
+    tree = load_preset(preset or DEFAULT_SWEEP_PRESET)
     if tree.get("kind") != "sweep":
         raise ConfigError(
             f"--preset {preset}: not a sweep preset",
-            f"Use one with `kind: sweep` ({DEFAULT_PRESET}), or a file with `extends: {preset}` and a `sweep` block",
+            f"Use one with `kind: sweep` ({DEFAULT_SWEEP_PRESET}), "
+            f"or a file with `extends: {preset}` and a `sweep` block",
         )
-    config = build(SweepConfig, apply_overrides(tree, overrides))
+    config = build_config(SweepConfig, apply_overrides(tree, overrides))
     config.stages()
     return config

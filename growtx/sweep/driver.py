@@ -17,8 +17,8 @@ from growtx.exceptions import ConfigError, TrainingError
 from growtx.growth.lineage import open_lineage
 from growtx.growth.plan import PlanConfig, Stage
 from growtx.run.config import RunConfig
-from growtx.run.directory import begin_run, working_on
-from growtx.run.grow import finish_run, stopping
+from growtx.run.directory import begin_run, recording_status
+from growtx.run.grow import finish_run, stop_on_signals
 from growtx.run.prepare import Prepared, prepare
 from growtx.storage import Storage, resolve_address
 from growtx.store.manifest import MANIFESTS_DIR, latest_manifest, write_manifest
@@ -26,9 +26,9 @@ from growtx.store.runs import MetricsLog, read_metrics
 from growtx.store.trials import TrialRecord, best_trial, read_trials, trial_dir
 from growtx.store.verify import verify
 from growtx.sweep.config import SweepConfig
-from growtx.sweep.search import GridProposer, changed_stage, make_proposer
+from growtx.sweep.search import GridProposer, make_proposer, stage_with_values
 from growtx.sweep.trial import StageSearch
-from growtx.sweep.tune import Sweeping, run_trials
+from growtx.sweep.tune import SweepHandle, run_trials
 from growtx.train.cluster import connected
 
 BEST_PLAN_FILE = "best-plan.yaml"
@@ -54,8 +54,8 @@ def sweep(config: SweepConfig, run_dir: str, *, resume: bool = False, console: C
     console = console or Console()
     plan_config = _planned_run(config)
     run = begin_run(run_dir, config, resume=resume, console=console)
-    sweeping = Sweeping()
-    with working_on(run) as status:
+    sweeping = SweepHandle()
+    with recording_status(run) as status:
 
         def request_stop() -> None:
             status.stop()
@@ -65,9 +65,9 @@ def sweep(config: SweepConfig, run_dir: str, *, resume: bool = False, console: C
             with console.status("Preparing tokenizer, substrate and data ..."):
                 prepared = prepare(plan_config, run)
             status.begin(prepared.job.num_stages)
-            with stopping(request_stop, console):
-                _Search(config, plan_config, prepared, run, sweeping, console).stages()
-        best = _winners(run)
+            with stop_on_signals(request_stop, console):
+                _SweepRunner(config, plan_config, prepared, run, sweeping, console).stages()
+        best = _best_trials(run)
         best_plan = _write_best_plan(plan_config, run, best) if best else None
         report = finish_run(run, finished=not sweeping.stopped)
     return SweepResult(run.root, sweeping.stopped, tuple(best), best_plan, report)
@@ -93,20 +93,20 @@ def _planned_run(config: SweepConfig) -> RunConfig:
             f"{stage.num_blocks_before} blocks, but {depths}",
             "Grow the stages before it with the same plan, or choose another stage",
         )
-    rest = config.plan.written_stages()[chosen - 1 :]
+    rest = config.plan.stage_configs()[chosen - 1 :]
     plan = config.plan.model_copy(update={"grow": None, "stages": rest})
     return config.run_config(parent=lineage.storage.path(f"{MANIFESTS_DIR}/{before.file_name}"), plan=plan)
 
 
 @dataclass(frozen=True)
-class _Search:
+class _SweepRunner:
     """The stages of one sweep, searched in order."""
 
     config: SweepConfig
     planned: RunConfig
     prepared: Prepared
     run: Storage
-    sweeping: Sweeping
+    sweeping: SweepHandle
     console: Console
 
     def stages(self) -> None:
@@ -125,7 +125,7 @@ class _Search:
                     f"no trial of stage {stage.index} ({stage.name}) finished: {_reasons(records)}",
                     "Narrow sweep.space, for example to lower learning rates, and start a new run",
                 )
-            adopt(self.run, best)
+            promote_trial(self.run, best)
             score, values = best.bits_per_byte, ", ".join(f"{key}={value}" for key, value in best.values.items())
             line = f"stage {stage.index} ({stage.name}): best is trial {best.label}, {score:.4f} bits/byte; {values}"
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -163,7 +163,7 @@ def _reasons(records: list[TrialRecord]) -> str:
     return "; ".join(error.rstrip(".") for error in errors if error) or "all were stopped"
 
 
-def adopt(run: Storage, best: TrialRecord) -> None:
+def promote_trial(run: Storage, best: TrialRecord) -> None:
     """Adopt a trial's stage and metrics into the lineage, and remove what the other trials stored.
 
     Repeating this changes nothing.
@@ -179,7 +179,7 @@ def adopt(run: Storage, best: TrialRecord) -> None:
     verify(run.root, prune=True)
 
 
-def _winners(run: Storage) -> list[TrialRecord]:
+def _best_trials(run: Storage) -> list[TrialRecord]:
     """The best trial of every stage that is in the lineage."""
     last = latest_manifest(run)
     records = read_trials(run)
@@ -190,10 +190,10 @@ def _winners(run: Storage) -> list[TrialRecord]:
 
 def best_plan(config: RunConfig, best: list[TrialRecord]) -> RunConfig:
     """The configuration whose stages have the best values; stages that were not searched stay as planned."""
-    written = list(config.plan.written_stages())
+    written = list(config.plan.stage_configs())
     first = best[0].stage
     for record in best:
-        written[record.stage - first] = changed_stage(written[record.stage - first], record.values)
+        written[record.stage - first] = stage_with_values(written[record.stage - first], record.values)
     plan = config.plan.model_dump(mode="json") | {"grow": None}
     plan["stages"] = [stage.model_dump(mode="json") for stage in written]
     return config.model_copy(update={"name": f"{config.name}-best", "plan": PlanConfig.model_validate(plan)})

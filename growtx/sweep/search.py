@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 from ray.tune.search import Searcher
 
-from growtx.config import ConfigModel, build
+from growtx.config import ConfigModel, build_config
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import Init, LoraConfig, Stage, StageConfig
 from growtx.store.trials import TrialRecord
@@ -113,7 +113,7 @@ def planned_values(stage: Stage, dimensions: Mapping[str, Dimension], global_bat
     return values
 
 
-def changed_stage(config: StageConfig, values: Mapping[str, Any]) -> StageConfig:
+def stage_with_values(config: StageConfig, values: Mapping[str, Any]) -> StageConfig:
     """A stage of a plan with the values of a trial.
 
     Raises:
@@ -125,7 +125,7 @@ def changed_stage(config: StageConfig, values: Mapping[str, Any]) -> StageConfig
     if "init" in values:
         changes["init"] = values["init"]
     if lora_values and config.lora is not None:
-        changes["lora"] = build(LoraConfig, {**config.lora.model_dump(), **lora_values})
+        changes["lora"] = build_config(LoraConfig, {**config.lora.model_dump(), **lora_values})
     return config.model_copy(update=changes)
 
 

@@ -23,10 +23,10 @@ from growtx.growth.plan import PlanConfig, Stage, resolve
 from growtx.storage import Storage
 from growtx.store.manifest import latest_manifest
 from growtx.store.trials import trial_dir
-from growtx.sweep.search import METRIC, Values, changed_stage
+from growtx.sweep.search import METRIC, Values, stage_with_values
 from growtx.train.job import TrainJob
 from growtx.train.progress import StageProgress
-from growtx.train.stage_trainer import Outcome, train_group
+from growtx.train.stage_trainer import GroupOutcome, fit_worker_group
 
 # One actor between the trials of a sweep and their workers: evaluations go up, decisions come down.
 #
@@ -38,7 +38,7 @@ POLL_SECONDS = 1.0
 
 
 @ray.remote(num_cpus=0)
-class TrialBoard:
+class TrialCoordinator:
     """Progress, evaluations and stop requests of all trials, by number."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class TrialBoard:
         self._evaluations[trial], self._go_on[trial] = asyncio.Queue(), asyncio.Event()
         self._stop.discard(trial)
 
-    async def post(self, trial: int, progress: StageProgress) -> bool:
+    async def report(self, trial: int, progress: StageProgress) -> bool:
         """Called by a trial's rank 0; returns whether to stop. Answers an evaluation once that is decided."""
         self._progress[trial] = progress
         if progress.evaluated and not self._must_stop(trial):
@@ -104,7 +104,7 @@ class TrialBoard:
 
 
 @dataclass(frozen=True)
-class _Bound:
+class _BoundMethod:
     method: Any
     trial: int
 
@@ -113,19 +113,19 @@ class _Bound:
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A trial's place at the board, which its workers use as a board of their own."""
+class TrialHandle:
+    """A trial's place at the coordinator, which its workers use as a coordinator of their own."""
 
-    board: Any
+    coordinator: Any
     trial: int
 
     @property
-    def post(self) -> _Bound:
-        return _Bound(self.board.post, self.trial)
+    def report(self) -> _BoundMethod:
+        return _BoundMethod(self.coordinator.report, self.trial)
 
     @property
-    def warn(self) -> _Bound:
-        return _Bound(self.board.warn, self.trial)
+    def warn(self) -> _BoundMethod:
+        return _BoundMethod(self.coordinator.warn, self.trial)
 
 
 TRIAL_MEMORY_BYTES = 256 * 2**20
@@ -157,8 +157,8 @@ class StageSearch:
         Raises:
             ConfigError, BudgetError: they cannot be used.
         """
-        written = list(self.plan.written_stages())
-        written[self.position] = changed_stage(written[self.position], values)
+        written = list(self.plan.stage_configs())
+        written[self.position] = stage_with_values(written[self.position], values)
         plan = self.plan.model_copy(update={"grow": None, "stages": tuple(written)})
         stages = resolve(plan, num_stages_before=self.num_stages_before, num_blocks_before=self.num_blocks_before)
         stage = stages[self.position]
@@ -189,9 +189,9 @@ class StageSearch:
 class Trial(tune.Trainable):
     """Reports held-out bits per byte whenever its workers evaluate, and at the end."""
 
-    def setup(self, config: dict[str, Any], *, search: StageSearch, board: Any) -> None:
+    def setup(self, config: dict[str, Any], *, search: StageSearch, coordinator: Any) -> None:
         """Nothing begins here: Tune may give the trial to another process while this one is still starting."""
-        self._search, self._board = search, board
+        self._search, self._coordinator = search, coordinator
         self._await_first_step(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -203,16 +203,16 @@ class Trial(tune.Trainable):
     def _await_first_step(self, config: dict[str, Any]) -> None:
         self._number: int = config["number"]
         self._values: Values = config["values"]
-        self._training: Future[Outcome] | None = None
+        self._training: Future[GroupOutcome] | None = None
 
-    def _begin(self) -> Future[Outcome]:
+    def _begin(self) -> Future[GroupOutcome]:
         self._started = time.monotonic()
-        ray.get(self._board.open.remote(self._number))
+        ray.get(self._coordinator.open.remote(self._number))
         return ThreadPoolExecutor(1).submit(self._train)
 
-    def _train(self) -> Outcome:
+    def _train(self) -> GroupOutcome:
         self._job = self._search.trial_job(self._number, self._values)
-        outcome = train_group([self._job], Seat(self._board, self._number))
+        outcome = fit_worker_group([self._job], TrialHandle(self._coordinator, self._number))
         for error in outcome.failed.values():
             raise error
         return outcome
@@ -220,7 +220,7 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         self._training = self._training or self._begin()
         while not self._training.done():
-            evaluation = ray.get(self._board.next_evaluation.remote(self._number))
+            evaluation = ray.get(self._coordinator.next_evaluation.remote(self._number))
             if evaluation is not None:
                 stage = self._job.stages[0]
                 return {
@@ -237,7 +237,7 @@ class Trial(tune.Trainable):
             return self._result()
         except Exception as error:
             sentence = str(error) if isinstance(error, GrowtxError) else f"{type(error).__name__}: {error}"
-            ray.get(self._board.fail.remote(self._number, sentence))
+            ray.get(self._coordinator.fail.remote(self._number, sentence))
             raise
 
     def _result(self) -> dict[str, Any]:
@@ -263,6 +263,6 @@ class Trial(tune.Trainable):
         """End the workers before this process ends; what they raised was reported by `step`."""
         if self._training is None:
             return
-        self._board.request_stop.remote(self._number)
+        self._coordinator.request_stop.remote(self._number)
         with suppress(Exception):
             self._training.result(timeout=STOP_SECONDS)

@@ -26,9 +26,9 @@ from growtx.config import ConfigModel
 from growtx.growth.flops import stage_flops
 from growtx.models.counting import monolithic_flops
 from growtx.storage import Storage
-from growtx.store.trials import Evaluation, TrialRecord, best_trial, read_trials, write_trial
+from growtx.store.trials import TrialEvaluation, TrialRecord, best_trial, read_trials, write_trial
 from growtx.sweep.search import METRIC, Dimension, Proposer, RecordedSearch, Values, planned_values
-from growtx.sweep.trial import FRACTION, TRIAL_MEMORY_BYTES, StageSearch, Trial, TrialBoard
+from growtx.sweep.trial import FRACTION, TRIAL_MEMORY_BYTES, StageSearch, Trial, TrialCoordinator
 from growtx.train.progress import StageProgress
 from growtx.train.settings import ResourcesConfig
 
@@ -48,7 +48,7 @@ def show_value(value: Any) -> str:
 
 
 class TrialTable:
-    """Draws records and what is known of running trials.
+    """Records and what is known of running trials.
 
     Args:
         records: by number; changed by others while this draws.
@@ -56,14 +56,14 @@ class TrialTable:
 
     def __init__(self, title: str, num_trials: int, records: Mapping[int, TrialRecord]) -> None:
         self._title, self._num_trials, self._records = title, num_trials, records
-        self._told = {number for number, record in records.items() if record.state != "running"}
+        self._announced = {number for number, record in records.items() if record.state != "running"}
 
     def show(self, read: Read, console: Console, stop: threading.Event) -> None:
         """Draw until `stop` is set."""
         if not console.is_terminal:
             while not stop.wait(0.5):
-                self._tell(console, read()[1])
-            self._tell(console, read()[1])
+                self._announce_ended(console, read()[1])
+            self._announce_ended(console, read()[1])
             return
         with Live(self.render({}), console=console, refresh_per_second=2) as live:
             while not stop.wait(0.5):
@@ -73,18 +73,18 @@ class TrialTable:
                 live.update(self.render(progress))
             live.update(self.render({}))
 
-    def _tell(self, console: Console, warnings: list[str]) -> None:
+    def _announce_ended(self, console: Console, warnings: list[str]) -> None:
         lines = [f"warning: {warning}" for warning in warnings]
         for number, record in sorted(self._records.items()):
-            if record.state != "running" and number not in self._told:
-                self._told.add(number)
+            if record.state != "running" and number not in self._announced:
+                self._announced.add(number)
                 lines.append(f"{self._title}: {self._sentence(record)}")
         for line in lines:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _sentence(self, record: TrialRecord) -> str:
         values = ", ".join(f"{key}={show_value(value)}" for key, value in record.values.items())
-        ended = len(self._told)
+        ended = len(self._announced)
         if record.state == "failed":
             return f"trial {record.label} failed ({ended}/{self._num_trials}; {values}): {record.error}"
         score = "-" if record.bits_per_byte is None else f"{record.bits_per_byte:.4f} bits/byte"
@@ -182,8 +182,8 @@ def _replay(scheduler: Any, record: TrialRecord) -> None:
 class Recorder(tune.Callback):
     """Records the outcome of every trial."""
 
-    def __init__(self, run: Storage, search: StageSearch, records: Sequence[TrialRecord], board: Any) -> None:
-        self._run, self._search, self._board = run, search, board
+    def __init__(self, run: Storage, search: StageSearch, records: Sequence[TrialRecord], coordinator: Any) -> None:
+        self._run, self._search, self._coordinator = run, search, coordinator
         self.records = {record.number: record for record in records}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -212,7 +212,7 @@ class Recorder(tune.Callback):
             record.state = "finished"
         else:
             earlier = [one for one in record.evaluations if one.fraction < result[FRACTION]]
-            record.evaluations = [*earlier, Evaluation(fraction=result[FRACTION], bits_per_byte=result[METRIC])]
+            record.evaluations = [*earlier, TrialEvaluation(fraction=result[FRACTION], bits_per_byte=result[METRIC])]
         write_trial(self._run, record)
 
     def _flops(self, record: TrialRecord, *, prefix_cached: bool) -> tuple[float, float]:
@@ -234,15 +234,15 @@ class Recorder(tune.Callback):
             self.on_trial_start(iteration, trials, trial)
             record = self.records[trial.config["number"]]
         record.state = "failed"
-        record.error = ray.get(self._board.failure.remote(record.number)) or "its process ended; see Ray's logs"
+        record.error = ray.get(self._coordinator.failure.remote(record.number)) or "its process ended; see Ray's logs"
         write_trial(self._run, record)
 
 
 @dataclass
-class Sweeping:
+class SweepHandle:
     """A handle for whoever may ask a sweep to stop."""
 
-    board: Any = None
+    coordinator: Any = None
     search: RecordedSearch | None = None
     stopped: bool = False
 
@@ -251,7 +251,7 @@ class Sweeping:
         self.stopped = True
         if self.search is not None:
             self.search.is_stopping = True
-            self.board.request_stop.remote()
+            self.coordinator.request_stop.remote()
 
 
 def num_concurrent(resources: ResourcesConfig, limit: int | None) -> int:
@@ -271,7 +271,7 @@ def run_trials(
     scheduler: SchedulerConfig,
     include_planned: bool,
     max_concurrent: int | None,
-    sweeping: Sweeping,
+    sweeping: SweepHandle,
     console: Console,
 ) -> list[TrialRecord]:
     """Run what a stage's sweep still has to do; returns all of its records. Ray must be connected."""
@@ -283,12 +283,12 @@ def run_trials(
     if not searcher.num_left or sweeping.stopped:
         return records
     os.environ.update({key: value for key, value in _TUNE_ENVIRONMENT.items() if key not in os.environ})
-    board: Any = TrialBoard.remote()  # type: ignore[attr-defined]
-    sweeping.board, sweeping.search = board, searcher
-    recorder = Recorder(run, search, records, board)
+    coordinator: Any = TrialCoordinator.remote()  # type: ignore[attr-defined]
+    sweeping.coordinator, sweeping.search = coordinator, searcher
+    recorder = Recorder(run, search, records, coordinator)
     table = TrialTable(f"Stage {stage.index} ({stage.name})", search.num_trials, recorder.records)
     trial = tune.with_resources(
-        tune.with_parameters(Trial, search=search, board=board),
+        tune.with_parameters(Trial, search=search, coordinator=coordinator),
         tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY_BYTES}]),
     )
     tuner = tune.Tuner(
@@ -310,21 +310,21 @@ def run_trials(
         ),
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the table, in a sentence each
-    with _shown(table, board, console):
+    with _shown(table, coordinator, console):
         tuner.fit()
     sweeping.search = None
-    ray.kill(board)
+    ray.kill(coordinator)
     _remove_leftovers(run, recorder.records)
     return sorted(recorder.records.values(), key=lambda record: record.number)
 
 
 @contextmanager
-def _shown(table: TrialTable, board: Any, console: Console) -> Iterator[None]:
+def _shown(table: TrialTable, coordinator: Any, console: Console) -> Iterator[None]:
     stop = threading.Event()
 
     def read() -> tuple[dict[int, Any], list[str]]:
         with suppress(ray.exceptions.RayError, TimeoutError):
-            return ray.get(board.read.remote(), timeout=5)  # type: ignore[no-any-return]
+            return ray.get(coordinator.read.remote(), timeout=5)  # type: ignore[no-any-return]
         return {}, []
 
     thread = threading.Thread(target=table.show, args=(read, console, stop), daemon=True)

@@ -63,7 +63,7 @@ class Batches:
             num_samples_before=self._num_samples_before,
         )
 
-    def visited(self, num_steps: int) -> np.ndarray:
+    def windows_visited(self, num_steps: int) -> np.ndarray:
         """Indices [N] of the windows that the first `num_steps` steps train on, each once."""
         return np.unique(np.concatenate([self.windows(step) for step in range(num_steps)]))
 

@@ -9,23 +9,23 @@ import ray
 
 
 @ray.remote(num_cpus=0)
-class ClaimBoard:
+class ClaimRegistry:
     """Remembers which group took a run first."""
 
     def __init__(self) -> None:
         self._owners: dict[str, str] = {}
 
-    def take(self, run_dir: str, group: str) -> bool:
+    def claim(self, run_dir: str, group: str) -> bool:
         """Whether the run is the group's: it was unclaimed, or is this group's already (after lost workers, say)."""
         return self._owners.setdefault(run_dir, group) == group
 
 
 @dataclass(frozen=True)
-class Claims:
-    """A worker group's access to the board."""
+class RunClaims:
+    """A worker group's access to the registry."""
 
-    board: Any
+    registry: Any
     group: str
 
-    def take(self, run_dir: str) -> bool:
-        return bool(ray.get(self.board.take.remote(run_dir, self.group)))
+    def claim(self, run_dir: str) -> bool:
+        return bool(ray.get(self.registry.claim.remote(run_dir, self.group)))

@@ -30,7 +30,7 @@ _MODULES = (
 )
 
 
-def quiet_worker() -> None:
+def silence_worker_logs() -> None:
     """Leave warnings and errors of our own visible, and silence the libraries' messages."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
@@ -83,7 +83,7 @@ def _connect(address: str | None, resources: ResourcesConfig) -> None:
         ray.init(
             address=address or "local",
             include_dashboard=None if address else False,
-            log_to_driver=False,  # warnings and errors come through the progress board and exceptions
+            log_to_driver=False,  # warnings and errors come through the progress progress_actor and exceptions
             logging_level=logging.ERROR,
             configure_logging=True,
             runtime_env=runtime_env(resources),
@@ -116,7 +116,7 @@ def runtime_env(resources: ResourcesConfig) -> dict[str, Any]:
     }
     if not resources.use_gpu:
         variables["DS_ACCELERATOR"] = "cpu"
-    environment: dict[str, Any] = {"worker_process_setup_hook": quiet_worker, "env_vars": variables}
+    environment: dict[str, Any] = {"worker_process_setup_hook": silence_worker_logs, "env_vars": variables}
     if not os.environ.get("RAY_ADDRESS"):  # inside a job the working directory is Ray's copy and already importable
         root = str(Path(__file__).parents[2])
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))

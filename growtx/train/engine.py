@@ -21,14 +21,14 @@ from growtx.growth.freezing import frozen_parameters, hash_frozen
 from growtx.growth.plan import Stage
 from growtx.train.distributed import rank, world_size
 from growtx.train.kernels import use_bf16
-from growtx.train.memory import GradientPeak, HeldBytes, storage_bytes
+from growtx.train.memory import AllocatedBytes, GradientPeak, storage_bytes
 from growtx.train.settings import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 State = dict[str, torch.Tensor]
 
 
-def quiet_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """Import DeepSpeed without its chatter and without compiling a C++ kernel that only its inference uses."""
     import logging
     import sys
@@ -85,7 +85,7 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
     ]
 
 
-class Engine:
+class TrainEngine:
     """One stage's model under DeepSpeed.
 
     Args:
@@ -93,7 +93,7 @@ class Engine:
     """
 
     def __init__(self, model: nn.Module, stage: Stage, settings: TrainingConfig) -> None:
-        deepspeed = quiet_deepspeed()
+        deepspeed = import_deepspeed()
         self._gather = deepspeed.zero.GatheredParameters
         self._zero_stage = settings.zero_stage
         groups = parameter_groups(model, stage)
@@ -111,7 +111,7 @@ class Engine:
         )
         self.model = model
         self.device = self.engine.device
-        self.held: HeldBytes | None = None  # measured in the first step
+        self.held: AllocatedBytes | None = None  # measured in the first step
         watched = [] if self._zero_stage == 3 else [parameter for _, parameter in self.trainable()]
         self._gradients = GradientPeak(watched)  # ZeRO 3 keeps gradients in buffers of its own
         self._create_moments()
@@ -153,13 +153,13 @@ class Engine:
             totals[1] += (batch["labels"][:, 1:] >= 0).sum()
         return totals
 
-    def _measure(self) -> HeldBytes:
+    def _measure(self) -> AllocatedBytes:
         """What this rank holds on its device in a step."""
         parameters = list(self.model.parameters())
         moments = [state[key] for state in self._optimizer.state.values() for key in MOMENTS]
         weights = [getattr(parameter, "ds_tensor", parameter) for parameter in parameters]
         optimizer = [part for part in (*self._masters, *moments) if part.device == self.device]
-        return HeldBytes(storage_bytes(weights), self._gradient_bytes(), storage_bytes(optimizer))
+        return AllocatedBytes(storage_bytes(weights), self._gradient_bytes(), storage_bytes(optimizer))
 
     def _gradient_bytes(self) -> int:
         if self._zero_stage == 3:

@@ -46,7 +46,7 @@ def peak_memory_bytes() -> int:
 
 
 @dataclass(frozen=True)
-class HeldBytes:
+class AllocatedBytes:
     """Bytes of the tensors that live throughout a step, by purpose."""
 
     weights: int
@@ -71,11 +71,11 @@ class GradientPeak:
         self.peak = 0
         self._parameters = list(parameters)
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(self._look)  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(self._record_peak)  # type: ignore[no-untyped-call]
             for parameter in self._parameters
         ]
 
-    def _look(self, _: torch.Tensor) -> None:
+    def _record_peak(self, _: torch.Tensor) -> None:
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         self.peak = max(self.peak, storage_bytes(gradients))
 
@@ -98,7 +98,7 @@ def placement(training: TrainingConfig, *, num_workers: int, bf16: bool) -> Plac
 
 
 def memory_metrics(
-    held: HeldBytes, config: GrowtxConfig, stage: Stage, training: TrainingConfig, *, num_workers: int
+    held: AllocatedBytes, config: GrowtxConfig, stage: Stage, training: TrainingConfig, *, num_workers: int
 ) -> dict[str, Any]:
     """For the manifest: bytes as measured on this worker and as forecast; activations, where a GPU counts them."""
     spread = placement(training, num_workers=num_workers, bf16=use_bf16(training))

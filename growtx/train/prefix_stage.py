@@ -52,7 +52,7 @@ def use_prefix_cache(
         micro_batch=micro_batch,
     )
     cache = work.cache(batches.data)
-    shards = cache.shards_of(batches.visited(num_steps))
+    shards = cache.shards_of(batches.windows_visited(num_steps))
     plan = on_rank_zero(
         lambda: plan_prefix(
             config,
@@ -97,9 +97,9 @@ def _fill(
         return None
     model = assemble(BlobStore(work.store_dir), work.parent).to(worker_device(), cache.dtype).eval()
     mine = missing[rank() :: world_size()]
-    for others_too in (False, True):
+    for also_those_of_others in (False, True):
         try:
-            cache.fill(cache.missing(shards) if others_too else mine, model, work.num_frozen)
+            cache.fill(cache.missing(shards) if also_those_of_others else mine, model, work.num_frozen)
         except StoreError as error:
             problem = error
         if any_rank([problem is not None])[0]:

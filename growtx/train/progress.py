@@ -22,7 +22,7 @@ LINE_EVERY_SECONDS = 15.0  # where there is no terminal to draw on
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPosition:
     """Where a run stands among those of its worker group."""
 
     run: str = ""
@@ -43,7 +43,7 @@ class StageProgress:
     bits_per_byte: float | None = None
     tokens_per_second: float | None = None
     weights: tuple[float, ...] = field(default_factory=tuple)  # expected share of each stage in the whole work
-    place: Place = Place()
+    run_position: RunPosition = RunPosition()
     prefix_cached: bool = False  # whether the frozen prefix's activations are read from the cache
     evaluated: bool = False  # bits_per_byte was measured just now: a scheduler may decide whether to continue
 
@@ -53,12 +53,14 @@ class StageProgress:
         if not self.weights or self.stage == 0:
             return 0.0
         done = sum(self.weights[: self.stage - 1]) + self.weights[self.stage - 1] * min(1.0, self.fraction)
-        return (self.place.num_before + done / sum(self.weights)) / self.place.num_runs
+        return (self.run_position.num_before + done / sum(self.weights)) / self.run_position.num_runs
 
     def describe(self) -> str:
         parts = [f"stage {self.stage}/{self.num_stages} {self.name}" if self.stage else self.name]
-        if self.stage and self.place.num_runs > 1:
-            parts.insert(0, f"run {self.place.num_before + 1}/{self.place.num_runs} {self.place.run}")
+        if self.stage and self.run_position.num_runs > 1:
+            parts.insert(
+                0, f"run {self.run_position.num_before + 1}/{self.run_position.num_runs} {self.run_position.run}"
+            )
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
         if self.bits_per_byte is not None:
@@ -69,7 +71,7 @@ class StageProgress:
 
 
 @ray.remote(num_cpus=0)
-class ProgressBoard:
+class ProgressActor:
     """Holds the last progress and whether a stop was asked for."""
 
     def __init__(self) -> None:
@@ -77,7 +79,7 @@ class ProgressBoard:
         self._stop = False
         self._warnings: list[str] = []
 
-    def post(self, progress: StageProgress) -> bool:
+    def report(self, progress: StageProgress) -> bool:
         """Called by rank 0; returns whether to save and stop."""
         self._progress = progress
         return self._stop
@@ -94,22 +96,22 @@ class ProgressBoard:
         self._stop = True
 
 
-class Poster:
-    """Rank 0's end of the board: posts without waiting for it, except for the answer to an evaluation."""
+class ProgressReporter:
+    """Rank 0's end of the progress_actor: posts without waiting for it, except for the answer to an evaluation."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, progress_actor: Any) -> None:
+        self._progress_actor = progress_actor
         self._pending: Any = None
         self.stop_requested = False
 
-    def post(self, progress: StageProgress) -> None:
+    def report(self, progress: StageProgress) -> None:
         if self._pending is not None:
             ready, _ = ray.wait([self._pending], timeout=None if progress.evaluated else 0)
             if not ready:
                 return
             self._collect()
-        if self._board is not None:
-            self._pending = self._board.post.remote(progress)
+        if self._progress_actor is not None:
+            self._pending = self._progress_actor.report.remote(progress)
             if progress.evaluated:
                 self._collect()
 
@@ -118,18 +120,18 @@ class Poster:
         try:
             self.stop_requested = self.stop_requested or bool(ray.get(pending))
         except ray.exceptions.RayError:  # the driver is gone; Ray ends this worker soon
-            self._board = None
+            self._progress_actor = None
 
 
-class BoardHandler(logging.Handler):
+class DriverLogHandler(logging.Handler):
     """Carries a worker's warnings to the driver's terminal; everything else stays in Ray's log files."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, progress_actor: Any) -> None:
         super().__init__(logging.WARNING)
-        self._board = board
+        self._progress_actor = progress_actor
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._board.warn.remote(record.getMessage())
+        self._progress_actor.warn.remote(record.getMessage())
 
 
 class _Eta(ProgressColumn):
@@ -148,29 +150,31 @@ def eta_seconds(fraction: float, elapsed_seconds: float) -> float | None:
 
 
 @contextmanager
-def show_progress(boards: Mapping[str, Any], console: Console) -> Iterator[None]:
-    """Draw named boards until the block ends: a bar each on a terminal, a line each every 15 s elsewhere."""
+def show_progress(progress_actors: Mapping[str, Any], console: Console) -> Iterator[None]:
+    """Draw named progress_actors until the block ends: a bar each on a terminal, a line each every 15 s elsewhere."""
     stop = threading.Event()
     draw = _draw_bars if console.is_terminal else _print_lines
-    thread = threading.Thread(target=draw, args=(boards, console, stop), daemon=True)
+    thread = threading.Thread(target=draw, args=(progress_actors, console, stop), daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join(timeout=5)
-        for title, board in boards.items():
-            _read(board, StageProgress(), console, _prefix(boards, title))  # warnings of the last moment
+        for title, progress_actor in progress_actors.items():
+            _read(
+                progress_actor, StageProgress(), console, _prefix(progress_actors, title)
+            )  # warnings of the last moment
 
 
-def _prefix(boards: Mapping[str, Any], title: str) -> str:
-    """What tells the warnings of one board from those of others."""
-    return f"{title}: " if len(boards) > 1 else ""
+def _prefix(progress_actors: Mapping[str, Any], title: str) -> str:
+    """What tells the warnings of one progress_actor from those of others."""
+    return f"{title}: " if len(progress_actors) > 1 else ""
 
 
-def _read(board: Any, last: StageProgress, console: Console, prefix: str) -> StageProgress:
+def _read(progress_actor: Any, last: StageProgress, console: Console, prefix: str) -> StageProgress:
     try:
-        progress, warnings = ray.get(board.read.remote(), timeout=5)
+        progress, warnings = ray.get(progress_actor.read.remote(), timeout=5)
     except (ray.exceptions.RayError, TimeoutError):
         return last
     for message in warnings:
@@ -178,7 +182,7 @@ def _read(board: Any, last: StageProgress, console: Console, prefix: str) -> Sta
     return progress  # type: ignore[no-any-return]
 
 
-def _draw_bars(boards: Mapping[str, Any], console: Console, stop: threading.Event) -> None:
+def _draw_bars(progress_actors: Mapping[str, Any], console: Console, stop: threading.Event) -> None:
     columns: Sequence[ProgressColumn] = (
         TextColumn("[bold]{task.fields[title]}"),
         BarColumn(),
@@ -187,22 +191,22 @@ def _draw_bars(boards: Mapping[str, Any], console: Console, stop: threading.Even
         _Eta(),
         TextColumn("{task.description}"),
     )
-    last = dict.fromkeys(boards, StageProgress())
+    last = dict.fromkeys(progress_actors, StageProgress())
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         tasks = {title: progress.add_task(at.describe(), total=1.0, title=title) for title, at in last.items()}
         while not stop.wait(0.5):
-            for title, board in boards.items():
-                last[title] = _read(board, last[title], console, _prefix(boards, title))
+            for title, progress_actor in progress_actors.items():
+                last[title] = _read(progress_actor, last[title], console, _prefix(progress_actors, title))
                 at = last[title]
                 progress.update(tasks[title], completed=at.total_fraction, description=at.describe())
 
 
-def _print_lines(boards: Mapping[str, Any], console: Console, stop: threading.Event) -> None:
-    last, start = dict.fromkeys(boards, StageProgress()), time.monotonic()
-    width = max(map(len, boards))
+def _print_lines(progress_actors: Mapping[str, Any], console: Console, stop: threading.Event) -> None:
+    last, start = dict.fromkeys(progress_actors, StageProgress()), time.monotonic()
+    width = max(map(len, progress_actors))
     while not stop.wait(LINE_EVERY_SECONDS):
-        for title, board in boards.items():
-            at = last[title] = _read(board, last[title], console, _prefix(boards, title))
+        for title, progress_actor in progress_actors.items():
+            at = last[title] = _read(progress_actor, last[title], console, _prefix(progress_actors, title))
             left = eta_seconds(at.total_fraction, time.monotonic() - start)
             eta = "" if left is None or at.total_fraction >= 1 else f", about {left / 60:.0f} min left"
             line = f"{title:{width}} {at.total_fraction:4.0%}  {at.describe()}{eta}"

@@ -21,8 +21,8 @@ from growtx.growth.assembly import (
     SUBSTRATE_KEY,
     assemble,
     block_prefix,
+    build_stage_model,
     describe_model,
-    grow,
     read_state,
     split_state,
 )
@@ -48,7 +48,7 @@ from growtx.train.distributed import (
     worker_device,
     world_size,
 )
-from growtx.train.engine import Engine, State
+from growtx.train.engine import State, TrainEngine
 from growtx.train.kernels import set_kernels, use_bf16
 from growtx.train.memory import memory_metrics, peak_memory_bytes, reset_peak_memory
 from growtx.train.prefix_stage import use_prefix_cache
@@ -77,7 +77,7 @@ def learning_rate_factor(train: StageTraining, step: int, num_steps: int) -> flo
 
 
 @dataclass
-class Position:
+class TrainingProgress:
     """How far the stage is; what a checkpoint remembers besides tensors."""
 
     step: int = 0
@@ -87,7 +87,7 @@ class Position:
     first_score: float | None = None
 
 
-class StageRecord:
+class StageLogger:
     """Records and shows how far a stage is.
 
     Args:
@@ -104,7 +104,7 @@ class StageRecord:
         self._active = active_parameters(self._job.model_at(stage.num_blocks), stage)
         self.prefix_cached = False  # whether the frozen prefix's activations are read instead of computed
 
-    def num_tokens(self, position: Position) -> int:
+    def num_tokens(self, position: TrainingProgress) -> int:
         """Tokens trained on since the first stage."""
         return self._tokens_before + position.step * self._tokens_per_step
 
@@ -112,7 +112,7 @@ class StageRecord:
         """Forget the rows after a step of this stage. Collective."""
         on_rank_zero(lambda: self._metrics.rewind(stage=self._stage.index, step=step))
 
-    def write(self, position: Position, values: dict[str, Any]) -> None:
+    def write(self, position: TrainingProgress, values: dict[str, Any]) -> None:
         """Add a row. Collective."""
         row = {
             "step": position.step,
@@ -128,7 +128,7 @@ class StageRecord:
         on_rank_zero(lambda: self._metrics.append(row))
         self._context.show(row)
 
-    def show(self, position: Position, **values: Any) -> None:
+    def show(self, position: TrainingProgress, **values: Any) -> None:
         """Report to the driver, whose answer may be a request to stop. Values not given stay as they were."""
         if rank() != 0:
             return
@@ -146,11 +146,11 @@ class StageRecord:
             bits_per_byte=values.get("bits_per_byte", before.bits_per_byte),
             loss=values.get("loss", before.loss),
             tokens_per_second=values.get("tokens_per_second", before.tokens_per_second),
-            place=before.place,
+            run_position=before.run_position,
             prefix_cached=self.prefix_cached,
             evaluated=values.get("evaluated", False),
         )
-        self._context.poster.post(self._context.progress)
+        self._context.reporter.report(self._context.progress)
 
 
 class StageRun:
@@ -168,11 +168,11 @@ class StageRun:
         self.store = BlobStore(self.job.store_dir)
         self.config = self.job.model_at(stage.num_blocks)
         self.num_steps = stage.train.num_steps(self.tokens_per_step)
-        self.position = Position()
+        self.position = TrainingProgress()
         self.pause_seconds: float | None = None  # since the last step of the stage before, on the same worker group
         self.fingerprint = self.job.stage_fingerprint(stage, parent.digest() if parent else None)
         self.tokens_before = parent.num_tokens if parent else 0
-        self.record = StageRecord(context, stage, num_steps=self.num_steps, tokens_before=self.tokens_before)
+        self.record = StageLogger(context, stage, num_steps=self.num_steps, tokens_before=self.tokens_before)
         reset_peak_memory()
         self.batches = self._build_batches()
         self.prefix_plan = self._use_prefix_cache()
@@ -180,15 +180,15 @@ class StageRun:
         self.engine = self._build_engine()
         self.frozen_before, self.num_frozen_tensors = self.engine.frozen_hash()
 
-    def _build_engine(self) -> Engine:
+    def _build_engine(self) -> TrainEngine:
         state = read_state(self.store, self.parent) if self.parent else None
         substrate = next(iter(self.store.get(self.job.substrate.blob).values()))
-        model = grow(self.config, self.stage, state, substrate, seed=self.job.seed)
+        model = build_stage_model(self.config, self.stage, state, substrate, seed=self.job.seed)
         wrapped = prepare_for_stage(model, self.stage, seed=self.job.seed)
         assert count_trainable(wrapped) == active_parameters(self.config, self.stage)
         on_all_ranks(lambda: set_kernels(model, self.settings, worker_device()))
         wrapped.train()
-        return Engine(wrapped, self.stage, self.settings)
+        return TrainEngine(wrapped, self.stage, self.settings)
 
     def _build_batches(self) -> Batches:
         return Batches(
@@ -286,7 +286,7 @@ class StageRun:
         if rank() == 0 and checkpoint.every_seconds is not None:
             due = due or time.monotonic() - last_save >= checkpoint.every_seconds
         at_end = self.position.step >= self.num_steps  # the stage is about to be finalized, which is better
-        return [self.context.poster.stop_requested, due and not at_end]
+        return [self.context.reporter.stop_requested, due and not at_end]
 
     def _end(self) -> str | None:
         train = self.stage.train
@@ -370,7 +370,7 @@ class StageRun:
                 f"checkpoint {directory}: its frozen tensors differ from those on this machine",
                 f"Delete {directory} to repeat the stage from its start",
             )
-        self.position = Position(
+        self.position = TrainingProgress(
             step=info.step,
             seconds=info.seconds,
             best_bits_per_byte=math.inf if info.best_bits_per_byte is None else info.best_bits_per_byte,
@@ -397,14 +397,14 @@ PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class _Written:
+class _StoredBlobs:
     substrate: str
     blocks: tuple[BlockRef, ...]
     head: str
     new: tuple[str, ...]
 
 
-def seal(run: StageRun, ended_by: str) -> Manifest:
+def finalize_stage(run: StageRun, ended_by: str) -> Manifest:
     """Finalize a trained stage: store it and return its manifest. Collective.
 
     Raises:
@@ -458,7 +458,7 @@ def seal(run: StageRun, ended_by: str) -> Manifest:
     return on_rank_zero(store)
 
 
-def _write_blobs(run: StageRun, trained: State) -> _Written:
+def _write_blobs(run: StageRun, trained: State) -> _StoredBlobs:
     """Put the tensors that trained into blobs; everything else keeps its parent's."""
     stage, parent, put = run.stage, run.parent, run.store.put
     before = parent.blobs() if parent else [run.job.substrate.blob]
@@ -474,12 +474,12 @@ def _write_blobs(run: StageRun, trained: State) -> _Written:
     substrate = parent.substrate if parent else run.job.substrate.blob
     if stage.train_substrate:
         substrate = put({SUBSTRATE_KEY: trained[SUBSTRATE_KEY]})
-    written = _Written(substrate, tuple(blocks), put(head) if head else _parent_head(run), ())
+    written = _StoredBlobs(substrate, tuple(blocks), put(head) if head else _parent_head(run), ())
     blobs = [substrate, *(b for ref in blocks for b in (ref.blob, *ref.adapters)), written.head]
     new = tuple(dict.fromkeys(blob for blob in blobs if blob not in before))
     if parent is None:
         new = (run.job.substrate.blob, *(blob for blob in new if blob != run.job.substrate.blob))
-    return _Written(substrate, tuple(blocks), written.head, new)
+    return _StoredBlobs(substrate, tuple(blocks), written.head, new)
 
 
 def _parent_head(run: StageRun) -> str:
@@ -490,7 +490,7 @@ def _parent_head(run: StageRun) -> str:
 
 
 def _manifest(
-    run: StageRun, written: _Written, frozen: FrozenCheck, ended_by: str, metrics: dict[str, Any]
+    run: StageRun, written: _StoredBlobs, frozen: FrozenCheck, ended_by: str, metrics: dict[str, Any]
 ) -> Manifest:
     job = run.job
     return Manifest(

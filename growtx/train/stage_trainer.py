@@ -15,10 +15,10 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from growtx.exceptions import GrowtxError, TrainingError
 from growtx.storage import Storage
 from growtx.train.checkpoints import CHECKPOINTS_DIR
-from growtx.train.claims import Claims
+from growtx.train.claims import RunClaims
 from growtx.train.cluster import check_cluster, first_sentence
 from growtx.train.job import TrainJob
-from growtx.train.worker import train_jobs
+from growtx.train.worker import train_loop_per_worker
 
 # Ray's controller only polls its workers every 2 s by default, and every report would wait for that.
 _RAY_TRAIN_ENVIRONMENT = {
@@ -29,14 +29,16 @@ _RAY_TRAIN_ENVIRONMENT = {
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GroupOutcome:
     """How a worker group ended: whether it was asked to stop, and the runs (by directory) that failed."""
 
     stopped: bool
     failed: Mapping[str, GrowtxError] = field(default_factory=dict)
 
 
-def train_group(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | None = None) -> Outcome:
+def fit_worker_group(
+    jobs: Sequence[TrainJob], progress_actor: Any = None, claims: RunClaims | None = None
+) -> GroupOutcome:
     """Train jobs that share resources on one worker group, replacing workers that are lost.
 
     Args:
@@ -52,7 +54,7 @@ def train_group(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | No
     num_failures = 0
     while True:
         try:
-            result = _trainer(jobs, board, claims).fit()
+            result = _torch_trainer(jobs, progress_actor, claims).fit()
             break
         except ray.train.ControllerError as error:
             num_failures += not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
@@ -62,7 +64,7 @@ def train_group(jobs: Sequence[TrainJob], board: Any = None, claims: Claims | No
         except ray.train.TrainingFailedError as error:
             raise _explain(error) from error
     outcome: dict[str, Any] = result.return_value or {}
-    return Outcome(stopped=bool(outcome.get("stopped")), failed=outcome.get("failed", {}))
+    return GroupOutcome(stopped=bool(outcome.get("stopped")), failed=outcome.get("failed", {}))
 
 
 class _Trainer(TorchTrainer):
@@ -70,11 +72,15 @@ class _Trainer(TorchTrainer):
         """Ray's would abort on Ctrl-C without a checkpoint; `pipeline.growing.stopping` asks for one."""
 
 
-def _trainer(jobs: Sequence[TrainJob], board: Any, claims: Claims | None) -> TorchTrainer:
+def _torch_trainer(jobs: Sequence[TrainJob], progress_actor: Any, claims: RunClaims | None) -> TorchTrainer:
     resources, storage = jobs[0].resources, Storage(jobs[0].run_dir)
     return _Trainer(
-        train_jobs,
-        train_loop_config={"jobs": [job.model_dump(mode="json") for job in jobs], "board": board, "claims": claims},
+        train_loop_per_worker,
+        train_loop_config={
+            "jobs": [job.model_dump(mode="json") for job in jobs],
+            "progress_actor": progress_actor,
+            "claims": claims,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.use_gpu,

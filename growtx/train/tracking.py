@@ -150,7 +150,7 @@ class TrackingConfig(ConfigModel):
                 )
 
 
-class Service(Protocol):
+class TrackingClient(Protocol):
     """A client of a service that rows go to."""
 
     def add(self, row: Mapping[str, Any]) -> None: ...
@@ -168,7 +168,7 @@ class Trackers:
     def __init__(self, config: TrackingConfig, storage: Storage) -> None:
         config.check_installed()
         self._files = TensorBoardLog(storage)
-        self._services: dict[str, Service] = {}
+        self._services: dict[str, TrackingClient] = {}
         if config.wandb is not None:
             self._services["wandb"] = _opened("wandb", partial(WandbRun, config.wandb, storage))
         if config.mlflow is not None:
@@ -257,7 +257,7 @@ class MlflowRun:
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
 
-def _opened(name: str, start: Callable[[], Service]) -> Service:
+def _opened(name: str, start: Callable[[], TrackingClient]) -> TrackingClient:
     try:
         return start()
     except Exception as error:  # refused keys, unknown hosts, ...: every client has errors of its own

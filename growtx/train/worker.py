@@ -9,15 +9,15 @@ from typing import Any
 from growtx.exceptions import GrowtxError
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, list_manifests, read_manifest, stage_index
-from growtx.train.claims import Claims
+from growtx.train.claims import RunClaims
 from growtx.train.distributed import on_rank_zero
 from growtx.train.job import TrainJob
-from growtx.train.progress import Place
-from growtx.train.stage_run import StageRun, StopRequested, seal
+from growtx.train.progress import RunPosition
+from growtx.train.stage_run import StageRun, StopRequested, finalize_stage
 from growtx.train.worker_context import WorkerContext
 
 
-def train_jobs(config: dict[str, Any]) -> dict[str, Any]:
+def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:
     """Train every stage of the jobs that has no manifest yet.
 
     A failure in one run ends that run alone: jobs of other run directories continue.
@@ -27,26 +27,26 @@ def train_jobs(config: dict[str, Any]) -> dict[str, Any]:
         crash, or Ray would start the workers again for it.
     """
     jobs = [TrainJob.model_validate(job) for job in config["jobs"]]
-    claims: Claims | None = config["claims"]
+    claims: RunClaims | None = config["claims"]
     failed: dict[str, GrowtxError] = {}
-    for job, place in zip(jobs, _places(jobs), strict=True):
-        if job.run_dir in failed or not (claims is None or on_rank_zero(partial(claims.take, job.run_dir))):
+    for job, run_position in zip(jobs, _run_positions(jobs), strict=True):
+        if job.run_dir in failed or not (claims is None or on_rank_zero(partial(claims.claim, job.run_dir))):
             continue
         try:
-            if _train(job, config["board"], place):
+            if train_job(job, config["progress_actor"], run_position):
                 return {"stopped": True, "failed": failed}
         except GrowtxError as error:
             failed[job.run_dir] = error
     return {"stopped": False, "failed": failed}
 
 
-def _places(jobs: list[TrainJob]) -> list[Place]:
+def _run_positions(jobs: list[TrainJob]) -> list[RunPosition]:
     """Where each job stands among the runs of this worker group."""
     order: Mapping[str, int] = {run_dir: at for at, run_dir in enumerate(dict.fromkeys(job.run_dir for job in jobs))}
-    return [Place(job.run_dir.rsplit("/", 1)[-1], order[job.run_dir], len(order)) for job in jobs]
+    return [RunPosition(job.run_dir.rsplit("/", 1)[-1], order[job.run_dir], len(order)) for job in jobs]
 
 
-def _train(job: TrainJob, board: Any, place: Place) -> bool:
+def train_job(job: TrainJob, progress_actor: Any, run_position: RunPosition) -> bool:
     """Train a job to its end; returns whether a stop was asked for."""
     context: WorkerContext | None = None
     is_finished = False
@@ -55,11 +55,11 @@ def _train(job: TrainJob, board: Any, place: Place) -> bool:
             finished, parent = on_rank_zero(partial(_manifests_at, job, stage.index))
             if finished:  # by an earlier attempt of this worker group
                 continue
-            context = context or WorkerContext(job, board, place)
+            context = context or WorkerContext(job, progress_actor, run_position)
             run = StageRun(context, stage, parent)
             try:
                 ended_by = run.train()
-                seal(run, ended_by)
+                finalize_stage(run, ended_by)
             except StopRequested:
                 return True
             finally:

@@ -1,4 +1,4 @@
-"""What a worker process keeps from stage to stage: data, tokenizer, held-out windows, the progress board."""
+"""What a worker process keeps from stage to stage: data, tokenizer, held-out windows, the progress progress_actor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from growtx.storage import STORAGE_VARIABLE, Storage
 from growtx.train.distributed import on_all_ranks, on_rank_zero, rank
 from growtx.train.held_out import HeldOut
 from growtx.train.job import TrainJob
-from growtx.train.progress import BoardHandler, Place, Poster, StageProgress
+from growtx.train.progress import DriverLogHandler, ProgressReporter, RunPosition, StageProgress
 from growtx.train.tracking import Trackers, TrainingGauges
 
 VISIBLE_WITHIN_SECONDS = 15.0  # network file systems show new files late
@@ -32,11 +32,11 @@ class WorkerContext:
     """Opened once per job of a worker process.
 
     Args:
-        board: the progress actor, or None.
-        place: where the job stands among the runs of its worker group.
+        progress_actor: the progress actor, or None.
+        run_position: where the job stands among the runs of its worker group.
     """
 
-    def __init__(self, job: TrainJob, board: Any, place: Place) -> None:
+    def __init__(self, job: TrainJob, progress_actor: Any, run_position: RunPosition) -> None:
         self.job = job
         torch.set_num_threads(max(1, int(job.resources.cpus_per_worker)))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -50,11 +50,11 @@ class WorkerContext:
             num_windows=job.training.evaluation.num_windows,
             bytes_V=torch.from_numpy(token_num_bytes(self.tokenizer)),
         )
-        self.poster = Poster(board)
-        if board is not None:
-            logging.getLogger("growtx").handlers = [BoardHandler(board)]
+        self.reporter = ProgressReporter(progress_actor)
+        if progress_actor is not None:
+            logging.getLogger("growtx").handlers = [DriverLogHandler(progress_actor)]
         self.last_step_ended: float | None = None  # on the monotonic clock
-        self.progress = StageProgress(place=place)
+        self.progress = StageProgress(run_position=run_position)
         self._gauges = TrainingGauges(job.run_dir) if rank() == 0 else None
         self._trackers: Trackers | None = None
         on_rank_zero(self._open_trackers)

@@ -10,7 +10,7 @@ from growtx.substrate.build import SubstrateConfig
 def test_the_parts_and_the_ratio_to_the_plain_procedure_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(substrate, "_in_own_process", substrate._build)  # a new process takes seconds to import torch
     surfaces = [chr(code) for code in range(0x400, 0x450)]
-    rows = substrate.run(surfaces, SubstrateConfig(), 32, reference.picture)
+    rows = substrate.measure_substrate(surfaces, SubstrateConfig(), 32, reference.picture)
     values = {row["measure"]: row["value"] for row in rows}
     assert all(value > 0 for value in values.values())
     assert values["whole build"] >= 0 and values["peak memory of the build"] < 4

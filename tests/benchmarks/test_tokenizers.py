@@ -7,7 +7,7 @@ from tests.data import small_tokenizers
 def test_every_tokenizer_is_measured_on_every_language() -> None:
     texts = {"en": small_tokenizers.TEXTS[:1] * 5, "ru": small_tokenizers.TEXTS[1:2] * 5}
     measured = {"ours": small_tokenizers.compact(), "bytes": tokenizers.gpt2_style(["a"], 257)}
-    rows = tokenizers.run(measured, texts)
+    rows = tokenizers.measure_tokenizers(measured, texts)
     assert [(row["tokenizer"], row["language"]) for row in rows] == [
         ("ours", "en"), ("ours", "ru"), ("bytes", "en"), ("bytes", "ru"),
     ]  # fmt: skip

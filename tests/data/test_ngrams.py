@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from growtx.data import ngrams
-from growtx.data.ngrams import LANGUAGES, embedded_ngrams, leading, take_turns
+from growtx.data.ngrams import NGRAM_LANGUAGES, embedded_ngrams, interleave, leading
 from growtx.data.sources import DataConfig
 
 
 def test_languages_take_turns_and_nothing_is_listed_twice() -> None:
-    assert take_turns([["a", "b"], ["c"], ["a", "d"]]) == ("a", "c", "b", "d")
+    assert interleave([["a", "b"], ["c"], ["a", "d"]]) == ("a", "c", "b", "d")
 
 
 def test_leading_ngrams_are_ordered_by_count_then_alphabet() -> None:
@@ -24,7 +24,7 @@ class TestEmbeddedNgrams:
         ngrams = embedded_ngrams(3)
         assert {"th", "ст", "中国", "ch", "ion"} <= set(ngrams[:2000])
         assert not any(char.isdigit() for gram in ngrams for char in gram)
-        assert {len(gram) for gram in ngrams} == {2, 3} and len(LANGUAGES) == 33
+        assert {len(gram) for gram in ngrams} == {2, 3} and len(NGRAM_LANGUAGES) == 33
         assert len(set(ngrams)) == len(ngrams) > 20_000
 
     def test_capitalised_ngrams_are_known_although_the_statistics_are_lower_case(self) -> None:
@@ -69,6 +69,6 @@ class TestCountedNgrams:
             ]
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
-            assert ngrams.counted_ngrams(data, 3) == take_turns(expected)
+            assert ngrams.counted_ngrams(data, 3) == interleave(expected)
         finally:
             ray.shutdown()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.data import packing
 from growtx.data.packing import PackedData, PackedSplit, open_packed, pack, window_indices
 from growtx.data.sources import DataConfig, iterate_documents
@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> DataConfig:
 
 def _config(tmp_path: Path, weight: float = 1.0, **fields: Any) -> DataConfig:
     sources = [{"files": f"{tmp_path}/a.jsonl", "weight": weight}, {"files": f"{tmp_path}/b.jsonl"}]
-    return build(DataConfig, {"sources": sources, "validation_fraction": 0.2, **fields})
+    return build_config(DataConfig, {"sources": sources, "validation_fraction": 0.2, **fields})
 
 
 def _pack(config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, length: int = 32) -> PackedData:
@@ -85,7 +85,7 @@ def test_padding_stands_at_the_very_end_only(
 def test_text_that_spells_special_tokens_stays_text(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     rows = [{"text": f"{number} <pad> and </s> are words"} for number in range(40)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = build(DataConfig, {"sources": [{"files": f"{tmp_path}/a.jsonl"}], "validation_fraction": 0.2})
+    config = build_config(DataConfig, {"sources": [{"files": f"{tmp_path}/a.jsonl"}], "validation_fraction": 0.2})
     packed = _pack(config, tokenizer, tmp_path)
     assert [text.split(" ", 1)[1] for text in _texts(packed.train, tokenizer)] == [
         "<pad> and </s> are words"
@@ -220,12 +220,12 @@ def test_too_little_text_says_what_share_would_hold_something_out(
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "three"}\n')
     tree = {"sources": [{"files": f"{tmp_path}/a.jsonl"}], "validation_fraction": 0.001}
     with pytest.raises(DataError, match=r"None of 3 documents is held out.*Raise it to (0\.\d+)") as caught:
-        _pack(build(DataConfig, tree), tokenizer, tmp_path)
+        _pack(build_config(DataConfig, tree), tokenizer, tmp_path)
     enough = float(caught.value.remedy.split()[3])
-    packed = _pack(build(DataConfig, {**tree, "validation_fraction": enough}), tokenizer, tmp_path)
+    packed = _pack(build_config(DataConfig, {**tree, "validation_fraction": enough}), tokenizer, tmp_path)
     assert packed.validation.num_documents == 1
     with pytest.raises(DataError, match="All 3 documents of source 'a' are held out"):
-        _pack(build(DataConfig, {**tree, "validation_fraction": 0.9999}), tokenizer, tmp_path)
+        _pack(build_config(DataConfig, {**tree, "validation_fraction": 0.9999}), tokenizer, tmp_path)
 
 
 def test_a_tokenizer_without_padding_is_refused(config: DataConfig, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_missing_packed_data_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.skipif(not CORPORA.exists(), reason="needs the shared corpora")
 def test_real_text_is_packed_without_loss(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     tree = {"sources": [{"files": str(CORPORA / "handbook_zh.parquet"), "max_documents": 200}]}
-    config = build(DataConfig, tree)
+    config = build_config(DataConfig, tree)
     packed = _pack(config, tokenizer, tmp_path, length=256)
     expected = [document.text for document in iterate_documents(config) if document.split == "train"]
     assert _texts(packed.train, tokenizer) == expected

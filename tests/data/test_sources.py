@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from growtx.config import build, to_yaml
+from growtx.config import build_config, to_yaml
 from growtx.data.sources import DataConfig, SourceConfig, held_out_position, iterate_documents, iterate_source
 from growtx.exceptions import ConfigError, DataError
 
@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _config(*sources: dict[str, Any], **fields: Any) -> DataConfig:
-    return build(DataConfig, {"sources": list(sources), **fields})
+    return build_config(DataConfig, {"sources": list(sources), **fields})
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_the_default_is_the_microworld_and_survives_yaml() -> None:
     assert config.source_names == ("microworld",)
     import yaml
 
-    assert build(DataConfig, yaml.safe_load(to_yaml(config))) == config
+    assert build_config(DataConfig, yaml.safe_load(to_yaml(config))) == config
 
 
 def test_documents_come_in_the_order_of_sources_and_files(tmp_path: Path, texts: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.data.tokenizer import (
     TokenizerConfig,
     build_tokenizer,
@@ -195,4 +195,4 @@ class TestWhatCannotBeUsedIsSaidInOneSentence:
     )
     def test_keys_of_another_family(self, tree: dict[str, Any]) -> None:
         with pytest.raises(ConfigError):
-            build(TokenizerConfig, tree)
+            build_config(TokenizerConfig, tree)

@@ -101,5 +101,5 @@ def test_parts_whose_nodes_went_away_are_not_waited_for(monkeypatch: pytest.Monk
         "ray.nodes", lambda: [{**node, "Alive": len(waits) < 2 or not node["Resources"]} for node in nodes]
     )
     with pytest.raises(ResourceError, match=r"no node left in the Ray cluster has a CPU\. Add nodes"):
-        list(cluster._on_cluster({("task", 1): (print, ())}))
-    assert waits == [cluster.LOOK_AROUND_SECONDS] * 2
+        list(cluster._outcomes_on_cluster({("task", 1): (print, ())}))
+    assert waits == [cluster.NODE_CHECK_SECONDS] * 2

@@ -12,9 +12,9 @@ from growtx.exceptions import CorruptBlobError, FingerprintError
 from growtx.growth.assembly import (
     assemble,
     block_prefix,
+    build_stage_model,
     check_same,
     describe_model,
-    grow,
     head_state,
     new_head,
     read_state,
@@ -30,7 +30,7 @@ from tests import tiny
 
 def parent(num_blocks: int = 1) -> GrowtxForCausalLM:
     (stage,) = tiny.stages(stages=[{"add": num_blocks}])
-    model = grow(tiny.config(num_blocks), stage, None, tiny.substrate(), seed=0)
+    model = build_stage_model(tiny.config(num_blocks), stage, None, tiny.substrate(), seed=0)
     model.requires_grad_(True)
     tiny.disturb(model)
     return model
@@ -41,7 +41,7 @@ def next_stage(**stage: Any) -> Stage:
 
 
 def grown(from_model: GrowtxForCausalLM, stage: Stage, seed: int = 0) -> GrowtxForCausalLM:
-    return grow(tiny.config(stage.num_blocks), stage, from_model.state_dict(), tiny.substrate(), seed=seed)
+    return build_stage_model(tiny.config(stage.num_blocks), stage, from_model.state_dict(), tiny.substrate(), seed=seed)
 
 
 @pytest.mark.parametrize("add", [1, 2])
@@ -84,7 +84,7 @@ def test_random_blocks_depend_on_seed_and_position_and_on_nothing_else() -> None
 
 def test_a_first_stage_draws_its_head_and_stands_on_the_substrate() -> None:
     (stage,) = tiny.stages(stages=[{"add": 1, "init": "copy"}])
-    model = grow(tiny.config(1), stage, None, tiny.substrate(), seed=3)
+    model = build_stage_model(tiny.config(1), stage, None, tiny.substrate(), seed=3)
     assert torch.equal(model.model.embed_tokens.weight, tiny.substrate())
     head = new_head(tiny.config(1), seed=3)
     assert all(torch.equal(tensor, head[name]) for name, tensor in head_state(model.state_dict()).items())

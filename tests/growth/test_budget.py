@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growtx.exceptions import BudgetError
-from growtx.growth.assembly import build_model, grow
+from growtx.growth.assembly import build_model, build_stage_model
 from growtx.growth.flops import active_parameters, check_budget, count_trainable
 from growtx.growth.freezing import prepare_for_stage
 from growtx.growth.lora import num_adapter_parameters
@@ -24,7 +24,7 @@ def trainable(config: GrowtxConfig, stage: Stage) -> int:
     """Parameters of the model that the stage would train, counted by asking each whether it requires gradients."""
     below = stage.model_copy(update={"num_blocks_before": 0, "add": stage.num_blocks, "lora": None})
     substrate = torch.zeros(config.vocab_size, config.embedding_width)
-    state = grow(config, below, None, substrate, seed=0).state_dict()
+    state = build_stage_model(config, below, None, substrate, seed=0).state_dict()
     return count_trainable(prepare_for_stage(build_model(config, state), stage, seed=0))
 
 

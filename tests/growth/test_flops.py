@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from growtx.growth.assembly import build_model, grow
+from growtx.growth.assembly import build_model, build_stage_model
 from growtx.growth.flops import num_blocks_with_gradients, stage_flops
 from growtx.growth.freezing import checkpoint_activations, prepare_for_stage
 from growtx.growth.lora import base_model
@@ -39,7 +39,7 @@ def counted(stage: Stage, *, cached: bool = False, checkpointing: bool = False) 
     config = tiny.config(stage.num_blocks)
     config._attn_implementation = "eager"  # whose products are counted one by one
     below = stage.model_copy(update={"num_blocks_before": 0, "add": stage.num_blocks, "lora": None})
-    state = grow(config, below, None, tiny.substrate(), seed=0).state_dict()
+    state = build_stage_model(config, below, None, tiny.substrate(), seed=0).state_dict()
     model = prepare_for_stage(build_model(config, state), stage, seed=0).train()
     if checkpointing:
         checkpoint_activations(model)

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from growtx.growth import forecast as forecasting
-from growtx.growth.assembly import grow
+from growtx.growth.assembly import build_stage_model
 from growtx.growth.flops import count_trainable, stage_flops
 from growtx.growth.forecast import Placement, StageForecast, forecast
 from growtx.growth.freezing import checkpoint_activations, prepare_for_stage
@@ -31,7 +31,7 @@ def rows(placement: Placement = ONE) -> list[StageForecast]:
 
 def test_parameters_are_those_of_the_built_model() -> None:
     first = rows()[0]
-    model = grow(tiny.config(2), first.stage, None, tiny.substrate(), seed=0)
+    model = build_stage_model(tiny.config(2), first.stage, None, tiny.substrate(), seed=0)
     assert first.total_parameters == sum(parameter.numel() for parameter in model.parameters())
     assert first.active_parameters == count_trainable(prepare_for_stage(model, first.stage, seed=0))
 
@@ -103,7 +103,9 @@ def test_activations_are_forecast_to_a_tenth_of_what_a_step_makes(name: str, bf1
     stage = tiny.stages(stages=STAGES[name])[-1]
     config = tiny.config(4, **WIDE)
     (below,) = tiny.stages(stages=[{"add": 4}])
-    model = prepare_for_stage(grow(config, below, None, torch.randn(500, 32), seed=0), stage, seed=0).train()
+    model = prepare_for_stage(
+        build_stage_model(config, below, None, torch.randn(500, 32), seed=0), stage, seed=0
+    ).train()
     model = model.bfloat16() if bf16 else model
     if checkpointing:
         checkpoint_activations(model)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from growtx.growth.assembly import build_model, grow
+from growtx.growth.assembly import build_model, build_stage_model
 from growtx.growth.freezing import frozen_parameters, hash_frozen, prepare_for_stage
 from growtx.growth.lora import base_model
 from growtx.growth.plan import Stage
@@ -18,7 +18,7 @@ from tests import tiny
 
 def model(num_blocks: int = 3) -> GrowtxForCausalLM:
     (stage,) = tiny.stages(stages=[{"add": num_blocks}])
-    return grow(tiny.config(num_blocks), stage, None, tiny.substrate(), seed=0)
+    return build_stage_model(tiny.config(num_blocks), stage, None, tiny.substrate(), seed=0)
 
 
 def last_stage(**stage: Any) -> Stage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from growtx.growth.assembly import block_prefix, build_model, grow, split_state
+from growtx.growth.assembly import block_prefix, build_model, build_stage_model, split_state
 from growtx.growth.freezing import prepare_for_stage
 from growtx.growth.lora import adapters_by_block, base_model, merge_adapter
 from growtx.growth.plan import LoraConfig, Stage
@@ -15,7 +15,7 @@ from tests import tiny
 
 def frozen_model() -> GrowtxForCausalLM:
     (stage,) = tiny.stages(stages=[{"add": 2}])
-    return grow(tiny.config(2), stage, None, tiny.substrate(), seed=0)
+    return build_stage_model(tiny.config(2), stage, None, tiny.substrate(), seed=0)
 
 
 def lora_stage(**lora: object) -> Stage:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.growth.flops import stage_flops
 from growtx.growth.plan import PlanConfig, Stage
 from growtx.growth.scaling import plan_cost, resolve_matched, tokens_for_flops
@@ -17,7 +17,7 @@ PLAN = {"grow": {"blocks": 3, "lora_from": 3}, "train": {"tokens": 64_000, "lear
 
 
 def matched(**plan: Any) -> tuple[Stage, ...]:
-    return resolve_matched(build(PlanConfig, {**PLAN, **plan}), tiny.config(3), tokens_per_step=TOKENS_PER_STEP)
+    return resolve_matched(build_config(PlanConfig, {**PLAN, **plan}), tiny.config(3), tokens_per_step=TOKENS_PER_STEP)
 
 
 def flops(*stages: Stage) -> float:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import LINEAR_TARGETS, LoraConfig, PlanConfig, Stage, StageTraining, resolve
 
@@ -16,7 +16,7 @@ TRAIN = {"steps": 10}
 
 
 def stages(tree: dict[str, Any], **before: int) -> tuple[Stage, ...]:
-    return resolve(build(PlanConfig, {"train": TRAIN, **tree}), **before)
+    return resolve(build_config(PlanConfig, {"train": TRAIN, **tree}), **before)
 
 
 def shape(stages: tuple[Stage, ...]) -> list[tuple[int, int, int]]:
@@ -154,7 +154,7 @@ def test_a_plan_that_cannot_be_is_refused_naming_the_stage_and_the_key(tree: dic
 
 def test_a_wrong_training_value_is_refused_before_anything_is_resolved() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'learning_rate'"):
-        build(PlanConfig, {"grow": {"blocks": 3}, "train": {"steps": 1, "leaning_rate": 1}})
+        build_config(PlanConfig, {"grow": {"blocks": 3}, "train": {"steps": 1, "leaning_rate": 1}})
 
 
 @pytest.mark.parametrize("limit", [{"tokens": 1000}, {"steps": 7}])
@@ -191,7 +191,7 @@ def test_the_control_of_a_continued_lineage_has_the_plans_final_depth() -> None:
     ],
 )
 def test_a_stage_ends_at_the_first_limit_it_reaches(train: dict[str, Any], expected: int) -> None:
-    assert build(StageTraining, train).num_steps(tokens_per_step=100) == expected
+    assert build_config(StageTraining, train).num_steps(tokens_per_step=100) == expected
 
 
 def test_lora_targets_may_be_named_together_alone_or_as_a_list() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import PlanConfig, resolve
 from growtx.growth.scaling import plan_cost, scaled_to
@@ -16,7 +16,7 @@ TOKENS = 64  # of one step
 
 
 def plan(**changes: Any) -> PlanConfig:
-    return build(PlanConfig, {"grow": {"blocks": 4}, "train": {"tokens": 100 * TOKENS}, **changes})
+    return build_config(PlanConfig, {"grow": {"blocks": 4}, "train": {"tokens": 100 * TOKENS}, **changes})
 
 
 @pytest.mark.parametrize("measure", ["tokens", "flops"])

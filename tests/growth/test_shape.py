@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import ModelConfig
 
@@ -12,7 +12,7 @@ from growtx.growth.plan import ModelConfig
 @pytest.mark.parametrize(("width", "heads"), [(128, 3), (12, 4), (10, 10)])
 def test_heads_that_do_not_split_the_width_into_even_parts_are_refused(width: int, heads: int) -> None:
     with pytest.raises(ConfigError, match=f"num_attention_heads={heads} does not divide hidden_size={width}"):
-        build(ModelConfig, {"hidden_size": width, "num_attention_heads": heads})
+        build_config(ModelConfig, {"hidden_size": width, "num_attention_heads": heads})
 
 
 def test_the_architecture_of_a_depth_knows_the_final_depth() -> None:

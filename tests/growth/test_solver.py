@@ -12,7 +12,7 @@ from growtx.exceptions import BudgetError
 from growtx.growth.flops import active_parameters
 from growtx.growth.forecast import Placement, forecast
 from growtx.growth.plan import LoraConfig, Stage, resolve
-from growtx.growth.solver import Limits, Proposal, propose
+from growtx.growth.solver import Proposal, SolverLimits, propose
 from growtx.models.counting import num_params
 from tests import tiny
 
@@ -23,7 +23,7 @@ ONE = Placement(num_workers=1, zero_stage=1, micro_batch=4, bf16=False)
 
 
 def proposal(num_blocks: int = 6, *, placement: Placement = ONE, **changes: Any) -> Proposal:
-    limits = Limits(changes.pop("budget", None), changes.pop("memory", None))
+    limits = SolverLimits(changes.pop("budget", None), changes.pop("memory", None))
     common = {"train": {"steps": 4}, "tokens_per_step": 64, "lora": LoraConfig(), **changes}
     return propose(CONFIG, num_blocks, limits, placement, **common)
 

@@ -16,7 +16,7 @@ from growtx.exceptions import StoreError, SubstrateError
 from growtx.growth.assembly import SUBSTRATE_KEY
 from growtx.growth.ensembles import assemble_ensemble, new_ensemble, write_ensemble
 from growtx.growth.lineage import open_lineage
-from growtx.growth.substrate_proof import prove_substrate
+from growtx.growth.substrate_proof import verify_substrate
 from growtx.store.blobs import BlobStore
 from growtx.substrate.build import SUBSTRATE_FILE, Kind, SubstrateConfig, build_substrate
 from growtx.substrate.fonts import find_font
@@ -56,21 +56,21 @@ def test_the_font_may_lie_anywhere_and_is_known_by_its_hash(
     monkeypatch.setattr("growtx.substrate.fonts._unifonts", lambda: iter(()))
     monkeypatch.setattr("growtx.substrate.fonts._packaged", lambda: iter(()))
     with pytest.raises(SubstrateError, match=r"which is not on this machine\. Give its file as the font"):
-        prove_substrate(open_lineage(str(drawn)))
+        verify_substrate(open_lineage(str(drawn)))
     if len(font.paths) == 1:
         elsewhere = shutil.copy(font.paths[0], tmp_path / "mine.otf")
-        assert "bit for bit" in prove_substrate(open_lineage(str(drawn)), str(elsewhere))
+        assert "bit for bit" in verify_substrate(open_lineage(str(drawn)), str(elsewhere))
 
 
 def test_bits_of_ids_are_proven_too_and_learned_vectors_cannot_be(tmp_path: Path, tokenizer: Any) -> None:
-    assert "bit for bit" in prove_substrate(open_lineage(str(write_run(tmp_path / "bits", tokenizer, "binary"))))
+    assert "bit for bit" in verify_substrate(open_lineage(str(write_run(tmp_path / "bits", tokenizer, "binary"))))
     with pytest.raises(SubstrateError, match=r"is learned, not built from a recipe\. Verify without --substrate"):
-        prove_substrate(open_lineage(str(write_run(tmp_path / "learned", tokenizer, "learned"))))
+        verify_substrate(open_lineage(str(write_run(tmp_path / "learned", tokenizer, "learned"))))
 
 
 def test_a_substrate_that_the_first_stage_trained_is_said_to_be_one(tmp_path: Path, tokenizer: Any) -> None:
     path = write_run(tmp_path / "run", tokenizer, train_substrate=True)
-    assert prove_substrate(open_lineage(str(path))).endswith("a first stage then trained it")
+    assert verify_substrate(open_lineage(str(path))).endswith("a first stage then trained it")
 
 
 def other_recipe(run: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_substrate_that_its_recipe_does_not_make_is_refused(
 ) -> None:
     change(run)
     with pytest.raises(StoreError, match="is not what its recipe makes"):
-        prove_substrate(open_lineage(str(run)))
+        verify_substrate(open_lineage(str(run)))
     assert main(["verify", "--substrate", str(run)]) == 1
     assert "is not what its recipe makes" in capsys.readouterr().err
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from growtx.cli.main import main
-from growtx.config import build
+from growtx.config import build_config
 from growtx.data.sources import DataConfig
 from growtx.data.tokenizer import token_num_bytes
 from growtx.evaluate.bits_per_byte import of_windows
@@ -22,7 +22,7 @@ from growtx.exceptions import ConfigError, DataError, GrowtxError
 from growtx.growth.ensembles import read_ensemble
 from growtx.growth.loading import load_model
 from growtx.merge.report import judge, read_scores, write_merge_report
-from growtx.merge.scores import Measured, MergeScores, fitting, ready_rules, score_merge
+from growtx.merge.scores import Measured, MergeScores, fitting, prepared_rules, score_merge
 from growtx.merge.text import MIXED, MergeText, OwnText, merge_text, own_text
 from growtx.models import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble import RULES, from_members
@@ -83,7 +83,7 @@ def ensemble(home: Path) -> GrowtxEnsembleForCausalLM:
 @pytest.fixture(scope="module")
 def scores(ensemble: GrowtxEnsembleForCausalLM, text: MergeText, tokenizer: Any) -> MergeScores:
     fit = fitting(ensemble, text, num_steps=3, batch_size=4, seed=0)
-    rules, notes = ready_rules(ensemble, text, RULES_TRIED, fit)
+    rules, notes = prepared_rules(ensemble, text, RULES_TRIED, fit)
     control = {"control": load_control(ensemble)}
     return score_merge(ensemble, text, rules, token_num_bytes(tokenizer), controls=control, batch_size=4, notes=notes)
 
@@ -96,7 +96,7 @@ def load_control(ensemble: GrowtxEnsembleForCausalLM) -> torch.nn.Module:
 
 def test_a_source_that_several_members_read_is_one_group(home: Path) -> None:
     trees = {name: json.loads((home / name / "run.yaml").read_text())["data"] for name in "ab"}
-    own = own_text({name: build(DataConfig, tree) for name, tree in trees.items()}, max_bytes=10**6)
+    own = own_text({name: build_config(DataConfig, tree) for name, tree in trees.items()}, max_bytes=10**6)
     assert list(own.groups) == ["own-a", "shared", "own-b"]
     assert own.groups_of == {"a": ["own-a", "shared"], "b": ["own-b", "shared"]}
 
@@ -104,7 +104,7 @@ def test_a_source_that_several_members_read_is_one_group(home: Path) -> None:
 def test_equal_names_of_unlike_sources_are_told_apart(tmp_path: Path) -> None:
     files = write_files(tmp_path)
     data = {
-        name: build(DataConfig, {"sources": [{"name": "text", "files": path}], "validation_fraction": 0.5})
+        name: build_config(DataConfig, {"sources": [{"name": "text", "files": path}], "validation_fraction": 0.5})
         for name, path in files.items()
     }
     assert list(own_text(data, max_bytes=10**6).groups) == ["text", "b text"]
@@ -168,7 +168,7 @@ def test_only_rules_that_look_at_the_text_have_weights_along_it(scores: MergeSco
 def test_a_rule_that_lacks_text_is_left_out_with_a_note(ensemble: GrowtxEnsembleForCausalLM, tokenizer: Any) -> None:
     own = OwnText({name: documents(name) for name in WORDS}, {})
     text = merge_text(own, tokenizer, context_length=tiny.CONTEXT_LENGTH, num_fit=3, num_measured=2)
-    rules, notes = ready_rules(ensemble, text, ["mean", "cluster"], lambda rule: None)
+    rules, notes = prepared_rules(ensemble, text, ["mean", "cluster"], lambda rule: None)
     assert list(rules) == ["mean"] and len(notes) == 1 and "cluster: there is no text of a, b alone" in notes[0]
 
 
@@ -266,7 +266,7 @@ def test_a_merge_that_loses_is_refused_when_asked(home: Path, tmp_path: Path, mo
     losing = Interval(-0.4, -0.5, -0.3)
     monkeypatch.setattr(driver, "judge", lambda scores, rule: replace(judge(scores, rule), gain=losing))
     out = str(tmp_path / "out")
-    manifest = driver.named_members(out, [str(home / "a"), str(home / "b")], rule="mean")
+    manifest = driver.ensemble_of_paths(out, [str(home / "a"), str(home / "b")], rule="mean")
     config = driver.MergeConfig(require_gain=True, rules=("mean",), num_windows=4, fit_windows=3)
     with pytest.raises(GrowtxError, match=r"loses 0\.400 bits per byte .* the ensemble was not written"):
         driver.merge(manifest, out, config)
@@ -281,11 +281,11 @@ def test_a_merge_that_loses_is_refused_when_asked(home: Path, tmp_path: Path, mo
     ],
 )
 def test_members_that_cannot_be_are_refused(paths: list[str], without: list[str], sentence: str, home: Path) -> None:
-    from growtx.merge.driver import named_members
+    from growtx.merge.driver import ensemble_of_paths
 
     named = [re.sub(r"(\w)$", rf"{home}/\1", path) for path in paths]
     with pytest.raises(ConfigError, match=sentence):
-        named_members(str(home / "out"), named, rule="mean", without=without)
+        ensemble_of_paths(str(home / "out"), named, rule="mean", without=without)
 
 
 def test_every_rule_there_is_can_be_compared() -> None:

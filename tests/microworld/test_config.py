@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.exceptions import ConfigError
 from growtx.microworld.config import MicroworldConfig
 
@@ -24,7 +24,7 @@ from growtx.microworld.config import MicroworldConfig
 )
 def test_wrong_values_are_refused_by_name(tree: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        build(MicroworldConfig, tree)
+        build_config(MicroworldConfig, tree)
 
 
 def test_some_people_stay_on_both_sides_of_the_held_out_line() -> None:

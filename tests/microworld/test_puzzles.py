@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from growtx.generator import Draws
+from growtx.generator import KeyedGenerator
 from growtx.microworld.config import LANGUAGES
 from growtx.microworld.puzzles import NUM_LINKS, PUZZLES, Puzzle, puzzle
 
@@ -60,7 +60,7 @@ def _solve_order(made: Puzzle) -> str:
 def test_the_answer_follows_from_the_text(task: str) -> None:
     solve = {"track": _solve_track, "count": _solve_count, "order": _solve_order}.get(task, _solve_chain)
     for trial in range(NUM_TRIALS):
-        made = puzzle(task, "en", Draws("puzzle", trial))
+        made = puzzle(task, "en", KeyedGenerator("puzzle", trial))
         assert solve(made) == made.answer, made
 
 
@@ -68,15 +68,15 @@ def test_the_answer_follows_from_the_text(task: str) -> None:
 def test_choices_are_different_in_every_language(task: str) -> None:
     for language in LANGUAGES:
         for trial in range(NUM_TRIALS):
-            made = puzzle(task, language, Draws("puzzle", trial))
+            made = puzzle(task, language, KeyedGenerator("puzzle", trial))
             assert len({made.answer, *made.wrong}) == 4
 
 
 def test_chains_differ_in_the_question_only() -> None:
-    made = [puzzle(f"chain_{hops}", "en", Draws("same")) for hops in (1, 4)]
+    made = [puzzle(f"chain_{hops}", "en", KeyedGenerator("same")) for hops in (1, 4)]
     assert made[0].context == made[1].context
     assert made[0].question != made[1].question
 
 
 def test_russian_questions_put_every_manager_into_the_genitive() -> None:
-    assert "Кто начальник начальника начальника " in puzzle("chain_3", "ru", Draws(1)).question
+    assert "Кто начальник начальника начальника " in puzzle("chain_3", "ru", KeyedGenerator(1)).question

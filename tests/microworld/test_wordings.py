@@ -5,7 +5,7 @@ from string import Formatter
 
 import pytest
 
-from growtx.generator import Draws
+from growtx.generator import KeyedGenerator
 from growtx.microworld import asking, wordings
 from growtx.microworld.config import LANGUAGES, MAX_PARAPHRASES, Language, MicroworldConfig
 from growtx.microworld.facts import Describer, facts_of, join
@@ -45,9 +45,11 @@ def test_no_slot_or_alternative_is_left_in_a_text(language: Language) -> None:
     world = World(MicroworldConfig())
     describer = Describer(world, language, MAX_PARAPHRASES)
     for number in range(200):
-        draw = Draws("wordings", number)
+        generator = KeyedGenerator("wordings", number)
         person = world.person(number)
-        text = join(describer.biography(person, draw, facts_of(person)) + tell(lexicon(language), draw), language)
-        text += describer.city(0, draw) + describer.capital(0, draw) + describer.company(0, draw)
+        text = join(
+            describer.biography(person, generator, facts_of(person)) + tell(lexicon(language), generator), language
+        )
+        text += describer.city(0, generator) + describer.capital(0, generator) + describer.company(0, generator)
         assert not re.search(r"[\[\]{}|/]", text), text
         assert not re.search(r"\s\s|\s[,.]", text), text

@@ -7,7 +7,7 @@ import pytest
 
 from growtx.evaluate.results import Evaluation, Overlap, Score
 from growtx.report import evaluation_figures as figures
-from growtx.report.comparison import headline, write_comparison
+from growtx.report.comparison import comparison_headline, write_comparison
 from growtx.report.evaluation import evaluation_sections
 from growtx.report.plot_style import LIGHT
 from growtx.storage import Storage
@@ -75,4 +75,4 @@ def test_comparison_counts_only_differences_larger_than_the_intervals(tmp_path: 
 
 def test_comparison_of_equals_names_no_winner() -> None:
     same = {("mmlu", "log-likelihood"): score("mmlu", 1, 0.3)}
-    assert headline({"a": same, "b": same}).startswith("No model is clearly best")
+    assert comparison_headline({"a": same, "b": same}).startswith("No model is clearly best")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.run.config import RunConfig
 from tests import tiny
 
@@ -35,4 +35,4 @@ def tree(corpus: str, **changes: Any) -> dict[str, Any]:
 
 
 def config(corpus: str, **changes: Any) -> RunConfig:
-    return build(RunConfig, tree(corpus, **changes))
+    return build_config(RunConfig, tree(corpus, **changes))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.evaluate.results import Evaluation, Score, read_evaluation
 from growtx.exceptions import ConfigError, DataError
 from growtx.growth.plan import PlanConfig, resolve
@@ -29,22 +29,22 @@ def score(depth: int, value: float) -> Score:
 
 
 def test_every_depth_but_the_first_has_a_control_of_its_own() -> None:
-    plans = control_plans(build(PlanConfig, PLAN), "all")
+    plans = control_plans(build_config(PlanConfig, PLAN), "all")
     assert {depth: resolve(plan)[0].num_active for depth, plan in plans.items()} == {2: 2, 3: 3}
-    assert list(control_plans(build(PlanConfig, PLAN), "last")) == [3]
-    assert control_plans(build(PlanConfig, PLAN), "none") == {}
+    assert list(control_plans(build_config(PlanConfig, PLAN), "last")) == [3]
+    assert control_plans(build_config(PlanConfig, PLAN), "none") == {}
 
 
 def test_a_stage_that_adapts_counts_into_its_depths_control() -> None:
     stages = [{}, {}, {"name": "adapt", "add": 0, "active": 0, "lora": {"rank": 2}}, {}]
-    plans = control_plans(build(PlanConfig, {"stages": stages, "train": {"steps": 4}}), "all")
+    plans = control_plans(build_config(PlanConfig, {"stages": stages, "train": {"steps": 4}}), "all")
     assert {depth: resolve(plan)[0].train.steps for depth, plan in plans.items()} == {2: 12, 3: 16}
 
 
 @pytest.mark.parametrize("change", [{"mode": "monolithic"}, {"train": {"steps": 5, "seconds": 9.0}}])
 def test_a_plan_of_unknown_flops_has_no_control(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"capability.controls=last: .*Set capability.controls=none"):
-        control_plans(build(PlanConfig, PLAN | change), "last")
+        control_plans(build_config(PlanConfig, PLAN | change), "last")
 
 
 def test_controls_are_runs_with_the_substrate_and_the_flops_of_the_grown_model(tmp_path: Path) -> None:
@@ -73,20 +73,20 @@ def test_questions_of_a_microworld_are_left_out_where_the_data_have_none(tmp_pat
     pytest.importorskip("lm_eval")
     corpus = write_corpus(tmp_path)
     block = {"tasks": ["microworld", "growtx_arc_easy"], "controls": "last"}
-    assert controls.checked_capability(config(corpus, capability=block)).tasks == ("growtx_arc_easy",)
-    only = controls.checked_capability(config(corpus, capability={**block, "tasks": ["microworld"]}))
+    assert controls.checked_benchmarks(config(corpus, capability=block)).tasks == ("growtx_arc_easy",)
+    only = controls.checked_benchmarks(config(corpus, capability={**block, "tasks": ["microworld"]}))
     assert (only.tasks, only.controls) == ((), "none")
     kept = config(corpus, capability=block, data={"sources": [{"microworld": {"num_documents": 50}}]})
-    assert controls.checked_capability(kept) == kept.capability
+    assert controls.checked_benchmarks(kept) == kept.capability
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_trains(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     corpus = write_corpus(tmp_path)
     with pytest.raises(ConfigError, match="without tasks"):
-        controls.checked_capability(config(corpus, capability={"controls": "all"}))
+        controls.checked_benchmarks(config(corpus, capability={"controls": "all"}))
     with pytest.raises(ConfigError, match="continues another"):
-        controls.checked_capability(
+        controls.checked_benchmarks(
             config(corpus, parent="runs/old", capability={"tasks": ["growtx_boolq"], "controls": "last"})
         )
 
@@ -102,13 +102,13 @@ def test_scores_of_the_controls_stand_beside_the_runs_and_are_not_measured_twice
 
     monkeypatch.setattr(controls, "evaluate_path", evaluate)
     monkeypatch.setattr(controls, "resolve_tasks", lambda benchmark: ["microworld_recall"])
-    block = build(controls.CapabilityConfig, {"tasks": ["microworld_recall"], "controls": "last"})
+    block = build_config(controls.BenchmarksConfig, {"tasks": ["microworld_recall"], "controls": "last"})
     control = type("Job", (), {"run_dir": "control"})()
     storage = Storage(str(run_dir))
-    found = controls.measure(block, storage, {2: control}, say=lambda words: None)
+    found = controls.score_benchmarks(block, storage, {2: control}, say=lambda words: None)
     assert {(each.depth, each.variant) for each in found.scores} == {(1, ""), (2, ""), (2, "monolithic")}
     assert read_evaluation(storage) == found
-    assert controls.measure(block, storage, {2: control}, say=lambda words: None) == found
+    assert controls.score_benchmarks(block, storage, {2: control}, say=lambda words: None) == found
     assert asked == [str(run_dir), "control"]
 
 
@@ -119,6 +119,6 @@ def test_questions_that_cannot_be_had_do_not_cost_the_report(run_dir: Path, monk
     monkeypatch.setattr(controls, "evaluate_path", fail)
     monkeypatch.setattr(controls, "resolve_tasks", lambda benchmark: ["growtx_mmlu"])
     said: list[str] = []
-    block = build(controls.CapabilityConfig, {"tasks": ["growtx_mmlu"]})
-    assert controls.measure(block, Storage(str(run_dir)), {}, said.append) is None
+    block = build_config(controls.BenchmarksConfig, {"tasks": ["growtx_mmlu"]})
+    assert controls.score_benchmarks(block, Storage(str(run_dir)), {}, said.append) is None
     assert said == ["benchmark scores were not measured: nothing could be scored. Correct the tasks."]

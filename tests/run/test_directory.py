@@ -18,9 +18,9 @@ from growtx.run.directory import (
     claim,
     default_run_dir,
     recorded_config,
-    requested_run,
+    recording_status,
+    resolve_run_arguments,
     resumed_config,
-    working_on,
     write_status,
 )
 from growtx.store.runs import list_runs
@@ -39,7 +39,7 @@ def run_dir(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_a_claimed_directory_records_the_resolved_configuration_and_its_origin(run_dir: str) -> None:
     storage = claim(run_dir, config("a.txt"), resume=False)
     recorded = recorded_config(storage)
-    assert recorded.decisive() == config("a.txt").decisive() and recorded.model.initializer_range == 0.02
+    assert recorded.identity_fields() == config("a.txt").identity_fields() and recorded.model.initializer_range == 0.02
     assert recorded.provenance is not None
     assert {"started", "command", "git_commit", "python", "versions", "cpus"} <= recorded.provenance.keys()
     assert recorded.provenance["versions"].keys() >= {"growtx", "torch", "ray", "deepspeed", "transformers"}
@@ -75,24 +75,24 @@ def test_another_run_may_not_go_on_in_it(run_dir: str, changes: dict[str, Any], 
 
 def test_resuming_a_run_that_does_not_exist_begins_it_where_the_configuration_is_complete(run_dir: str) -> None:
     with pytest.raises(ConfigError, match=r"holds no run\. Check it, or add --preset to start one there"):
-        requested_run(arguments("--resume", "--run-dir", run_dir), RunConfig, load_run_config)
-    found, place = requested_run(
+        resolve_run_arguments(arguments("--resume", "--run-dir", run_dir), RunConfig, load_run_config)
+    found, place = resolve_run_arguments(
         arguments("--resume", "--preset", "demo", "--run-dir", run_dir), RunConfig, load_run_config
     )
     claim(place, found, resume=True)
-    again, place = requested_run(arguments("--resume", "--run-dir", run_dir), RunConfig, load_run_config)
-    assert again.decisive() == found.decisive() and place == run_dir
+    again, place = resolve_run_arguments(arguments("--resume", "--run-dir", run_dir), RunConfig, load_run_config)
+    assert again.identity_fields() == found.identity_fields() and place == run_dir
 
 
 def test_resuming_needs_to_know_which_run() -> None:
     with pytest.raises(ConfigError, match=r"--resume does not say which run\. Add its --run-dir"):
-        requested_run(arguments("--resume"), RunConfig, load_run_config)
+        resolve_run_arguments(arguments("--resume"), RunConfig, load_run_config)
 
 
 def test_the_recorded_configuration_is_resumed_with_overrides(run_dir: str) -> None:
     claim(run_dir, config("a.txt"), resume=False)
     resumed = resumed_config(run_dir, ["resources.num_workers=4"])
-    assert resumed.resources.num_workers == 4 and resumed.decisive() == config("a.txt").decisive()
+    assert resumed.resources.num_workers == 4 and resumed.identity_fields() == config("a.txt").identity_fields()
 
 
 def test_a_damaged_record_is_a_sentence(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_status_is_what_the_list_of_runs_shows(tmp_path: Path, monkeypatch: 
 )
 def test_the_list_of_runs_says_how_a_command_ended(how: BaseException | None, state: str, run_dir: str) -> None:
     storage = claim(run_dir, config("a.txt"), resume=False)
-    with contextlib.suppress(Exception, KeyboardInterrupt, SystemExit), working_on(storage) as status:
+    with contextlib.suppress(Exception, KeyboardInterrupt, SystemExit), recording_status(storage) as status:
         status.begin(3)
         assert list_runs(run_dir)[0].state == "running"
         if how is not None:
@@ -145,7 +145,7 @@ def test_the_list_of_runs_says_how_a_command_ended(how: BaseException | None, st
 
 def test_a_stop_is_in_the_list_of_runs_before_the_run_has_ended(run_dir: str) -> None:
     storage = claim(run_dir, config("a.txt"), resume=False)
-    with pytest.raises(TrainingError), working_on(storage) as status:
+    with pytest.raises(TrainingError), recording_status(storage) as status:
         status.stop()
         assert list_runs(run_dir)[0].state == "interrupted"
         raise TrainingError("workers were lost while they saved")

@@ -17,11 +17,11 @@ from rich.console import Console
 from growtx.exceptions import RunsFailedError, TrainingError
 from growtx.growth.loading import load_model
 from growtx.growth.plan import Stage
-from growtx.run.grow import _plan_table, finish_run, stopping, train_unfinished
+from growtx.run.grow import _plan_table, finish_run, run_jobs, stop_on_signals
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
 from growtx.train.job import TrainJob
-from growtx.train.stage_trainer import Outcome
+from growtx.train.stage_trainer import GroupOutcome
 from tests import tiny
 from tests.run.configs import config, write_corpus
 from tests.train.test_job import job
@@ -71,7 +71,7 @@ def test_the_plan_is_printed_before_it_runs(tmp_path: Path) -> None:
 def signalled(number: int) -> list[str]:
     """What happens when this process gets a signal in mid-training."""
     asked: list[str] = []
-    with stopping(lambda: asked.append("stop"), quiet()):
+    with stop_on_signals(lambda: asked.append("stop"), quiet()):
         os.kill(os.getpid(), number)
         time.sleep(0.01)
         if number == signal.SIGINT:
@@ -94,7 +94,7 @@ def test_a_run_in_a_thread_leaves_signals_alone() -> None:
     before, inside = signal.getsignal(signal.SIGTERM), []
 
     def run() -> None:
-        with stopping(lambda: None, quiet()):
+        with stop_on_signals(lambda: None, quiet()):
             inside.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=run)
@@ -112,11 +112,11 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> Groups:
     """The worker groups that are started; a run called `bad` fails."""
     started: Groups = []
 
-    def train_group(given: list[TrainJob], board: object, claims: object) -> Outcome:
+    def fit_worker_group(given: list[TrainJob], progress_actor: object, claims: object) -> GroupOutcome:
         started.append([(one.run_dir.removeprefix("/r/"), [stage.index for stage in one.stages]) for one in given])
-        return Outcome(False, {one.run_dir: DIVERGED for one in given if one.run_dir == "/r/bad"})
+        return GroupOutcome(False, {one.run_dir: DIVERGED for one in given if one.run_dir == "/r/bad"})
 
-    monkeypatch.setattr("growtx.run.grow.train_group", train_group)
+    monkeypatch.setattr("growtx.run.grow.fit_worker_group", fit_worker_group)
     monkeypatch.setattr("growtx.run.grow.latest_manifest", lambda storage: None)
     return started
 
@@ -128,7 +128,7 @@ def stages_with_workers(*num_workers: int | None) -> tuple[Stage, ...]:
 def test_jobs_share_a_worker_group_until_the_resources_change(groups: Groups) -> None:
     one, other = (job(run_dir=f"/r/{name}", stages=stages_with_workers(None, None)) for name in "ab")
     changing = job(run_dir="/r/c", stages=stages_with_workers(None, 1, None))
-    assert not train_unfinished([one, changing, other])
+    assert not run_jobs([one, changing, other])
     assert groups == [[("a", [1, 2]), ("c", [1])], [("c", [2])], [("c", [3]), ("b", [1, 2])]]
 
 
@@ -136,13 +136,13 @@ def test_a_failed_run_gets_no_further_group_and_the_others_do(groups: Groups) ->
     jobs = [job(run_dir=f"/r/{name}", stages=stages_with_workers(None)) for name in ("bad", "a")]
     tuning = job(run_dir="/r/bad", stages=stages_with_workers(1))
     with pytest.raises(RunsFailedError, match="1 of the runs failed"):
-        train_unfinished([*jobs, tuning, job(run_dir="/r/b", stages=stages_with_workers(1))])
+        run_jobs([*jobs, tuning, job(run_dir="/r/b", stages=stages_with_workers(1))])
     assert groups == [[("bad", [1]), ("a", [1])], [("b", [1])]]
 
 
 def test_the_error_of_a_run_that_is_alone_is_its_own(groups: Groups) -> None:
     with pytest.raises(TrainingError, match=r"^the loss is not finite"):
-        train_unfinished([job(run_dir="/r/bad")])
+        run_jobs([job(run_dir="/r/bad")])
 
 
 def test_the_error_of_several_runs_survives_the_way_between_processes() -> None:

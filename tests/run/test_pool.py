@@ -8,7 +8,7 @@ import pytest
 
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.run import pool as pool_module
-from growtx.run.pool import Outcome, Pool, TrainTask
+from growtx.run.pool import Pool, TaskResult, TrainTask
 
 
 class FakeTask(TrainTask):
@@ -26,7 +26,7 @@ class FakeTask(TrainTask):
 class Cluster:
     """Ends one running task at each look, oldest first, with the outcome that it was given."""
 
-    def __init__(self, outcomes: dict[str, list[Outcome]]) -> None:
+    def __init__(self, outcomes: dict[str, list[TaskResult]]) -> None:
         self.outcomes = {name: iter(given) for name, given in outcomes.items()}
         self.started: list[str] = []
         self.most_at_once = 0
@@ -41,7 +41,7 @@ class Cluster:
         self.most_at_once = max(self.most_at_once, len(references))
         return references[:1], references[1:]
 
-    def outcome(self, reference: str) -> Outcome:
+    def outcome(self, reference: str) -> TaskResult:
         return next(self.outcomes.get(reference.partition("#")[0], iter(())), False)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from growtx.serving.backbones import FlatTrunk, WideTrunk
+from growtx.serving.backbones import FlatBackbone, FusedBackbone
 from growtx.serving.engine import Engine
 from growtx.serving.requests import Generation, OverloadedError, Sampling
 from tests.serving.conftest import collect, complete, make_ensemble, make_model
@@ -55,12 +55,12 @@ def test_members_at_once_give_the_tokens_of_one_after_the_other(
             *(complete(engine, prompt, 12, seed=index, rule="mixture") for index, prompt in prompts)
         )
 
-    wide = start_engine(make_ensemble(tokenizer, "mean"))
-    assert isinstance(wide.decoder.trunk, WideTrunk)
-    assert isinstance(engine.decoder.trunk, FlatTrunk)
-    together = asyncio.run(everything(wide))
+    fused = start_engine(make_ensemble(tokenizer, "mean"))
+    assert isinstance(fused.decoder.backbone, FusedBackbone)
+    assert isinstance(engine.decoder.backbone, FlatBackbone)
+    together = asyncio.run(everything(fused))
     assert together == asyncio.run(everything(engine))
-    assert asyncio.run(complete(wide, PROMPTS[5], 12, seed=5, rule="mixture")) == together[5]
+    assert asyncio.run(complete(fused, PROMPTS[5], 12, seed=5, rule="mixture")) == together[5]
 
 
 def test_going_on_after_some_tokens_gives_the_rest(engine: Engine) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from growtx.serving.requests import ModelCard, Token
+from growtx.serving.requests import ModelInfo, Token
 from growtx.serving.text import Codec, TextStream
 
 TEXTS = [
@@ -20,7 +20,7 @@ TEXTS = [
 @pytest.fixture
 def codec(tokenizer: Any) -> Codec:
     json = tokenizer.backend_tokenizer.to_str()
-    return Codec(ModelCard(json, len(tokenizer), 64, (), (), (), start_token_id=tokenizer.eos_token_id))
+    return Codec(ModelInfo(json, len(tokenizer), 64, (), (), (), start_token_id=tokenizer.eos_token_id))
 
 
 def stream_in_pieces(codec: Codec, text: str, stop: tuple[str, ...] = (), seed: int = 0) -> tuple[str, str | None, Any]:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.growth.assembly import SUBSTRATE_KEY
 from growtx.growth.ensembles import read_ensemble
 from growtx.models.counting import monolithic_flops
-from growtx.run.pool import TogetherResult, TrainTask
+from growtx.run.pool import PoolResult, TrainTask
 from growtx.specialists import driver
 from growtx.specialists.config import SpecialistsConfig
 from growtx.specialists.driver import TUNED_DIR, grow_specialists, merge_all, prepare_tasks
@@ -37,7 +37,7 @@ def config(directory: Path, **changes: Any) -> SpecialistsConfig:
         sources = [{"name": name, "files": write_corpus(directory / name, num_documents)}]
         members.append({"name": name, "data": {"sources": sources, "validation_fraction": 0.2}})
     shared = {key: value for key, value in tree("").items() if key != "data"}
-    return build(SpecialistsConfig, {**shared, "specialists": members, "merge": MERGE, **changes})
+    return build_config(SpecialistsConfig, {**shared, "specialists": members, "merge": MERGE, **changes})
 
 
 def trained(job: TrainJob) -> None:
@@ -51,23 +51,23 @@ def trained(job: TrainJob) -> None:
 
 @pytest.fixture
 def without_cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """`train_together` seals at once and remembers which runs it trained; no Ray, no figures."""
+    """`train_concurrently` seals at once and remembers which runs it trained; no Ray, no figures."""
     names: list[str] = []
 
-    def together(tasks: list[TrainTask], **_: Any) -> TogetherResult:
+    def together(tasks: list[TrainTask], **_: Any) -> PoolResult:
         for task in tasks:
             if not task.is_finished:
                 names.append(task.name)
                 for job in task.jobs:
                     trained(job)
-        return TogetherResult()
+        return PoolResult()
 
     class Connected:
         def __init__(self, *_: Any) -> None: ...
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(driver, "train_together", together)
+    monkeypatch.setattr(driver, "train_concurrently", together)
     monkeypatch.setattr(driver, "connected", Connected)
     monkeypatch.setattr(driver, "check_cluster", lambda resources: None)
     monkeypatch.setattr("growtx.run.grow.write_report", lambda root: f"{root}/report.html")
@@ -147,20 +147,20 @@ def test_a_run_leaves_merges_and_resuming_repeats_nothing(tmp_path: Path, withou
 def test_a_failure_is_reported_and_what_is_finished_stays(
     tmp_path: Path, without_cluster: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    succeed = driver.train_together
+    succeed = driver.train_concurrently
 
-    def one_fails(tasks: list[TrainTask], **options: Any) -> TogetherResult:
+    def one_fails(tasks: list[TrainTask], **options: Any) -> PoolResult:
         succeed(tasks[:1], **options)
-        return TogetherResult(failed={"two": TrainingError("the loss is not finite")})
+        return PoolResult(failed={"two": TrainingError("the loss is not finite")})
 
-    monkeypatch.setattr(driver, "train_together", one_fails)
+    monkeypatch.setattr(driver, "train_concurrently", one_fails)
     with pytest.raises(TrainingError, match=r"two failed \(two: the loss is not finite\)\. The others are finished"):
         grow_specialists(config(tmp_path), str(tmp_path / "run"), console=quiet())
     assert (tmp_path / "run/specialists/one/model/config.json").exists() and not (tmp_path / "run/ensemble").exists()
     home = tmp_path / "run/specialists"
     states = {name: json.loads((home / name / "status.json").read_text()) for name in ("one", "two")}
     assert {name: status["state"] for name, status in states.items()} == {"one": "finished", "two": "failed"}
-    monkeypatch.setattr(driver, "train_together", succeed)
+    monkeypatch.setattr(driver, "train_concurrently", succeed)
     grow_specialists(config(tmp_path), str(tmp_path / "run"), resume=True, console=quiet())
     assert without_cluster == ["one", "two"]
 

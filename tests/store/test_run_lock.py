@@ -10,7 +10,7 @@ import pytest
 
 from growtx.exceptions import ConfigError
 from growtx.storage import Storage
-from growtx.store.run_lock import hold, is_held
+from growtx.store.run_lock import acquire, is_locked
 from growtx.store.runs import list_runs
 
 OTHER = """
@@ -31,16 +31,16 @@ def test_a_run_belongs_to_one_process_until_that_ends_or_is_killed(tmp_path: Pat
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match=rf"is in use by process {other.pid} on .*Wait until it ends"):
-            hold(Storage(str(run)))
+            acquire(Storage(str(run)))
         assert [run.state for run in list_runs(str(tmp_path))] == ["running"]
         other.kill()
     assert [run.state for run in list_runs(str(tmp_path))] == ["interrupted"]
-    hold(Storage(str(run)))
-    hold(Storage(str(run)))  # its own, again
-    assert is_held(Storage(str(run)))
+    acquire(Storage(str(run)))
+    acquire(Storage(str(run)))  # its own, again
+    assert is_locked(Storage(str(run)))
 
 
 def test_what_another_machine_holds_cannot_be_told_from_here(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("process 1 on elsewhere")
-    assert is_held(Storage(str(tmp_path))) is None
-    assert is_held(Storage("memory://runs/one")) is None
+    assert is_locked(Storage(str(tmp_path))) is None
+    assert is_locked(Storage("memory://runs/one")) is None

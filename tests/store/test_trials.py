@@ -9,7 +9,7 @@ import pytest
 
 from growtx.exceptions import StoreError
 from growtx.storage import Storage
-from growtx.store.trials import Evaluation, TrialRecord, best_trial, read_trials, trial_dir, write_trial
+from growtx.store.trials import TrialEvaluation, TrialRecord, best_trial, read_trials, trial_dir, write_trial
 
 
 def record(number: int, **changes: Any) -> TrialRecord:
@@ -20,7 +20,7 @@ def test_records_come_back_in_the_order_of_their_stages_and_numbers(tmp_path: Pa
     run = Storage(tmp_path)
     written = [
         record(11),
-        record(2, evaluations=[Evaluation(fraction=0.5, bits_per_byte=2.0)]),
+        record(2, evaluations=[TrialEvaluation(fraction=0.5, bits_per_byte=2.0)]),
         record(0, stage=2, state="failed", error="why"),
     ]
     for one in written:

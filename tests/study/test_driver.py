@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.exceptions import ConfigError, DataError, RunsFailedError, TrainingError
-from growtx.run.pool import TogetherResult, TrainTask
+from growtx.run.pool import PoolResult, TrainTask
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import latest_manifest
 from growtx.study import driver
@@ -33,7 +33,7 @@ def config(tmp_path: Path, **changes: Any) -> StudyConfig:
     base = tree(write_corpus(tmp_path), plan={"grow": {"blocks": 2}, "train": {"steps": 30}})
     training = {**base["training"], "prefix": "recompute"}
     own = {"control": "mono", "variants": VARIANTS, "seeds": [0, 1], "training": training}
-    return build(StudyConfig, {**base, **own, "cache_dir": str(tmp_path / "cache"), **changes})
+    return build_config(StudyConfig, {**base, **own, "cache_dir": str(tmp_path / "cache"), **changes})
 
 
 class Trainer:
@@ -43,7 +43,7 @@ class Trainer:
         self.rounds: list[list[str]] = []
         self.failing: dict[str, Exception] = {}
 
-    def together(self, tasks: list[TrainTask], **_: Any) -> TogetherResult:
+    def together(self, tasks: list[TrainTask], **_: Any) -> PoolResult:
         jobs = tasks[0].jobs if tasks else ()
         self.rounds.append([job.run_dir.rsplit("/", 1)[-1] for job in jobs])
         failed: dict[str, Any] = {}
@@ -52,10 +52,10 @@ class Trainer:
             if name in self.failing:
                 failed[job.run_dir] = self.failing[name]
             else:
-                self._seal(job)
-        return TogetherResult(failed={"worker group 1": RunsFailedError(failed)} if failed else {})
+                self._finalize(job)
+        return PoolResult(failed={"worker group 1": RunsFailedError(failed)} if failed else {})
 
-    def _seal(self, job: TrainJob) -> None:
+    def _finalize(self, job: TrainJob) -> None:
         rate = job.stages[0].train.learning_rate
         store = BlobStore(job.run_dir)
         for stage in job.stages:
@@ -76,10 +76,10 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
         def __exit__(self, *_: object) -> None: ...
 
     made = Trainer()
-    monkeypatch.setattr(driver, "train_together", made.together)
+    monkeypatch.setattr(driver, "train_concurrently", made.together)
     monkeypatch.setattr(driver, "connected", Connected)
-    monkeypatch.setattr(driver, "free_resources", lambda: (2.0, 0.0))
-    monkeypatch.setattr(driver.ClaimBoard, "remote", lambda: None, raising=False)
+    monkeypatch.setattr(driver, "cluster_capacity", lambda: (2.0, 0.0))
+    monkeypatch.setattr(driver.ClaimRegistry, "remote", lambda: None, raising=False)
     monkeypatch.setattr("growtx.study.report.save", lambda draw, storage, name: "")
     return made
 
@@ -150,8 +150,8 @@ def test_a_preset_of_one_run_becomes_the_base_of_the_default_variants() -> None:
     found = load_study_config("study-9", [])
     assert found.model.hidden_size == 1024 and len(found.variants) == 6
     grown, learned = (found.base_run(found.variants[index]) for index in (0, 2))
-    assert [stage.add for stage in grown.plan.written_stages()] == [3, 3, 3]
-    assert [stage.train_substrate for stage in learned.plan.written_stages()] == [True, False, False]
+    assert [stage.add for stage in grown.plan.stage_configs()] == [3, 3, 3]
+    assert [stage.train_substrate for stage in learned.plan.stage_configs()] == [True, False, False]
     with pytest.raises(ConfigError, match="neither a study preset"):
         load_study_config("specialists-demo", [])
 

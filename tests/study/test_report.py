@@ -10,7 +10,7 @@ from growtx.report.plot_style import LIGHT
 from growtx.storage import Storage
 from growtx.study import report
 from growtx.study.report import comparisons, sentences, write_study_report
-from growtx.study.results import RunResult, StageResult, StudyResults, against, rows
+from growtx.study.results import RunResult, StageResult, StudyResults, against, variant_summaries
 
 
 def run(
@@ -54,7 +54,9 @@ def said(results: StudyResults) -> list[str]:
 
 
 def test_the_rate_that_is_best_on_the_first_seed_is_kept() -> None:
-    found = rows(study(run("a", 0, 2.0), run("a", 0, 1.5, rate=2e-3), run("a", 1, 1.7, rate=2e-3), run("a", 1, 1.0)))
+    found = variant_summaries(
+        study(run("a", 0, 2.0), run("a", 0, 1.5, rate=2e-3), run("a", 1, 1.7, rate=2e-3), run("a", 1, 1.0))
+    )
     assert [(row.learning_rate, row.mean) for row in found] == [(2e-3, pytest.approx(1.6))]
     assert found[0].is_at_edge and found[0].rates_tried == {1e-3: 2.0, 2e-3: 1.5}
     assert found[0].spikes == [pytest.approx(1.0)]
@@ -65,7 +67,7 @@ def test_differences_are_paired_by_seed_and_sure_when_their_interval_excludes_ze
     runs = [
         one for seed, (control, own) in enumerate(pairs) for one in (run("mono", seed, control), run("a", seed, own))
     ]
-    best, control = rows(study(*runs))
+    best, control = variant_summaries(study(*runs))
     gap = against(best, control)
     assert gap.value == pytest.approx(-0.1) and gap.half_width == pytest.approx(4.303 * 0.01 / 3**0.5) and gap.is_sure
     assert said(study(*runs)) == [
@@ -113,6 +115,6 @@ def test_the_page_holds_the_numbers_and_a_picture_for_each_question(
 
 
 def test_a_start_above_the_axis_is_an_arrow_with_its_number() -> None:
-    (row,) = rows(study(run("a", 0, 1.4)))
+    (row,) = variant_summaries(study(run("a", 0, 1.4)))
     (axes,) = report.stages([row], LIGHT).axes
     assert [text.get_text() for text in axes.texts] == ["↑ 2.90"], "the untrained model has its number in the table"

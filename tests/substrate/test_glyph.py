@@ -9,7 +9,7 @@ from benchmarks import plain_glyphs as reference
 from growtx.exceptions import SubstrateError
 from growtx.substrate.fonts import find_font
 from growtx.substrate.glyph import principal_components
-from growtx.substrate.rendering import PUBLISHED, Pixels, render
+from growtx.substrate.rendering import PUBLISHED, Pixels, render_strips
 from tests.data.small_tokenizers import NGRAMS
 
 
@@ -28,7 +28,7 @@ def random_pictures(count: int, num_pixels: int, seed: int = 0) -> Pixels:
 
 @pytest.fixture(scope="module")
 def pictures() -> Pixels:
-    return render(random_tokens(2000), find_font(), 32, PUBLISHED[32])
+    return render_strips(random_tokens(2000), find_font(), 32, PUBLISHED[32])
 
 
 @pytest.mark.parametrize(("num_tokens", "num_components"), [(2000, 1024), (600, 128)])

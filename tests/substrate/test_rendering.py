@@ -6,7 +6,7 @@ from PIL import ImageFont
 
 from benchmarks import plain_glyphs as reference
 from growtx.substrate.fonts import Font, find_font
-from growtx.substrate.rendering import PUBLISHED, is_simple, polar_order, render
+from growtx.substrate.rendering import PUBLISHED, is_simple, polar_order, render_strips
 from tests.substrate.test_glyph import random_tokens
 
 SPECIAL_CASES = [
@@ -29,19 +29,19 @@ def test_pictures_are_those_of_the_published_procedure_pixel_by_pixel(
     texts = SPECIAL_CASES + random_tokens(count)
     face = ImageFont.truetype(str(font.paths[0]), side, layout_engine=ImageFont.Layout.BASIC)
     expected = np.array([reference.picture(text, face, side, augmented) for text in texts])
-    found = np.unpackbits(render(texts, font, side, PUBLISHED[side] if augmented else None), axis=1)
+    found = np.unpackbits(render_strips(texts, font, side, PUBLISHED[side] if augmented else None), axis=1)
     different = [text for text, same in zip(texts, (found == expected).all(axis=1), strict=True) if not same]
     assert not different
 
 
 def test_an_empty_surface_is_an_empty_cell(font: Font) -> None:
-    assert not render([""], font, 32, None).any()
+    assert not render_strips([""], font, 32, None).any()
 
 
 def test_the_picture_of_a_token_does_not_depend_on_the_others(font: Font) -> None:
     texts = random_tokens(90)
-    together = render(texts, font, 32, PUBLISHED[32])
-    alone = np.concatenate([render([text], font, 32, PUBLISHED[32]) for text in texts[:20]])
+    together = render_strips(texts, font, 32, PUBLISHED[32])
+    alone = np.concatenate([render_strips([text], font, 32, PUBLISHED[32]) for text in texts[:20]])
     np.testing.assert_array_equal(together[:20], alone)
 
 
@@ -52,12 +52,12 @@ def test_every_character_is_drawn_by_the_first_file_that_has_it() -> None:
 
     (packaged,) = fonts._packaged()
     texts = ["a", "ж", "한", "汉", "\u0e01"]
-    together = render(texts, packaged, 32, None)
+    together = render_strips(texts, packaged, 32, None)
     for text, row in zip(texts, together, strict=True):
         first = next(
             path for path, known in zip(packaged.paths, packaged.characters, strict=True) if ord(text) in known
         )
-        np.testing.assert_array_equal(row, render([text], Font((first,)), 32, None)[0])
+        np.testing.assert_array_equal(row, render_strips([text], Font((first,)), 32, None)[0])
 
 
 def test_simple_scripts_are_latin_greek_cyrillic_and_armenian() -> None:

@@ -13,7 +13,7 @@ from growtx.substrate import rendering
 from growtx.substrate.build import Kind, SubstrateConfig
 from growtx.substrate.fonts import find_font
 from growtx.substrate.pictures import unpack
-from growtx.substrate.rendering import render
+from growtx.substrate.rendering import render_strips
 from growtx.substrate.report import as_text, substrate_report
 
 SURFACES = [
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_unpacked_pictures_are_upright() -> None:
-    rows, columns = np.nonzero(unpack(render(["L"], find_font(), 32, None))[0])
+    rows, columns = np.nonzero(unpack(render_strips(["L"], find_font(), 32, None))[0])
     top, bottom = columns[rows == rows.min()], columns[rows == rows.max()]
     assert np.ptp(bottom) > np.ptp(top) and bottom.min() == top.min()
 

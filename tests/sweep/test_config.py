@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from growtx.config import build, parse_yaml, to_yaml
+from growtx.config import build_config, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import resolve
 from growtx.run.config import RunConfig
@@ -18,7 +18,7 @@ from tests.run import configs
 
 def config(sweep: dict[str, Any] | None = None, **changes: Any) -> SweepConfig:
     settings = {"space": {"learning_rate": [1e-3, 1e-2]}, **(sweep or {})}
-    return build(SweepConfig, {**configs.tree("texts.jsonl", **changes), "kind": "sweep", "sweep": settings})
+    return build_config(SweepConfig, {**configs.tree("texts.jsonl", **changes), "kind": "sweep", "sweep": settings})
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def test_a_preset_of_a_run_is_no_sweep() -> None:
 
 
 def test_only_the_number_at_a_time_may_change_on_resume() -> None:
-    assert config({"max_concurrent": 1}).decisive() == config({"max_concurrent": 3}).decisive()
-    assert config({"num_trials": 3}).decisive() != config().decisive()
+    assert config({"max_concurrent": 1}).identity_fields() == config({"max_concurrent": 3}).identity_fields()
+    assert config({"num_trials": 3}).identity_fields() != config().identity_fields()
 
 
 def test_a_best_plan_is_a_complete_run_with_the_values_that_were_found() -> None:
@@ -66,4 +66,4 @@ def test_a_best_plan_is_a_complete_run_with_the_values_that_were_found() -> None
         2,
         resolve(planned.plan)[1].train.learning_rate,
     )
-    assert build(RunConfig, parse_yaml(to_yaml(found), "best-plan.yaml")) == found
+    assert build_config(RunConfig, parse_yaml(to_yaml(found), "best-plan.yaml")) == found

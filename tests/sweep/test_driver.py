@@ -14,10 +14,10 @@ from growtx.report.growth import write_report
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
 from growtx.store.runs import MetricsLog, read_metrics
-from growtx.store.trials import Evaluation, TrialRecord, trial_dir, write_trial
+from growtx.store.trials import TrialEvaluation, TrialRecord, trial_dir, write_trial
 from growtx.store.verify import verify
 from growtx.sweep.config import SweepConfig
-from growtx.sweep.driver import _planned_run, adopt
+from growtx.sweep.driver import _planned_run, promote_trial
 from tests import tiny
 from tests.sweep.test_config import config
 
@@ -29,7 +29,7 @@ def swept(tmp_path: Path, tokenizer: Any) -> tuple[Storage, TrialRecord]:
     run = Storage(tmp_path / "run")
     best = TrialRecord(
         stage=2, stage_name="depth-2", number=1, values={"learning_rate": 2e-3, "init": "identity"}, state="finished",
-        bits_per_byte=1.5, evaluations=[Evaluation(fraction=0.5, bits_per_byte=2.0)], num_tokens=512, seconds=2.0,
+        bits_per_byte=1.5, evaluations=[TrialEvaluation(fraction=0.5, bits_per_byte=2.0)], num_tokens=512, seconds=2.0,
         flops=1e9, monolithic_flops=3e9,
     )  # fmt: skip
     trial = run.child(trial_dir(2, 1))
@@ -55,7 +55,7 @@ def test_the_best_trial_joins_the_lineage_and_what_others_stored_goes(swept: tup
     run, best = swept
     assert len(verify(run.root).orphans) > 0
     for _ in range(2):  # a sweep that is killed in between does it again
-        adopt(run, best)
+        promote_trial(run, best)
         report = verify(run.root)
         assert report.is_intact and report.num_manifests == 2 and not report.orphans
         assert [row["step"] for row in read_metrics(run)] == [4]
@@ -64,7 +64,7 @@ def test_the_best_trial_joins_the_lineage_and_what_others_stored_goes(swept: tup
 
 def test_the_report_says_what_was_found_and_what_it_cost(swept: tuple[Storage, TrialRecord]) -> None:
     run, best = swept
-    adopt(run, best)
+    promote_trial(run, best)
     page = Path(write_report(run.root)).read_text()
     assert "Search: the best of each stage" in page and "−0.2500" in page and "because" in page
     assert "3.00 x" in page and "6.00e+09" not in page.split("Search: what it cost")[0]
@@ -77,6 +77,6 @@ def test_a_stage_needs_the_stages_before_it(swept: tuple[Storage, TrialRecord]) 
     given: SweepConfig = config({"stage": 2}, parent=run.root, plan={"stages": [{}, {}, {}], "train": {"steps": 3}})
     planned = _planned_run(given)
     assert planned.parent is not None and planned.parent.endswith("manifests/01-depth-1.json")
-    assert len(planned.plan.written_stages()) == 2
+    assert len(planned.plan.stage_configs()) == 2
     with pytest.raises(ConfigError, match=r"--stage 3 needs a finished stage 2 of 2 blocks, but stage 1 has 1 block"):
         _planned_run(given.model_copy(update={"sweep": given.sweep.model_copy(update={"stage": 3})}))

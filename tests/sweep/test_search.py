@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
-from growtx.store.trials import Evaluation, TrialRecord
+from growtx.store.trials import TrialEvaluation, TrialRecord
 from growtx.sweep.search import METRIC, RangeConfig, RecordedSearch, Values, make_proposer
 from growtx.sweep.trial import FRACTION
 from growtx.sweep.tune import SchedulerConfig, _PastTrial
@@ -83,7 +83,7 @@ def test_a_bad_trial_is_stopped_also_by_what_was_recorded_before(kind: Any) -> N
     records = [
         TrialRecord(
             stage=1, stage_name="s", number=number, values={}, state="finished", bits_per_byte=1.0,
-            evaluations=[Evaluation(fraction=f, bits_per_byte=2.0 + number / 10) for f in (0.25, 0.5, 0.75)],
+            evaluations=[TrialEvaluation(fraction=f, bits_per_byte=2.0 + number / 10) for f in (0.25, 0.5, 0.75)],
         )
         for number in range(4)
     ]  # fmt: skip

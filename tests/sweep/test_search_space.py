@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import StageConfig
-from growtx.sweep.search import RangeConfig, SpaceConfig, changed_stage, draw, grid, planned_values
+from growtx.sweep.search import RangeConfig, SpaceConfig, draw, grid, planned_values, stage_with_values
 from tests import tiny
 
 PLAN: dict[str, Any] = {"stages": [{"add": 1}, {"add": 0, "active": 0, "lora": {"rank": 2, "alpha": 4.0}}]}
@@ -23,7 +23,7 @@ SPACE: dict[str, Any] = {
 
 
 def space(**changes: Any) -> SpaceConfig:
-    return build(SpaceConfig, {**SPACE, **changes})
+    return build_config(SpaceConfig, {**SPACE, **changes})
 
 
 def test_a_stage_is_searched_only_in_what_it_has() -> None:
@@ -35,7 +35,7 @@ def test_a_stage_is_searched_only_in_what_it_has() -> None:
 def test_a_stage_with_nothing_to_search_is_refused() -> None:
     dense, _ = tiny.stages(**PLAN)
     with pytest.raises(ConfigError, match=r"nothing to search in stage 1"):
-        build(SpaceConfig, {"lora": {"rank": [1]}}).dimensions(dense)
+        build_config(SpaceConfig, {"lora": {"rank": [1]}}).dimensions(dense)
 
 
 def test_logarithmic_draws_are_even_over_the_decades_and_inside() -> None:
@@ -53,10 +53,10 @@ def test_the_grid_has_every_combination_once() -> None:
 
 def test_values_enter_the_plan_and_everything_else_stays() -> None:
     config = StageConfig.model_validate({"add": 0, "lora": {"rank": 2, "alpha": 4.0}, "train": {"steps": 9}})
-    changed = changed_stage(config, {"learning_rate": 0.5, "lora.rank": 4})
+    changed = stage_with_values(config, {"learning_rate": 0.5, "lora.rank": 4})
     assert changed.train == {"steps": 9, "learning_rate": 0.5} and changed.lora is not None
     assert (changed.lora.rank, changed.lora.alpha) == (4, 4.0)
-    assert changed_stage(config, {}) == config
+    assert stage_with_values(config, {}) == config
 
 
 def test_planned_values_are_those_that_change_nothing() -> None:

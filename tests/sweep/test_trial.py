@@ -1,4 +1,4 @@
-"""A trial inside its process, with Ray Train and the board replaced: when it begins, and what it reports."""
+"""A trial inside its process, with Ray Train and the coordinator replaced: when it begins, and what it reports."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from growtx.storage import Storage
-from growtx.store.trials import Evaluation, TrialRecord, read_trials
+from growtx.store.trials import TrialEvaluation, TrialRecord, read_trials
 from growtx.sweep import trial as trial_module
 from growtx.sweep.search import METRIC, RandomProposer, RecordedSearch
 from growtx.sweep.trial import Trial
 from growtx.sweep.tune import Recorder
-from growtx.train.stage_trainer import Outcome
+from growtx.train.stage_trainer import GroupOutcome
 
 
-class Board:
+class Coordinator:
     """Writes down what it was asked."""
 
     def __init__(self) -> None:
@@ -28,60 +28,64 @@ class Board:
 
 
 @pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Board:
+def coordinator(monkeypatch: pytest.MonkeyPatch) -> Coordinator:
     """What a stage's training was asked to do ends with `stopped`."""
-    board = Board()
+    coordinator = Coordinator()
     monkeypatch.setattr(trial_module.ray, "get", lambda reference: reference)
     monkeypatch.setattr(
-        trial_module, "train_group", lambda jobs, seat: board.calls.append(("train", jobs)) or Outcome(stopped=True)
+        trial_module,
+        "fit_worker_group",
+        lambda jobs, seat: coordinator.calls.append(("train", jobs)) or GroupOutcome(stopped=True),
     )
-    return board
+    return coordinator
 
 
-def make_trial(board: Board, number: int = 3) -> Trial:
+def make_trial(coordinator: Coordinator, number: int = 3) -> Trial:
     """As Tune's actor has it after its constructor."""
     made = Trial.__new__(Trial)
     search = SimpleNamespace(trial_job=lambda number, values: f"job {number}")
-    made.setup({"number": number, "values": {}}, search=search, board=board)  # type: ignore[arg-type]
+    made.setup({"number": number, "values": {}}, search=search, coordinator=coordinator)  # type: ignore[arg-type]
     return made
 
 
-def test_a_process_that_tune_takes_its_trial_away_from_never_begins_it_nor_stops_who_has_it_now(board: Board) -> None:
+def test_a_process_that_tune_takes_its_trial_away_from_never_begins_it_nor_stops_who_has_it_now(
+    coordinator: Coordinator,
+) -> None:
     """Tune does so when an actor comes free while the trial's own still starts."""
-    make_trial(board).cleanup()
-    assert board.calls == []
+    make_trial(coordinator).cleanup()
+    assert coordinator.calls == []
 
 
-def test_a_trial_begins_with_its_first_step_and_only_once(board: Board) -> None:
-    made = make_trial(board)
+def test_a_trial_begins_with_its_first_step_and_only_once(coordinator: Coordinator) -> None:
+    made = make_trial(coordinator)
     results = [made.step(), made.step()]
-    assert [call for call in board.calls if call[0] in ("open", "train")] == [("open", 3), ("train", ["job 3"])]
+    assert [call for call in coordinator.calls if call[0] in ("open", "train")] == [("open", 3), ("train", ["job 3"])]
     assert all(result["ended"] == "stopped" and result["done"] for result in results)
 
 
-def test_a_trial_that_was_asked_to_stop_reports_the_metric_that_tune_insists_on(board: Board) -> None:
-    result = make_trial(board).step()
+def test_a_trial_that_was_asked_to_stop_reports_the_metric_that_tune_insists_on(coordinator: Coordinator) -> None:
+    result = make_trial(coordinator).step()
     assert math.isnan(result[METRIC])
     search = RecordedSearch(RandomProposer({}, [0]), [], num_trials=1, planned=None)
     search.suggest("a")
     search.on_trial_complete("a", result)
 
 
-def test_another_trial_in_the_same_process_stops_the_one_before(board: Board) -> None:
-    made = make_trial(board)
+def test_another_trial_in_the_same_process_stops_the_one_before(coordinator: Coordinator) -> None:
+    made = make_trial(coordinator)
     made.step()
     made.reset_config({"number": 4, "values": {}})
-    assert ("request_stop", 3) in board.calls
+    assert ("request_stop", 3) in coordinator.calls
     made.step()
-    assert board.calls[-1] == ("train", ["job 4"])
+    assert coordinator.calls[-1] == ("train", ["job 4"])
 
 
 def test_a_trial_that_goes_on_keeps_what_it_had_reported(tmp_path: Any) -> None:
     run = Storage(tmp_path)
-    before = [Evaluation(fraction=fraction, bits_per_byte=3.0) for fraction in (0.25, 0.5)]
+    before = [TrialEvaluation(fraction=fraction, bits_per_byte=3.0) for fraction in (0.25, 0.5)]
     record = TrialRecord(stage=1, stage_name="s", number=0, values={}, evaluations=before)
     stage = SimpleNamespace(index=1, name="s")
-    recorder = Recorder(run, SimpleNamespace(stage=lambda values: stage), [record], Board())  # type: ignore[arg-type]
+    recorder = Recorder(run, SimpleNamespace(stage=lambda values: stage), [record], Coordinator())  # type: ignore[arg-type]
     recorder._flops = lambda record, prefix_cached: (0.0, 0.0)  # type: ignore[method-assign]
     tuned = SimpleNamespace(config={"number": 0, "values": {}, "planned": False})
     recorder.on_trial_start(0, [], tuned)

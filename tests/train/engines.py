@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from growtx.exceptions import GrowtxError, StoreError
-from growtx.growth.assembly import grow
+from growtx.growth.assembly import build_stage_model
 from growtx.growth.freezing import prepare_for_stage
 from growtx.growth.plan import Stage
 from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, world_size
-from growtx.train.engine import Engine, State
+from growtx.train.engine import State, TrainEngine
 from growtx.train.settings import TrainingConfig
 from tests import tiny
 from tests.train.conftest import set_up_rank
@@ -31,17 +31,19 @@ def stage(**last: Any) -> Stage:
     return tiny.stages(train=TRAIN, stages=[{"add": 2}, change])[1]
 
 
-def make_engine(zero_stage: int, the_stage: Stage | None = None, **settings: Any) -> Engine:
+def make_engine(zero_stage: int, the_stage: Stage | None = None, **settings: Any) -> TrainEngine:
     the_stage = the_stage or stage()
     (below,) = tiny.stages(stages=[{"add": 2}])
-    parent = grow(tiny.config(2), below, None, tiny.substrate(), seed=0).state_dict()
-    model = prepare_for_stage(grow(tiny.config(3), the_stage, parent, tiny.substrate(), seed=0), the_stage, seed=0)
+    parent = build_stage_model(tiny.config(2), below, None, tiny.substrate(), seed=0).state_dict()
+    model = prepare_for_stage(
+        build_stage_model(tiny.config(3), the_stage, parent, tiny.substrate(), seed=0), the_stage, seed=0
+    )
     model.train()
     batch = {"global_batch_size": BATCH, "micro_batch_size": MICRO_BATCH}
-    return Engine(model, the_stage, TrainingConfig(zero_stage=zero_stage, **{**batch, **settings}))  # type: ignore[arg-type]
+    return TrainEngine(model, the_stage, TrainingConfig(zero_stage=zero_stage, **{**batch, **settings}))  # type: ignore[arg-type]
 
 
-def run(engine: Engine, first_step: int, last_step: int, micro_batch: int = MICRO_BATCH) -> list[float]:
+def run(engine: TrainEngine, first_step: int, last_step: int, micro_batch: int = MICRO_BATCH) -> list[float]:
     """Mean loss over all ranks of each step."""
     losses = []
     for step in range(first_step, last_step):
@@ -55,7 +57,7 @@ def run(engine: Engine, first_step: int, last_step: int, micro_batch: int = MICR
     return losses
 
 
-def checkpoint(engine: Engine) -> Checkpoint:
+def checkpoint(engine: TrainEngine) -> Checkpoint:
     return engine.trainable_state(), engine.optimizer_state()
 
 

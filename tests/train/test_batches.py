@@ -70,9 +70,9 @@ def test_another_seed_is_another_order() -> None:
 
 def test_the_windows_that_a_stage_will_visit_are_known_before_it_starts() -> None:
     stage = batches(micro_batch_size=4, world_size=2, rank=1)
-    visited = stage.visited(3)
-    assert list(visited) == sorted(set(visited))
-    assert set(visited) == {int(number) for step in range(3) for number in stage.windows(step)}
+    windows_visited = stage.windows_visited(3)
+    assert list(windows_visited) == sorted(set(windows_visited))
+    assert set(windows_visited) == {int(number) for step in range(3) for number in stage.windows(step)}
 
 
 class FakeCache:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from growtx.growth.lora import base_model
-from growtx.train.engine import MOMENTS, Engine, deepspeed_config, parameter_groups
-from growtx.train.memory import HeldBytes, memory_metrics
+from growtx.train.engine import MOMENTS, TrainEngine, deepspeed_config, parameter_groups
+from growtx.train.memory import AllocatedBytes, memory_metrics
 from growtx.train.settings import TrainingConfig
 from tests import tiny
 from tests.train.engines import BATCH, MICRO_BATCH, Checkpoint, checkpoint, make_engine, run, stage, two_ranks
@@ -28,7 +28,7 @@ def difference(first: list[float], second: list[float]) -> float:
 
 
 @pytest.fixture(scope="module")
-def engines(process_group: None) -> Iterator[dict[int, Engine]]:
+def engines(process_group: None) -> Iterator[dict[int, TrainEngine]]:
     """One engine for each ZeRO stage, trained by whichever tests came before: what they need they load."""
     found = {zero_stage: make_engine(zero_stage) for zero_stage in (1, 2, 3)}
     yield found
@@ -37,13 +37,13 @@ def engines(process_group: None) -> Iterator[dict[int, Engine]]:
 
 
 @pytest.fixture(scope="module")
-def beginning(engines: dict[int, Engine]) -> dict[int, Checkpoint]:
+def beginning(engines: dict[int, TrainEngine]) -> dict[int, Checkpoint]:
     """The state before the first step, by ZeRO stage."""
     return {zero_stage: checkpoint(engine) for zero_stage, engine in engines.items()}
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(engines: dict[int, Engine], beginning: dict[int, Checkpoint]) -> Runs:
+def uninterrupted(engines: dict[int, TrainEngine], beginning: dict[int, Checkpoint]) -> Runs:
     """Losses of six steps, and the state after three of them, by ZeRO stage."""
     found = {}
     for zero_stage, engine in engines.items():
@@ -59,7 +59,7 @@ def test_all_zero_stages_take_the_same_steps(uninterrupted: Runs) -> None:
     assert losses[1][5] < losses[1][0]
 
 
-def assert_as_forecast(held: HeldBytes, *, num_workers: int, zero_stage: int) -> None:
+def assert_as_forecast(held: AllocatedBytes, *, num_workers: int, zero_stage: int) -> None:
     settings = TrainingConfig(zero_stage=zero_stage, global_batch_size=BATCH, micro_batch_size=MICRO_BATCH)  # type: ignore[arg-type]
     found = memory_metrics(held, tiny.config(3), stage(), settings, num_workers=num_workers)
     for kind, size in found["held_bytes"].items():
@@ -68,14 +68,14 @@ def assert_as_forecast(held: HeldBytes, *, num_workers: int, zero_stage: int) ->
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_weights_gradients_and_optimizer_are_as_large_as_forecast(
-    zero_stage: int, engines: dict[int, Engine], uninterrupted: Runs
+    zero_stage: int, engines: dict[int, TrainEngine], uninterrupted: Runs
 ) -> None:
     assert_as_forecast(engines[zero_stage].held, num_workers=1, zero_stage=zero_stage)
 
 
 @pytest.mark.parametrize(("source", "target"), [(1, 1), (1, 2), (2, 3), (3, 1), (3, 3)])
 def test_training_goes_on_from_a_saved_state_under_any_zero_stage(
-    source: int, target: int, engines: dict[int, Engine], uninterrupted: Runs
+    source: int, target: int, engines: dict[int, TrainEngine], uninterrupted: Runs
 ) -> None:
     losses, state = uninterrupted[source]
     engines[target].load(*state, num_steps=3)
@@ -91,7 +91,7 @@ def test_training_goes_on_from_a_saved_state_in_an_engine_that_has_not_made_a_st
 
 
 def test_a_saved_state_holds_everything_that_trains_whole_and_in_fp32(
-    engines: dict[int, Engine], uninterrupted: Runs
+    engines: dict[int, TrainEngine], uninterrupted: Runs
 ) -> None:
     shapes = {name: parameter.shape for name, parameter in engines[1].trainable()}
     assert any("lora_B" in name for name in shapes) and any("lm_head" in name for name in shapes)
@@ -105,7 +105,7 @@ def test_a_saved_state_holds_everything_that_trains_whole_and_in_fp32(
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_the_state_can_be_saved_before_the_first_step(
-    zero_stage: int, engines: dict[int, Engine], beginning: dict[int, Checkpoint], uninterrupted: Runs
+    zero_stage: int, engines: dict[int, TrainEngine], beginning: dict[int, Checkpoint], uninterrupted: Runs
 ) -> None:
     weights, moments = beginning[zero_stage]
     assert all(tensor.abs().max() == 0 for state in moments.values() for tensor in state.values())
@@ -115,7 +115,7 @@ def test_the_state_can_be_saved_before_the_first_step(
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_a_loaded_state_is_what_is_evaluated_before_any_further_step(
-    zero_stage: int, engines: dict[int, Engine], beginning: dict[int, Checkpoint], uninterrupted: Runs
+    zero_stage: int, engines: dict[int, TrainEngine], beginning: dict[int, Checkpoint], uninterrupted: Runs
 ) -> None:
     engine = engines[zero_stage]
     engine.load(*uninterrupted[zero_stage][1], num_steps=3)
@@ -130,7 +130,9 @@ def test_a_loaded_state_is_what_is_evaluated_before_any_further_step(
 
 
 @pytest.mark.parametrize("zero_stage", [1, 3])
-def test_frozen_tensors_do_not_move_and_a_moved_one_is_noticed(zero_stage: int, engines: dict[int, Engine]) -> None:
+def test_frozen_tensors_do_not_move_and_a_moved_one_is_noticed(
+    zero_stage: int, engines: dict[int, TrainEngine]
+) -> None:
     engine = engines[zero_stage]
     before, num_tensors = engine.frozen_hash()
     assert num_tensors == 1 + 2 * 12  # the substrate and two blocks of twelve tensors
@@ -208,7 +210,7 @@ def test_bf16_keeps_fp32_weights_to_go_on_from() -> None:
 
 
 def test_two_workers_take_the_steps_of_one_and_states_move_between_them(
-    tmp_path: Path, engines: dict[int, Engine], uninterrupted: Runs
+    tmp_path: Path, engines: dict[int, TrainEngine], uninterrupted: Runs
 ) -> None:
     losses, state = uninterrupted[1]
     torch.save(state, tmp_path / "one-rank.pt")
@@ -221,7 +223,7 @@ def test_two_workers_take_the_steps_of_one_and_states_move_between_them(
         assert difference(of_two, losses) < EXACT, f"{zero_stage}: two workers differ from one"
         assert difference(continued, losses[3:]) < EXACT, f"{zero_stage}: continued from the state of one worker"
         assert unmoved, f"{zero_stage}: a frozen tensor moved"
-        assert_as_forecast(HeldBytes(**held), num_workers=2, zero_stage=int(zero_stage[-1]))
+        assert_as_forecast(AllocatedBytes(**held), num_workers=2, zero_stage=int(zero_stage[-1]))
         engine = engines[3 if zero_stage == "zero-1" else 1]
         engine.load(*state_of_two, num_steps=3)
         assert difference(run(engine, 3, 6), losses[3:]) < EXACT, f"{zero_stage}: continued by one worker"
@@ -257,12 +259,14 @@ def test_torch_computes_as_before_once_a_zero_3_engine_is_closed() -> None:
 
 
 def tiny_model() -> torch.nn.Module:
-    from growtx.growth.assembly import grow
+    from growtx.growth.assembly import build_stage_model
     from growtx.growth.freezing import prepare_for_stage
 
     (below,) = tiny.stages(stages=[{"add": 2}])
-    parent = grow(tiny.config(2), below, None, tiny.substrate(), seed=0).state_dict()
-    return prepare_for_stage(grow(tiny.config(3), stage(), parent, tiny.substrate(), seed=0), stage(), seed=0)
+    parent = build_stage_model(tiny.config(2), below, None, tiny.substrate(), seed=0).state_dict()
+    return prepare_for_stage(
+        build_stage_model(tiny.config(3), stage(), parent, tiny.substrate(), seed=0), stage(), seed=0
+    )
 
 
 @pytest.mark.parametrize(

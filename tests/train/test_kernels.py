@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from growtx.exceptions import ConfigError
-from growtx.growth.assembly import grow
+from growtx.growth.assembly import build_stage_model
 from growtx.train import kernels
 from growtx.train.kernels import check_compiler, loss_kernel, set_kernels
 from growtx.train.settings import TrainingConfig
@@ -62,7 +62,7 @@ def test_a_machine_without_a_compiler_says_so_in_one_sentence(monkeypatch: pytes
 
     monkeypatch.setattr(torch, "compile", failing)
     (stage,) = tiny.stages(stages=[{"add": 1}])
-    model = grow(tiny.config(1), stage, None, tiny.substrate(), seed=0)
+    model = build_stage_model(tiny.config(1), stage, None, tiny.substrate(), seed=0)
     with pytest.raises(ConfigError, match=r"training\.compile: torch\.compile does not work .*[^.]\. Install a C\+\+"):
         set_kernels(model, TrainingConfig(compile=True), CPU)
     set_kernels(model, TrainingConfig(), CPU)  # nothing is compiled, so nothing is needed

@@ -14,7 +14,7 @@ import torch
 
 from growtx.data.packing import PackedData
 from growtx.exceptions import StoreError
-from growtx.growth.assembly import grow
+from growtx.growth.assembly import build_stage_model
 from growtx.models.causal_lm import GrowtxForCausalLM
 from growtx.train import prefix_cache
 from growtx.train.prefix_cache import PrefixCache
@@ -36,7 +36,7 @@ def data() -> PackedData:
 
 def new_model() -> GrowtxForCausalLM:
     (stage,) = tiny.stages(stages=[{"add": 3}])
-    return grow(tiny.config(3), stage, None, tiny.substrate(), seed=0).eval()
+    return build_stage_model(tiny.config(3), stage, None, tiny.substrate(), seed=0).eval()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from growtx.train import progress
-from growtx.train.progress import Place, StageProgress, eta_seconds, show_progress
+from growtx.train.progress import RunPosition, StageProgress, eta_seconds, show_progress
 
 HALF = StageProgress(
     stage=2, name="depth-2", num_stages=2, fraction=0.5, loss=1.25, tokens_per_second=2000, weights=(1, 3)
@@ -20,7 +20,7 @@ HALF = StageProgress(
 
 
 class FakeBoard:
-    """A board in this process: `ray.get` of what it returns is that."""
+    """A progress_actor in this process: `ray.get` of what it returns is that."""
 
     def __init__(self, at: StageProgress, *warnings: str) -> None:
         self.at, self.warnings = at, list(warnings)
@@ -38,10 +38,10 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def shown(boards: dict[str, Any], *, until: str, **options: Any) -> list[str]:
+def shown(progress_actors: dict[str, Any], *, until: str, **options: Any) -> list[str]:
     """What is drawn, once `until` is among it."""
     console = Console(file=(file := io.StringIO()), width=200, **options)
-    with show_progress(boards, console):
+    with show_progress(progress_actors, console):
         deadline = time.monotonic() + 60
         while until not in file.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -75,12 +75,12 @@ def test_warnings_name_the_run_where_there_are_several() -> None:
 
 
 def test_a_terminal_gets_a_bar_for_each_board() -> None:
-    boards = {"en": FakeBoard(HALF), "ru": FakeBoard(HALF)}
-    drawn = "\n".join(shown(boards, until="62%", force_terminal=True))
+    progress_actors = {"en": FakeBoard(HALF), "ru": FakeBoard(HALF)}
+    drawn = "\n".join(shown(progress_actors, until="62%", force_terminal=True))
     assert "en" in drawn and "ru" in drawn and "62%" in drawn
 
 
 def test_a_group_of_runs_counts_those_that_are_behind_it() -> None:
-    second = dataclasses.replace(HALF, place=Place("seed-1", num_before=1, num_runs=4))
+    second = dataclasses.replace(HALF, run_position=RunPosition("seed-1", num_before=1, num_runs=4))
     assert second.total_fraction == pytest.approx((1 + 2.5 / 4) / 4)
     assert second.describe().startswith("run 2/4 seed-1, stage 2/2 depth-2, ")

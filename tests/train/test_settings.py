@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.exceptions import ConfigError
 from growtx.train.settings import EvaluationConfig, ResourcesConfig, TrainingConfig
 
@@ -52,15 +52,15 @@ def test_a_batch_that_does_not_split_is_refused(settings: dict[str, Any], num_wo
 )
 def test_a_setting_out_of_range_is_named(tree: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
-        build(TrainingConfig, tree)
+        build_config(TrainingConfig, tree)
 
 
 @pytest.mark.parametrize("cpus", [0.5, 1, 4])
 def test_cpus_are_whole_or_a_share_of_one(cpus: float) -> None:
-    assert build(ResourcesConfig, {"cpus_per_worker": cpus}).cpus_per_worker == cpus
+    assert build_config(ResourcesConfig, {"cpus_per_worker": cpus}).cpus_per_worker == cpus
     with pytest.raises(ConfigError, match=r"cpus_per_worker=1\.5 is neither whole nor below 1"):
-        build(ResourcesConfig, {"cpus_per_worker": 1.5})
+        build_config(ResourcesConfig, {"cpus_per_worker": 1.5})
 
 
 def test_samples_and_evaluations_may_be_turned_off() -> None:
-    assert build(EvaluationConfig, {"num_samples": 0, "every_steps": None}).num_samples == 0
+    assert build_config(EvaluationConfig, {"num_samples": 0, "every_steps": None}).num_samples == 0

@@ -25,7 +25,7 @@ from growtx.train.checkpoints import CHECKPOINTS_DIR, STATE_FILE
 from growtx.train.job import TrainJob
 from growtx.train.prefix_cache import PrefixCache
 from growtx.train.stage_run import StageRun
-from growtx.train.worker import train_jobs
+from growtx.train.worker import train_loop_per_worker
 from tests.run.configs import config, write_corpus
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -65,7 +65,7 @@ def job(home: Path, run_dir: Path | None = None, training: dict[str, Any] | None
 
 def train(job: TrainJob) -> GrowtxError | None:
     """Train to the end; returns what went wrong."""
-    outcome = train_jobs({"jobs": [job.model_dump(mode="json")], "board": None, "claims": None})
+    outcome = train_loop_per_worker({"jobs": [job.model_dump(mode="json")], "progress_actor": None, "claims": None})
     assert not outcome["stopped"]
     return outcome["failed"].get(job.run_dir)  # type: ignore[no-any-return]
 
@@ -179,7 +179,7 @@ def test_a_disk_that_fills_while_caching_costs_the_run_nothing_unless_the_cache_
         original(self, shard, states)
 
     monkeypatch.setattr(PrefixCache, "_write", second_shard_does_not_fit)
-    monkeypatch.setattr("growtx.growth.flops.WORTHWHILE", 99.0)
+    monkeypatch.setattr("growtx.growth.flops.MAX_CACHE_COST_RATIO", 99.0)
     problem = train(the_job)
     assert not any(path.suffix == ".npy" for path in cached_shards(the_job)), "half a cache would keep the disk full"
     if prefix == "auto":

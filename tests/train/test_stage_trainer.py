@@ -11,7 +11,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from growtx.exceptions import ResourceError, TrainingError
 from growtx.train import stage_trainer
-from growtx.train.stage_trainer import Outcome, train_group
+from growtx.train.stage_trainer import GroupOutcome, fit_worker_group
 from tests.train.test_job import job
 
 NO_ROOM = ray.train.ControllerError(WorkerGroupStartupTimeoutError(2))
@@ -49,17 +49,17 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[ResourceError | None]:
     return found
 
 
-def fit(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> tuple[Outcome, int]:
+def fit(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> tuple[GroupOutcome, int]:
     """The outcome, and how many worker groups were started."""
     fits = Fits(*errors)
     monkeypatch.setattr(stage_trainer, "_trainer", fits)
-    return train_group([job(resources={"num_workers": 2, "max_failures": 1})]), fits.num_started
+    return fit_worker_group([job(resources={"num_workers": 2, "max_failures": 1})]), fits.num_started
 
 
 def test_workers_that_find_no_room_on_a_busy_cluster_are_waited_for_as_long_as_it_takes(
     monkeypatch: pytest.MonkeyPatch, checks: list[ResourceError | None]
 ) -> None:
-    assert fit(monkeypatch, *[NO_ROOM] * 5) == (Outcome(stopped=False), 6)
+    assert fit(monkeypatch, *[NO_ROOM] * 5) == (GroupOutcome(stopped=False), 6)
 
 
 def test_a_node_that_went_for_good_ends_the_run_with_what_the_cluster_lacks(

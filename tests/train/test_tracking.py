@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from growtx.config import build
+from growtx.config import build_config
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.storage import Storage
 from growtx.train import tracking
@@ -61,7 +61,7 @@ def test_a_package_that_is_missing_is_one_sentence_that_names_the_extra(
 ) -> None:
     monkeypatch.setattr(tracking, "find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=rf"needs the package {name}.*not installed.*pip install 'growtx\[{name}\]'"):
-        build(TrackingConfig, {name: block}).check_installed()
+        build_config(TrackingConfig, {name: block}).check_installed()
     TrackingConfig().check_installed()
 
 
@@ -94,7 +94,7 @@ def test_mlflow_has_one_run_for_a_run_directory_that_was_resumed(
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     place = (tmp_path / "mlruns").as_uri()
-    config = build(TrackingConfig, {"mlflow": {"tracking_uri": place, "experiment": "ours"}})
+    config = build_config(TrackingConfig, {"mlflow": {"tracking_uri": place, "experiment": "ours"}})
     for tokens, finished in ((100, False), (200, True)):
         trackers = Trackers(config, storage)
         trackers.add(row(tokens, tokens / 100))
@@ -109,7 +109,7 @@ def test_mlflow_has_one_run_for_a_run_directory_that_was_resumed(
 
 def test_weights_and_biases_keeps_the_id_of_a_resumed_run(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb", reason="the extra growtx[wandb] is not installed")
-    config = build(TrackingConfig, WANDB)
+    config = build_config(TrackingConfig, WANDB)
     ids = set()
     for tokens in (100, 200):
         trackers = Trackers(config, storage)

@@ -8,20 +8,20 @@ import pytest
 
 from growtx.exceptions import GrowtxError, TrainingError
 from growtx.train import worker
-from growtx.train.claims import Claims
+from growtx.train.claims import RunClaims
 from growtx.train.job import TrainJob
-from growtx.train.progress import Place
+from growtx.train.progress import RunPosition
 from tests.train.test_job import job
 
 DIVERGED = TrainingError("the loss is not finite")
 
 
-class Board:
+class Registry:
     """The claims of one process: `ray.get` of what it returns is that."""
 
     def __init__(self) -> None:
         self.owners: dict[str, str] = {}
-        self.take = self
+        self.claim = self
 
     def remote(self, run_dir: str, group: str) -> bool:
         return self.owners.setdefault(run_dir, group) == group
@@ -37,13 +37,13 @@ def trained(
     monkeypatch: pytest.MonkeyPatch,
     outcomes: dict[str, bool | GrowtxError],
     *run_dirs: str,
-    claims: Claims | None = None,
-) -> tuple[list[tuple[str, Place]], dict[str, Any]]:
+    claims: RunClaims | None = None,
+) -> tuple[list[tuple[str, RunPosition]], dict[str, Any]]:
     """The runs that were trained, and the outcome of the group."""
-    seen: list[tuple[str, Place]] = []
+    seen: list[tuple[str, RunPosition]] = []
 
-    def train(the_job: TrainJob, _board: Any, place: Place) -> bool:
-        seen.append((the_job.run_dir, place))
+    def train(the_job: TrainJob, _board: Any, run_position: RunPosition) -> bool:
+        seen.append((the_job.run_dir, run_position))
         outcome = outcomes.get(the_job.run_dir, False)
         if isinstance(outcome, GrowtxError):
             raise outcome
@@ -51,12 +51,16 @@ def trained(
 
     monkeypatch.setattr(worker, "_train", train)
     jobs = [job(run_dir=run_dir).model_dump(mode="json") for run_dir in run_dirs]
-    return seen, worker.train_jobs({"jobs": jobs, "board": None, "claims": claims})
+    return seen, worker.train_loop_per_worker({"jobs": jobs, "progress_actor": None, "claims": claims})
 
 
 def test_jobs_are_trained_in_order_and_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
     seen, outcome = trained(monkeypatch, {}, "/r/a", "/r/a", "/r/b")
-    assert seen == [("/r/a", Place("a", 0, 2)), ("/r/a", Place("a", 0, 2)), ("/r/b", Place("b", 1, 2))]
+    assert seen == [
+        ("/r/a", RunPosition("a", 0, 2)),
+        ("/r/a", RunPosition("a", 0, 2)),
+        ("/r/b", RunPosition("b", 1, 2)),
+    ]
     assert outcome == {"stopped": False, "failed": {}}
 
 
@@ -72,7 +76,7 @@ def test_after_a_stop_nothing_more_is_trained(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_groups_divide_runs_and_one_that_lost_its_workers_finds_its_own_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    board = Board()
-    board.owners = {"/r/a": "other", "/r/b": "mine"}
-    seen, _ = trained(monkeypatch, {}, "/r/a", "/r/b", "/r/c", claims=Claims(board, "mine"))
-    assert [run_dir for run_dir, _ in seen] == ["/r/b", "/r/c"] and board.owners["/r/c"] == "mine"
+    registry = Registry()
+    registry.owners = {"/r/a": "other", "/r/b": "mine"}
+    seen, _ = trained(monkeypatch, {}, "/r/a", "/r/b", "/r/c", claims=RunClaims(registry, "mine"))
+    assert [run_dir for run_dir, _ in seen] == ["/r/b", "/r/c"] and registry.owners["/r/c"] == "mine"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM, GrowtxEnsembleOutput
-from growtx.models.ensemble.fused import GrowtxWideEnsembleConfig, GrowtxWideEnsembleForCausalLM, to_wide
+from growtx.models.ensemble.fused import GrowtxFusedEnsembleConfig, GrowtxFusedEnsembleForCausalLM, to_fused
 from growtx.models.ensemble.members import (
     from_members,
     member_of,
@@ -21,14 +21,14 @@ __all__ = [
     "GrowtxEnsembleConfig",
     "GrowtxEnsembleForCausalLM",
     "GrowtxEnsembleOutput",
-    "GrowtxWideEnsembleConfig",
-    "GrowtxWideEnsembleForCausalLM",
+    "GrowtxFusedEnsembleConfig",
+    "GrowtxFusedEnsembleForCausalLM",
     "build_rule",
     "from_members",
     "member_of",
     "members_of",
     "replace_member",
-    "to_wide",
+    "to_fused",
     "with_member",
     "without_member",
 ]

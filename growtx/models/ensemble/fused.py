@@ -38,7 +38,7 @@ from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets,
 
 
 @strict
-class GrowtxWideEnsembleConfig(GrowtxConfig):
+class GrowtxFusedEnsembleConfig(GrowtxConfig):
     """Configuration of the fused form: `num_attention_heads` counts the heads of all `num_members` members."""
 
     model_type = "growtx_wide_ensemble"
@@ -69,7 +69,7 @@ class MemberLinear(nn.Module):
 class MemberLayerNorm(nn.Module):
     """A layer norm per member on [N, B, T, D]."""
 
-    def __init__(self, config: GrowtxWideEnsembleConfig) -> None:
+    def __init__(self, config: GrowtxFusedEnsembleConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.num_members, 1, 1, config.hidden_size))
         self.bias = nn.Parameter(torch.empty(config.num_members, 1, 1, config.hidden_size))
@@ -80,13 +80,13 @@ class MemberLayerNorm(nn.Module):
         return torch.addcmul(self.bias, normed_NBTD, self.weight)
 
 
-class WideAttention(nn.Module):
+class FusedAttention(nn.Module):
     """All members' heads in one call of the attention."""
 
     is_causal = True
     num_key_value_groups = 1
 
-    def __init__(self, config: GrowtxWideEnsembleConfig, layer_idx: int) -> None:
+    def __init__(self, config: GrowtxFusedEnsembleConfig, layer_idx: int) -> None:
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -115,14 +115,14 @@ class WideAttention(nn.Module):
         return output_NBTD
 
 
-class WideBlock(nn.Module):
+class FusedBlock(nn.Module):
     """The blocks of one depth of all members."""
 
-    def __init__(self, config: GrowtxWideEnsembleConfig, layer_idx: int) -> None:
+    def __init__(self, config: GrowtxFusedEnsembleConfig, layer_idx: int) -> None:
         super().__init__()
         members, width, mlp_width = config.num_members, config.hidden_size, config.mlp_width
         self.input_layernorm = MemberLayerNorm(config)
-        self.self_attn = WideAttention(config, layer_idx)
+        self.self_attn = FusedAttention(config, layer_idx)
         self.post_attention_layernorm = MemberLayerNorm(config)
         self.up_proj = MemberLinear(members, width, mlp_width, bias=True)
         self.down_proj = MemberLinear(members, mlp_width, width, bias=True)
@@ -134,21 +134,21 @@ class WideBlock(nn.Module):
         return output_NBTD
 
 
-class GrowtxWideEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
-    """N members of equal shape and a linear rule, fused into one decoder; `to_wide` makes one from the flat form."""
+class GrowtxFusedEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
+    """N members of equal shape and a linear rule, fused into one decoder; `to_fused` makes one from the flat form."""
 
-    config_class = GrowtxWideEnsembleConfig
-    config: GrowtxWideEnsembleConfig
+    config_class = GrowtxFusedEnsembleConfig
+    config: GrowtxFusedEnsembleConfig
     base_model_prefix = "wide"
     supports_gradient_checkpointing = False
-    _no_split_modules = ["WideBlock"]  # noqa: RUF012
+    _no_split_modules = ["FusedBlock"]  # noqa: RUF012
     _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012 - states here are of all members at once
     _tied_weights_keys: dict[str, str] = {}  # noqa: RUF012
 
-    def __init__(self, config: GrowtxWideEnsembleConfig) -> None:
+    def __init__(self, config: GrowtxFusedEnsembleConfig) -> None:
         super().__init__(config)
         self.embed_tokens = SubstrateEmbedding(config)
-        self.layers = nn.ModuleList([WideBlock(config, index) for index in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([FusedBlock(config, index) for index in range(config.num_hidden_layers)])
         self.norm = MemberLayerNorm(config)
         self.lm_head = LMHead(config, num_inputs=config.num_members * config.hidden_size)
         self.post_init()
@@ -197,7 +197,7 @@ class GrowtxWideEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         return GrowtxOutput(loss=mean_over_targets(loss, targets_BT), token_nll=nll_BT[:, :-1])
 
 
-# From the flat form of an ensemble to the wide one.
+# From the flat form of an ensemble to the fused one.
 #
 # Shapes: N members, D hidden size, V vocabulary.
 
@@ -223,7 +223,7 @@ KEPT_SETTINGS = (
 
 
 @torch.no_grad()
-def to_wide(ensemble: GrowtxEnsembleForCausalLM) -> GrowtxWideEnsembleForCausalLM:
+def to_fused(ensemble: GrowtxEnsembleForCausalLM) -> GrowtxFusedEnsembleForCausalLM:
     """The same ensemble as one decoder: weights restacked into new tensors, logits within 1e-4.
 
     Needs members of equal depth and a rule that is linear with constant weights (`mean`, `weighted-mean`), which is
@@ -244,7 +244,7 @@ def to_wide(ensemble: GrowtxEnsembleForCausalLM) -> GrowtxWideEnsembleForCausalL
             f"rule {ensemble.rule.name} needs every member's own logits, which the fused form does not keep",
             f"Serve the flat form, or use one of {linear}",
         )
-    wide_config = GrowtxWideEnsembleConfig(
+    fused_config = GrowtxFusedEnsembleConfig(
         **{key: getattr(config, key) for key in KEPT_SETTINGS},
         num_members=config.num_members,
         num_attention_heads=config.num_members * config.num_attention_heads,
@@ -254,12 +254,12 @@ def to_wide(ensemble: GrowtxEnsembleForCausalLM) -> GrowtxWideEnsembleForCausalL
     tensors: Tensors = {"embed_tokens.weight": ensemble.embed_tokens.weight}
     for depth in range(depths[0]):
         blocks = [ensemble.layers[blocks[depth]].state_dict() for blocks in config.blocks_of_members]
-        tensors |= {f"layers.{depth}.{name}": tensor for name, tensor in _wide_block(blocks).items()}
+        tensors |= {f"layers.{depth}.{name}": tensor for name, tensor in _fused_block(blocks).items()}
     norms = [norm.state_dict() for norm in ensemble.norms]
     tensors |= {f"norm.{kind}": _stacked(norms, kind)[:, None, None] for kind in ("weight", "bias")}
     heads = [head.state_dict() for head in ensemble.lm_heads]
-    tensors |= {f"lm_head.{name}": tensor for name, tensor in _wide_head(heads, _constant_weights(ensemble)).items()}
-    return build_around(GrowtxWideEnsembleForCausalLM, wide_config, tensors, like=ensemble)
+    tensors |= {f"lm_head.{name}": tensor for name, tensor in _fused_head(heads, _constant_weights(ensemble)).items()}
+    return build_around(GrowtxFusedEnsembleForCausalLM, fused_config, tensors, like=ensemble)
 
 
 def _constant_weights(ensemble: GrowtxEnsembleForCausalLM) -> torch.Tensor:
@@ -271,22 +271,22 @@ def _stacked(members: list[Tensors], name: str) -> torch.Tensor:
     return torch.stack([tensors[name] for tensors in members])
 
 
-def _wide_block(members: list[Tensors]) -> Tensors:
+def _fused_block(members: list[Tensors]) -> Tensors:
     """Linear maps are stored [out, in] by torch and [N, in, out] for batched products."""
-    wide: Tensors = {}
+    fused: Tensors = {}
     for norm in ("input_layernorm", "post_attention_layernorm"):
         for kind in ("weight", "bias"):
-            wide[f"{norm}.{kind}"] = _stacked(members, f"{norm}.{kind}")[:, None, None]
+            fused[f"{norm}.{kind}"] = _stacked(members, f"{norm}.{kind}")[:, None, None]
     queries_keys_values = [_stacked(members, f"self_attn.{name}_proj.weight") for name in "qkv"]
-    wide["self_attn.qkv_proj.weight"] = torch.cat(queries_keys_values, dim=1)
-    wide["self_attn.o_proj.weight"] = _stacked(members, "self_attn.o_proj.weight")
+    fused["self_attn.qkv_proj.weight"] = torch.cat(queries_keys_values, dim=1)
+    fused["self_attn.o_proj.weight"] = _stacked(members, "self_attn.o_proj.weight")
     for name in ("up_proj", "down_proj"):
-        wide[f"{name}.weight"] = _stacked(members, f"mlp.{name}.weight")
-        wide[f"{name}.bias"] = _stacked(members, f"mlp.{name}.bias")[:, None]
-    return {name: t.transpose(1, 2).contiguous() if "proj.weight" in name else t for name, t in wide.items()}
+        fused[f"{name}.weight"] = _stacked(members, f"mlp.{name}.weight")
+        fused[f"{name}.bias"] = _stacked(members, f"mlp.{name}.bias")[:, None]
+    return {name: t.transpose(1, 2).contiguous() if "proj.weight" in name else t for name, t in fused.items()}
 
 
-def _wide_head(members: list[Tensors], weights_N: torch.Tensor) -> Tensors:
+def _fused_head(members: list[Tensors], weights_N: torch.Tensor) -> Tensors:
     """[w_1 W_1 | .. | w_N W_N] and sum of w_n b_n."""
     weighted = [{k: t * w.to(t) for k, t in tensors.items()} for tensors, w in zip(members, weights_N, strict=True)]
     head = {"weight": torch.cat([tensors["weight"] for tensors in weighted], dim=1)}
