@@ -89,7 +89,7 @@ class TestCache:
     def test_a_drawn_matrix_is_made_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config = SubstrateConfig(kind="glyph")
         first = build_substrate(config, SURFACES, 32, cache_dir=str(tmp_path / "cache"))
-        monkeypatch.setattr(build, "render", None)
+        monkeypatch.setattr(build, "render_strips", None)
         again = build_substrate(config, SURFACES, 32, cache_dir=str(tmp_path / "cache"))
         assert again.fingerprint == first.fingerprint and torch.equal(again.weight, first.weight)
 
