@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from growtx import __version__
@@ -33,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if name in INTERMIXED:  # argparse cannot intermix options and positional arguments below a subcommand
         arguments: argparse.Namespace = commands.choices[name].parse_intermixed_args(words)
         return arguments
-    if name == "benchmark" and words:  # the benchmarks declare their own options
+    if name == "benchmark" and words and find_spec("benchmarks"):  # they declare their own options
         return argparse.Namespace(handler=commands.choices[name].get_default("handler"), arguments=words)
     return parser.parse_args(argv)
 
