@@ -23,9 +23,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from growtx.models import GrowtxConfig, GrowtxForCausalLM
 from growtx.models.ensemble import GrowtxEnsembleForCausalLM, from_members, members_of
-from growtx.serving.decoder import choose
+from growtx.sampling import Sampling, choose
 from growtx.serving.engine import Engines
-from growtx.serving.requests import Generation, Sampling
+from growtx.serving.requests import Generation
 
 CLIENTS = (1, 8, 32)
 

@@ -204,34 +204,26 @@ def _verify_ensemble(result: Result, arguments: argparse.Namespace) -> bool:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    import torch
-
+    from growtx.data.tokenizer import document_ids, visible_text
     from growtx.growth.results import load_model
+    from growtx.sampling import Sampling, continue_text, eos_token_ids
 
     if arguments.max_tokens < 1 or not arguments.temperature >= 0:
         raise ConfigError("--max-tokens below 1 or --temperature below 0", "Give a larger value")
-    if not 0 <= arguments.seed < 2**63:
-        raise ConfigError(f"--seed {arguments.seed} is out of range", "Give one from 0 to 2^63 - 1")
+    if not -(2**63) <= arguments.seed < 2**63:
+        raise ConfigError(f"--seed {arguments.seed} is out of range", "Give one from -2^63 to 2^63 - 1")
     model, tokenizer = load_model(arguments.path, depth=arguments.depth)
-    ids_1T = torch.tensor([tokenizer(arguments.prompt)["input_ids"] or [tokenizer.bos_token_id]])
+    ids = document_ids(tokenizer, arguments.prompt)
     limit = model.config.max_position_embeddings
-    if ids_1T.shape[1] + arguments.max_tokens > limit:
+    if len(ids) + arguments.max_tokens > limit:
         raise ConfigError(
-            f"--prompt has {ids_1T.shape[1]} tokens and --max-tokens={arguments.max_tokens}, the context has {limit}",
+            f"--prompt has {len(ids) - 1} tokens and --max-tokens={arguments.max_tokens}; the model takes {limit - 1}",
             "Shorten the prompt or ask for fewer tokens",
         )
-    torch.manual_seed(arguments.seed)
-    sampling = (
-        {"do_sample": True, "temperature": arguments.temperature} if arguments.temperature else {"do_sample": False}
-    )
-    output_1T = model.generate(
-        ids_1T,
-        attention_mask=torch.ones_like(ids_1T),
-        max_new_tokens=arguments.max_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        **sampling,
-    )
-    print(arguments.prompt + tokenizer.decode(output_1T[0, ids_1T.shape[1] :], skip_special_tokens=True))
+    sampling = Sampling(seed=arguments.seed, temperature=arguments.temperature)
+    eos_ids = eos_token_ids(model.config, model.generation_config)
+    new = continue_text(model, ids, arguments.max_tokens, sampling, eos_ids=eos_ids, num_hidden=1)
+    print(arguments.prompt + visible_text(tokenizer, new, after=ids[1:]))
     return 0
 
 

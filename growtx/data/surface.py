@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
@@ -26,16 +27,16 @@ class VocabularyToken:
     spelled: bytes | None
 
 
-def definition(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def definition(tokenizer: PreTrainedTokenizerFast | Tokenizer) -> dict[str, Any]:
     """The content of tokenizer.json that decides which ids spell a text.
 
     Padding, truncation and what is put around a text are settings of calls, which libraries change at will.
     """
-    content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    content: dict[str, Any] = json.loads(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
     return {key: content[key] for key in content.keys() - {"padding", "truncation", "post_processor"}}
 
 
-def tokens(tokenizer: PreTrainedTokenizerFast) -> list[VocabularyToken]:
+def tokens(tokenizer: PreTrainedTokenizerFast | Tokenizer) -> list[VocabularyToken]:
     """Every id in order [V]; ids without an entry are control tokens named `<unused_N>`."""
     content = definition(tokenizer)
     decoders = _decoder_types(content.get("decoder"))

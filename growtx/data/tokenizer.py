@@ -7,6 +7,7 @@ tokens are only parsed when the caller asks with `split_special_tokens=False`.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,6 @@ from growtx.data.ngrams import embedded_ngrams
 from growtx.data.rank_files import is_rank_file, tokenizer_from_ranks
 from growtx.data.vocabulary import (
     BMP_SIZE,
-    BOS,
     EOS,
     PAD,
     UNK,
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from growtx.data.sources import DataConfig
 
 COMPACT_SIZE = 8192
+INCOMPLETE = "\ufffd"  # what a decoder puts for bytes that are not a character
+MAX_BYTES_OF_A_CHARACTER = 4
 Family = Literal["compact", "unicode-2-3", "unicode-max", "surface"]
 PUBLISHED_SIZES = {"unicode-2-3": BMP_SIZE, "unicode-max": 2 * BMP_SIZE}
 LONGEST_NGRAM = {"unicode-2-3": 3, "unicode-max": 5}
@@ -119,7 +121,7 @@ def _common_strings(paths: Sequence[str]) -> list[str]:
 
 
 def from_vocabulary(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a vocabulary, with `<pad>`, `<s>`, `</s>` and `<unk>` set."""
+    """The fast tokenizer of a vocabulary. `</s>` begins and ends documents; `<s>` keeps its published id, unused."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -132,7 +134,7 @@ def from_vocabulary(vocabulary: Vocabulary) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
-        bos_token=BOS,
+        bos_token=EOS,  # what stands before a document is what ends the one before it; see `start_token_id`
         eos_token=EOS,
         unk_token=UNK,
         split_special_tokens=True,
@@ -177,15 +179,56 @@ def _complete(tokenizer: Any, path: str) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.encode_special_tokens = True
     tokenizer.backend_tokenizer.post_processor = None  # nothing is put around a text unasked
     for probe in PROBES:
-        if tokenizer.decode(tokenizer.encode(probe)) != probe:
+        if tokenizer.decode(tokenizer.encode(probe, add_special_tokens=False)) != probe:
             raise DataError(f"The tokenizer in {path} changes text such as {probe!r}", "Use one without a normalizer")
     fallback = tokenizer.eos_token or tokenizer.bos_token or tokenizer.pad_token
     if fallback is None:
         raise DataError(f"The tokenizer in {path} has no end-of-text token", "Add one with its eos_token")
-    for role in ("eos_token", "bos_token", "pad_token"):
+    for role in ("eos_token", "pad_token"):
         if getattr(tokenizer, role) is None:
             setattr(tokenizer, role, fallback)
+    tokenizer.bos_token = tokenizer.eos_token  # whatever others trained it with: packing puts eos between documents
     return tokenizer  # type: ignore[no-any-return]
+
+
+def start_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """The token that stands before every document.
+
+    Packing ends each document with the end-of-text token, which therefore precedes the next one: that is what training
+    has seen, and what everything that begins a text puts before it (bits per byte, samples, `growtx generate`, the
+    endpoint, lm-eval's prefix, `model.generate()` without input). `from_vocabulary` and `load_tokenizer` see to it
+    that `bos_token` is this token; a tokenizer does not add it by itself, as GPT-2's does not.
+    """
+    found: int = tokenizer.bos_token_id
+    return found
+
+
+def document_ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids of a document from its start token on; text that spells a special token is text."""
+    return [start_token_id(tokenizer), *tokenizer.encode(text, add_special_tokens=False, verbose=False)]
+
+
+def visible_text(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int], *, after: Sequence[int] = ()) -> str:
+    """What a person sees of tokens that continue others: no special tokens, no half of a character at the end.
+
+    Args:
+        after: the ids before them; some tokenizers spell a token differently at the beginning of a text.
+    """
+    before = str(tokenizer.decode(list(after), skip_special_tokens=True))
+    whole = str(tokenizer.decode([*after, *ids], skip_special_tokens=True))
+    text = (
+        whole[len(before) :] if whole.startswith(before) else str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    )
+    return text[: len(text.rstrip(INCOMPLETE))] if _ends_inside_a_character(tokenizer, ids) else text
+
+
+def _ends_inside_a_character(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> bool:
+    """Whether the last tokens spell the beginning of a character, and not a replacement character themselves."""
+    known = surface.tokens(tokenizer)
+    spelled = b"".join(known[index].spelled or b"" for index in ids[-MAX_BYTES_OF_A_CHARACTER:])
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(spelled, final=False)
+    return bool(decoder.getstate()[0])
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -26,6 +26,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from growtx.data.tokenizer import start_token_id
 from growtx.evaluate import microworld_tasks
 from growtx.evaluate.outcomes import TaskOutcome, pooled
 from growtx.exceptions import ConfigError, DataError
@@ -50,7 +51,7 @@ class HarnessModel(HFLM):
                 backend="causal",
                 tokenizer=tokenizer,
                 batch_size=batch_size,
-                prefix_token_id=tokenizer.eos_token_id,  # documents begin after </s> in training
+                prefix_token_id=start_token_id(tokenizer),
             )
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

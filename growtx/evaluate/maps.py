@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from growtx.data.tokenizer import token_surfaces
+from growtx.data.tokenizer import document_ids, token_surfaces
 from growtx.evaluate.training_text import main_script
 from growtx.exceptions import ConfigError
 from growtx.storage import Storage
@@ -167,7 +167,7 @@ def word_states(model: Any, tokenizer: Any, words: Sequence[str]) -> dict[tuple[
     collected: dict[tuple[Site, int], list[Floats]] = {}
     try:
         for word in words:
-            ids = [tokenizer.eos_token_id, *tokenizer.encode(word, add_special_tokens=False)]
+            ids = document_ids(tokenizer, word)
             model(input_ids=torch.tensor([ids], device=model.device))
             for place, states_1TD in seen.items():
                 collected.setdefault(place, []).append(states_1TD[0, 1:].mean(0).float().cpu().numpy())

@@ -26,7 +26,7 @@ _MODEL_KEYS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "max_position_embeddings", "rope_theta", "layer_norm_eps", "lm_head_bias", "initializer_range",
     "num_layers_for_init", "substrate_width", "substrate_expansion", "substrate_fingerprint",
-    "tokenizer_fingerprint", "bos_token_id", "eos_token_id", "pad_token_id",
+    "tokenizer_fingerprint", "substrate_kind", "start_token_id", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from growtx.exceptions import GrowtxError, StoreError
 from growtx.growth.assembly import assemble, check_same
 from growtx.growth.ensembles import ENSEMBLE_FILE, EnsembleManifest, load_ensemble, read_ensemble
 from growtx.growth.lineage import Lineage, open_lineage, tokenizer_of
+from growtx.models.causal_lm import GrowtxPreTrainedModel
 from growtx.storage import Storage, resolve_address
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR
@@ -73,6 +74,12 @@ class Result:
 
     def load(self, depth: int | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """The model and its tokenizer; see `load_model`."""
+        model, tokenizer = self._load(depth)
+        if limit := getattr(model.config, "max_position_embeddings", None):
+            tokenizer.model_max_length = limit
+        return model, tokenizer
+
+    def _load(self, depth: int | None) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         if self.lineage is not None:
             manifest = self.lineage.last if depth is None else self.lineage.at_depth(depth)
             return assemble(BlobStore(self.lineage.storage.root), manifest).eval(), tokenizer_of(self.lineage)
@@ -164,6 +171,8 @@ def _load_hugging_face(home: Storage, depth: int | None) -> tuple[PreTrainedMode
             "Give the run directory to load an earlier depth",
         )
     tokenizer = load_tokenizer(directory)
+    if not isinstance(model, GrowtxPreTrainedModel) and model.config.bos_token_id is not None:
+        tokenizer.bos_token = tokenizer.convert_ids_to_tokens(model.config.bos_token_id)  # theirs was trained with it
     expected = getattr(model.config, "tokenizer_fingerprint", None)
     if expected is not None:
         check_same("tokenizer", expected, tokenizer_fingerprint(tokenizer), home.root)

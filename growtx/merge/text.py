@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from growtx.data.sources import DataConfig, SourceConfig
+from growtx.data.tokenizer import document_ids, start_token_id
 from growtx.evaluate.training_text import Groups, held_out_groups
 from growtx.exceptions import DataError
 
@@ -102,8 +103,8 @@ def merge_text(
     parts: list[tuple[str, int]] = []
     if len(text.groups) > 1:
         break_ids = tokenizer.encode("\n", add_special_tokens=False)
-        fit[MIXED], _ = _mix(fit, tokenizer.eos_token_id, break_ids, share)
-        measured[MIXED], parts = _mix(measured, tokenizer.eos_token_id, break_ids, num_measured)
+        fit[MIXED], _ = _mix(fit, start_token_id(tokenizer), break_ids, share)
+        measured[MIXED], parts = _mix(measured, start_token_id(tokenizer), break_ids, num_measured)
     return MergeText(fit, measured, text.groups_of, parts)
 
 
@@ -123,8 +124,7 @@ def _windows(
 
 def _stream(documents: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[int]:
     for document in documents:
-        yield tokenizer.eos_token_id
-        yield from tokenizer.encode(document, add_special_tokens=False)
+        yield from document_ids(tokenizer, document)
 
 
 def _mix(

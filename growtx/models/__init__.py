@@ -3,7 +3,7 @@
 Importing this package registers them with transformers' Auto classes.
 """
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM, GrowtxModel, GrowtxOutput, initialize_block
 from growtx.models.configuration import GrowtxConfig
@@ -24,6 +24,7 @@ for _config, _model in (
 ):
     AutoConfig.register(_config.model_type, _config)
     AutoModelForCausalLM.register(_config, _model)
+AutoModel.register(GrowtxConfig, GrowtxModel)
 
 __all__ = [
     "GrowtxBlock",

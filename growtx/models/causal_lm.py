@@ -176,15 +176,25 @@ def block_inputs(
 
 
 class SubstrateEmbedding(nn.Embedding):
-    """Looks up rows of the substrate [V, E] and expands them to the model's width D."""
+    """Looks up rows of the substrate [V, E] and expands them to the model's width D.
+
+    The substrate is what everything docks on, so it does not train unless this module itself is told to: flags that
+    are set on a whole model (`model.requires_grad_()`, peft, a trainer) do not reach it.
+    """
 
     def __init__(self, config: GrowtxConfig) -> None:
         super().__init__(config.vocab_size, config.embedding_width)
+        self.requires_grad_(config.trains_substrate)
         self.expansion = config.substrate_expansion
         self.num_repeats = config.hidden_size // config.embedding_width
 
+    def requires_grad_(self, requires_grad: bool = True) -> SubstrateEmbedding:
+        """Let the substrate train, or not."""
+        self.is_frozen = not requires_grad
+        return super().requires_grad_(requires_grad)
+
     def forward(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        rows_BTE = super().forward(input_ids_BT)
+        rows_BTE = F.embedding(input_ids_BT, self.weight.detach() if self.is_frozen else self.weight)
         if self.expansion == "interleave":
             return rows_BTE.repeat_interleave(self.num_repeats, dim=-1)
         return rows_BTE.repeat(1, 1, self.num_repeats) if self.expansion == "tile" else rows_BTE
@@ -239,6 +249,24 @@ class GrowtxPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         initialize_module(module, self.config)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved model; its substrate is frozen, unless it is a learned one."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info=True
+        embedding = model.get_input_embeddings()
+        embedding.requires_grad_(model.config.trains_substrate)  # loading makes new parameters, which all train
+        if model.can_generate():
+            model.generation_config.bos_token_id = model.config.bos_token_id  # older files name another one
+        return loaded
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        """Set the flag of all parameters but a frozen substrate's."""
+        super().requires_grad_(requires_grad)
+        embedding = self.get_input_embeddings()
+        embedding.weight.requires_grad_(requires_grad and not embedding.is_frozen)
+        return self
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Refused: the substrate is made for one vocabulary and shared by everything grown on it."""
@@ -341,13 +369,15 @@ class GrowtxForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> GrowtxOutput:
-        """Logits, or with `labels` the loss alone.
+        """Logits; with `labels` the loss, and in training the loss alone.
 
         Args:
-            labels: [B, T], aligned with `input_ids` (the shift happens here); -100 is ignored. With labels the
-                loss is computed in chunks and `logits` stay `None`, because they would be the largest tensor.
+            labels: [B, T], aligned with `input_ids` (the shift happens here); -100 is ignored. The loss is computed
+                in chunks, because whole logits would be the largest tensor.
+            skip_logits: with labels, leave `logits` at `None`. Default: in training mode (transformers' own switch).
             num_items_in_batch: divisor of the summed loss in place of the number of labels (gradient accumulation).
             prefix_hidden_states, first_block: states [B, T, D] that enter block `first_block`, from
                 `forward_prefix`; `input_ids` and everything below that block are then not used.
@@ -368,8 +398,9 @@ class GrowtxForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-        if labels is None:
+        if labels is None or not (self.training if skip_logits is None else skip_logits):
             result.logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        if labels is None:
             return result
         targets_BT = shift_labels(labels)
         loss_sum, nll_BT = chunked_cross_entropy(

@@ -11,6 +11,9 @@ from growtx.exceptions import ConfigError
 
 SUBSTRATE_EXPANSIONS = ("none", "interleave", "tile")
 LOSS_KERNELS = ("chunked", "plain", "liger")
+# Fields that everything made from a model takes over.
+IDENTITY = ("substrate_fingerprint", "substrate_kind", "tokenizer_fingerprint")
+SPECIAL_TOKENS = ("start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @strict
@@ -25,6 +28,10 @@ class GrowtxConfig(PreTrainedConfig):
         substrate_fingerprint, tokenizer_fingerprint: identities checked wherever models meet.
         num_layers_for_init: the depth L of the finished model in the residual scale 1/sqrt(2 L), so that a block
             added late starts as one built at once would; `None` means `num_hidden_layers`.
+        start_token_id: what stands before every document in training. `None`, in files from before it was recorded,
+            means `eos_token_id`, which always stood there; `bos_token_id` follows it.
+        substrate_kind: how the embedding was made. Only a `learned` one trains in a model that is loaded; `None`, in
+            files from before it was recorded, is frozen.
         loss_kernel: `chunked` (ours, any device), `plain` (whole logits), `liger` (fused, GPU, if installed).
 
     Raises:
@@ -32,7 +39,7 @@ class GrowtxConfig(PreTrainedConfig):
     """
 
     model_type = "growtx"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - the type that the base class declares
+    keys_to_ignore_at_inference = ["past_key_values", "token_nll"]  # noqa: RUF012 - the type that the base class declares
 
     vocab_size: int = 65_536
     hidden_size: int = 1024
@@ -47,18 +54,29 @@ class GrowtxConfig(PreTrainedConfig):
     substrate_expansion: str = "none"
     substrate_fingerprint: str | None = None
     tokenizer_fingerprint: str | None = None
+    substrate_kind: str | None = None
     initializer_range: float = 0.02
     num_layers_for_init: int | None = None
     loss_kernel: str = "chunked"
     use_cache: bool = True
     tie_word_embeddings: bool = False
+    start_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
         self.intermediate_size, self.substrate_width = self.mlp_width, self.embedding_width
+        if self.start_token_id is None:
+            self.start_token_id = self.eos_token_id[0] if isinstance(self.eos_token_id, list) else self.eos_token_id
+        if self.start_token_id is not None:
+            self.bos_token_id = self.start_token_id  # what generate() begins with, and what lm-eval reads
         super().__post_init__(**kwargs)
+
+    @property
+    def trains_substrate(self) -> bool:
+        """Whether the embedding of a loaded model requires gradients."""
+        return self.substrate_kind == "learned"
 
     @property
     def mlp_width(self) -> int:

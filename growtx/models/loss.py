@@ -248,7 +248,7 @@ def score_windows(
     Returns:
         [B, 3] float64: nats, predicted tokens and their bytes of each window.
     """
-    nll_BT = model(input_ids=tokens_BT, labels=labels_BT, use_cache=False).token_nll
+    nll_BT = model(input_ids=tokens_BT, labels=labels_BT, use_cache=False, skip_logits=True).token_nll
     counted_BT = labels_BT[:, 1:] >= 0
     token_bytes_BT = bytes_V[labels_BT[:, 1:].clamp_min(0)] * counted_BT
     columns = (nll_BT.double().sum(1), counted_BT.double().sum(1), token_bytes_BT.double().sum(1))

@@ -85,14 +85,18 @@ def _index_entry(score: Score) -> Json:
     }
 
 
+START_NOTE = "In training every document stands after `tokenizer.bos_token`; the tokenizer does not add it by itself."
+
+
 def _loading() -> str:
     return (
         "```python\nimport growtx.models  # makes the architecture known; pip install growtx\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("PATH TO THIS DIRECTORY")\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH TO THIS DIRECTORY")\n'
-        'inputs = tokenizer("Text to continue", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))\n```\n"
+        'ids = tokenizer(tokenizer.bos_token + "Text to continue", return_tensors="pt", split_special_tokens=False)\n'
+        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0], skip_special_tokens=True))\n```\n"
+        f"{START_NOTE}\n"
     )
 
 

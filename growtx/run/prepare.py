@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from growtx.config import build_config, fingerprint, parse_yaml
 from growtx.data.packing import PackedData, pack
 from growtx.data.sources import iterate_documents
-from growtx.data.tokenizer import build_tokenizer, load_tokenizer, token_surfaces, tokenizer_fingerprint
+from growtx.data.tokenizer import build_tokenizer, load_tokenizer, start_token_id, token_surfaces, tokenizer_fingerprint
 from growtx.exceptions import ConfigError
 from growtx.growth.assembly import SUBSTRATE_KEY, check_same, describe_model
 from growtx.growth.flops import check_budget
@@ -186,7 +186,8 @@ def _architecture(
     )
     architecture.substrate_fingerprint = substrate.substrate_fingerprint
     architecture.tokenizer_fingerprint = tokenizer_fingerprint(tokenizer)
-    architecture.bos_token_id = tokenizer.bos_token_id
+    architecture.substrate_kind = substrate.kind
+    architecture.start_token_id = architecture.bos_token_id = start_token_id(tokenizer)
     architecture.eos_token_id = tokenizer.eos_token_id
     architecture.pad_token_id = tokenizer.pad_token_id
     return architecture

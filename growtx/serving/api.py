@@ -23,12 +23,21 @@ from growtx.serving import errors
 from growtx.serving.completions import Completions
 from growtx.serving.errors import ApiError
 from growtx.serving.metrics import IngressMetrics
-from growtx.serving.protocol import Completion, CompletionRequest, ErrorResponse, Model, ModelDetails, ModelList
+from growtx.serving.protocol import (
+    Completion,
+    CompletionRequest,
+    ErrorResponse,
+    Model,
+    ModelDetails,
+    ModelList,
+    StreamOptions,
+)
 from growtx.serving.requests import Backend
 from growtx.serving.settings import ServeSettings
 
 PAGE_FILES = resources.files("growtx.serving") / "static"
 BEARER = HTTPBearer(auto_error=False)
+UTF8_BOM = b"\xef\xbb\xbf"
 
 
 class Service:
@@ -65,9 +74,9 @@ class Service:
             if len(body) > limit:
                 raise ApiError(413, f"The body has more than {limit} bytes", code="request_too_large")
         try:
-            return CompletionRequest.model_validate_json(bytes(body))
+            return CompletionRequest.model_validate_json(bytes(body).removeprefix(UTF8_BOM))
         except ValidationError as error:
-            raise errors.from_validation(error) from error
+            raise errors.from_validation(error, bytes(body)) from error
 
 
 def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
@@ -115,8 +124,7 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
             return Response(answer.model_dump_json(), media_type="application/json")
         parts = completions.run(body)
         first = await anext(parts)  # an overloaded engine must be a 429, and no status can follow the first byte
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        return StreamingResponse(_events(first, parts, with_usage=with_usage), media_type="text/event-stream")
+        return StreamingResponse(_events(first, parts, body.stream_options), media_type="text/event-stream")
 
     @app.get("/v1/models", responses=_only(error_responses, 401, 503), dependencies=[Depends(authenticated)])
     async def models() -> ModelList:
@@ -172,15 +180,22 @@ def _digest(key: str) -> bytes:
 
 
 async def _events(
-    first: Completion, parts: AsyncGenerator[Completion, None], *, with_usage: bool
+    first: Completion, parts: AsyncGenerator[Completion, None], options: StreamOptions | None
 ) -> AsyncGenerator[str, None]:
     """Server-sent events."""
+    with_usage = options is not None and bool(options.include_usage)
+    always = options is not None and bool(options.continuous_usage_stats)
+
+    def event(part: Completion) -> str:
+        shown = part if always or not part.choices else part.model_copy(update={"usage": None})
+        return _event(shown.model_dump_json())
+
     async with aclosing(parts):
-        yield _event(first.model_dump_json())
+        yield event(first)
         try:
             async for part in parts:
                 if part.choices or with_usage:
-                    yield _event(part.model_dump_json())
+                    yield event(part)
         except ApiError as error:  # too late for a status
             yield _event(json.dumps(error.body))
             return

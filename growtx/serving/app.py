@@ -18,7 +18,8 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from growtx.growth.results import find_result
-from growtx.serving.requests import Generation, ModelInfo, Sampling, Token
+from growtx.sampling import Sampling
+from growtx.serving.requests import Generation, ModelInfo, Token
 from growtx.serving.settings import ServeSettings, parse_settings
 
 METRICS_PERIOD_SECONDS = 1

@@ -6,19 +6,35 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from growtx.sampling import Sampling, seed_of_choice
 from growtx.serving.errors import ApiError, overloaded, unavailable
 from growtx.serving.metrics import IngressMetrics, TextClock
 from growtx.serving.protocol import Attribution, Choice, Completion, CompletionRequest, Logprobs, Usage
-from growtx.serving.requests import Backend, EngineError, Generation, ModelInfo, OverloadedError, Sampling, Token
+from growtx.serving.requests import Backend, EngineError, Generation, ModelInfo, OverloadedError, Token
 from growtx.serving.settings import RequestLimits
 from growtx.serving.text import Codec, Piece, TextStream
 
 DEFAULT_MAX_TOKENS = 16
+PATIENCE_SECONDS = 60.0  # that later texts of a large request wait for a place
+RETRY_SECONDS = 0.2
 RULES_OF_PROBABILITIES = ("mixture", "posterior", "cluster")
+
+
+class _Shared:
+    """A result that several texts wait for and one of them computes."""
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[list[Token]] | None = None
+
+    async def get(self, compute: Callable[[], Coroutine[Any, Any, list[Token]]]) -> list[Token]:
+        if self._task is None or (self._task.done() and (self._task.cancelled() or self._task.exception())):
+            self._task = asyncio.create_task(compute())
+        return await asyncio.shield(self._task)
 
 
 @dataclass
@@ -28,7 +44,7 @@ class Job:
     index: int
     request: Generation
     prompt_text: str  # what `echo` returns
-    num_hidden: int  # tokens before the prompt that no client sees
+    scores: _Shared  # of the prompt, for all of its texts
     num_generated: int = 0
 
 
@@ -57,25 +73,28 @@ class Completions:
             ApiError: the request is wrong, or there is no room; after the first part only if engines fail for good.
         """
         jobs = self._jobs(body)
+        first_wave = jobs[: self.card.max_texts]  # an engine has no room for more at once; the others follow
+        room = asyncio.Semaphore(self.card.max_texts)
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         events: Events = asyncio.Queue()
-        tasks = [asyncio.create_task(self._generate(job, body, events)) for job in jobs]
+        tasks = [asyncio.create_task(self._generate(job, body, events, room, first_wave)) for job in jobs]
         try:
             held: list[tuple[Job, Piece]] | None = []
-            waiting, running = len(jobs), len(jobs)
+            running = len(jobs)
             while running:
                 job, item = await events.get()
                 if isinstance(item, Exception):
                     raise item
                 running -= item.finish_reason is not None
                 if held is None:
-                    yield Completion(**head, choices=[self._choice(job, item, body)])
+                    yield Completion(**head, choices=[self._choice(job, item, body)], usage=_usage(jobs, body.n or 1))
                     continue
                 held.append((job, item))
-                waiting = len(jobs) - len({other.index for other, piece in held if piece.is_generated})
-                if not waiting:
+                begun = {other.index for other, piece in held if piece.is_generated}
+                if all(other.index in begun for other in first_wave):
                     for other, piece in held:
-                        yield Completion(**head, choices=[self._choice(other, piece, body)])
+                        choice = self._choice(other, piece, body)
+                        yield Completion(**head, choices=[choice], usage=_usage(jobs, body.n or 1))
                     held = None
             yield Completion(**head, choices=[], usage=_usage(jobs, body.n or 1))
         finally:
@@ -96,25 +115,37 @@ class Completions:
     def _jobs(self, body: CompletionRequest) -> list[Job]:
         self._check(body)
         num_texts = body.n or 1
-        seed = secrets.randbits(48) if body.seed is None else body.seed
-        extension = body.growtx
         jobs: list[Job] = []
         for prompt in body.prompts:
-            token_ids, text, num_hidden = self._read_prompt(prompt)
-            max_tokens = self._room(body, len(token_ids))
-            for _ in range(num_texts):
-                sampling = Sampling(
-                    seed=_seed_of(seed, len(jobs)),
-                    temperature=1.0 if body.temperature is None else body.temperature,
-                    top_p=1.0 if body.top_p is None else body.top_p,
-                    num_logprobs=body.logprobs,
-                    rule=extension.rule if self.card.rules else None,
-                    weights=None if extension.weights is None else tuple(extension.weights),
-                    attribution=extension.attribution,
-                )
-                request = Generation(tuple(token_ids), max_tokens, sampling, extension.depth)
-                jobs.append(Job(len(jobs), request, text, num_hidden))
+            token_ids, text, num_hidden = self._read_prompt(prompt, with_start=body.add_special_tokens is not False)
+            max_tokens = self._room(body, len(token_ids), num_hidden)
+            scores = _Shared()
+            for choice in range(num_texts):
+                seed = secrets.randbits(63) if body.seed is None else seed_of_choice(body.seed, choice)
+                sampling = self._sampling(body, seed)
+                request = Generation(tuple(token_ids), max_tokens, sampling, body.extension.depth, num_hidden)
+                jobs.append(Job(len(jobs), request, text, scores))
         return jobs
+
+    def _sampling(self, body: CompletionRequest, seed: int) -> Sampling:
+        extension = body.extension
+        return Sampling(
+            seed=seed,
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            top_k=max(0, body.top_k or 0),
+            min_p=body.min_p or 0.0,
+            repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
+            min_tokens=body.min_tokens or 0,
+            ignore_eos=bool(body.ignore_eos),
+            num_logprobs=body.logprobs,
+            rule=extension.rule if self.card.rules else None,
+            weights=None if extension.weights is None else tuple(extension.weights),
+            attribution=extension.attribution,
+        )
 
     def _check(self, body: CompletionRequest) -> None:
         """Check what depends on the model and the settings; the rest is in the schema."""
@@ -124,7 +155,9 @@ class Completions:
             raise ApiError(400, f"prompts times n may be at most {self.limits.max_choices}", param="n")
         if len(body.stop_sequences) > self.limits.max_stop_sequences:
             raise ApiError(400, f"stop may have at most {self.limits.max_stop_sequences} sequences", param="stop")
-        extension, card = body.growtx, self.card
+        extension, card = body.extension, self.card
+        if any(int(token) >= card.vocab_size for token in body.logit_bias or ()):
+            raise ApiError(400, f"logit_bias: token ids must be below {card.vocab_size}", param="logit_bias")
         if extension.rule is not None and extension.rule not in (card.rules or ("mean",)):
             raise ApiError(400, f"growtx.rule must be one of {', '.join(card.rules or ('mean',))}", param="growtx.rule")
         if extension.depth is not None and extension.depth not in card.depths:
@@ -133,38 +166,41 @@ class Completions:
         if extension.weights is not None:
             _check_weights(extension.weights, len(card.members), extension.rule or card.rules[0] if card.rules else "")
 
-    def _read_prompt(self, prompt: str | list[int]) -> tuple[list[int], str, int]:
+    def _read_prompt(self, prompt: str | list[int], *, with_start: bool) -> tuple[list[int], str, int]:
+        """Ids, text, and how many of the ids no client sees."""
         if isinstance(prompt, str):
             token_ids = self.codec.encode(prompt)
             if token_ids is None:
-                raise self._too_long("the prompt alone")
-            return token_ids, prompt, 1
+                raise self._too_long(1, None)
+            if with_start or len(token_ids) == 1:  # an empty prompt is the beginning of a document
+                return token_ids, prompt, 1
+            return token_ids[1:], prompt, 0
         if max(prompt) >= self.card.vocab_size:
             raise ApiError(400, f"Token ids must be below {self.card.vocab_size}", param="prompt")
         return prompt, self.codec.decode(prompt), 0
 
-    def _room(self, body: CompletionRequest, prompt_length: int) -> int:
-        room = self.card.context_length - prompt_length
-        wanted = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-        if wanted > room or room < 0:
-            raise self._too_long(f"a prompt of {prompt_length} and max_tokens={wanted}")
-        return wanted
+    def _room(self, body: CompletionRequest, num_tokens: int, num_hidden: int) -> int:
+        """Tokens to generate: what was asked for, or what the context still holds."""
+        room = self.card.context_length - num_tokens
+        if room < 0 or (room == 0 and body.max_tokens):
+            raise self._too_long(num_hidden, num_tokens - num_hidden)
+        wanted = max(DEFAULT_MAX_TOKENS, body.min_tokens or 0) if body.max_tokens is None else body.max_tokens
+        return min(wanted, room)
 
-    def _too_long(self, what: str) -> ApiError:
-        message = f"The context has {self.card.context_length} tokens; {what} is too long"
+    def _too_long(self, num_hidden: int, num_tokens: int | None) -> ApiError:
+        limit = self.card.context_length - num_hidden
+        found = f"more than {limit}" if num_tokens is None else num_tokens
+        message = f"prompt: the model's context has {limit} tokens, and the prompt has {found}"
         return ApiError(400, message, param="prompt", code="context_length_exceeded")
 
-    async def _generate(self, job: Job, body: CompletionRequest, events: Events) -> None:
+    async def _generate(
+        self, job: Job, body: CompletionRequest, events: Events, room: asyncio.Semaphore, first_wave: list[Job]
+    ) -> None:
         """Put the pieces of one text into the queue of events, errors included."""
         try:
-            offset = 0
-            if body.echo:
-                events.put_nowait((job, await self._echo(job, with_logprobs=body.logprobs is not None)))
-                offset = len(job.prompt_text)
-            if job.request.max_tokens == 0:
-                events.put_nowait((job, Piece(finish_reason="length", is_generated=True)))
-                return
-            await self._go_on(job, TextStream(self.codec, body.stop_sequences, offset), events)
+            async with room:
+                patience = 0.0 if job in first_wave else PATIENCE_SECONDS
+                await self._patiently(lambda: self._go_on(job, body, events), job, patience)
         except OverloadedError:
             events.put_nowait((job, overloaded()))
         except EngineError:
@@ -172,9 +208,34 @@ class Completions:
         except Exception as error:
             events.put_nowait((job, error))
 
-    async def _go_on(self, job: Job, text: TextStream, events: Events) -> None:
-        stream = self.backend.generate(job.request)
-        with TextClock(self.metrics, self.card.members, len(job.request.token_ids)) as clock:
+    async def _patiently(self, work: Callable[[], Awaitable[None]], job: Job, seconds: float) -> None:
+        """Do the work; a text that follows others of its request waits for a place, as its request has begun."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return await work()
+            except OverloadedError:
+                if time.monotonic() >= deadline or job.num_generated:
+                    raise
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _go_on(self, job: Job, body: CompletionRequest, events: Events) -> None:
+        request, offset = job.request, 0
+        if body.echo:
+            events.put_nowait((job, await self._echo(job, with_logprobs=body.logprobs is not None)))
+            offset = len(job.prompt_text)
+        if request.max_tokens == 0:
+            events.put_nowait((job, Piece(finish_reason="length", is_generated=True)))
+            return
+        text = TextStream(
+            self.codec,
+            body.stop_sequences,
+            offset,
+            after=request.token_ids[request.num_hidden :],
+            min_tokens=request.sampling.min_tokens,
+        )
+        stream = self.backend.generate(request)
+        with TextClock(self.metrics, self.card.members, len(request.token_ids)) as clock:
             async with aclosing(stream):
                 async for tokens in stream:
                     clock.tick(tokens)
@@ -188,13 +249,12 @@ class Completions:
         request = job.request
         if not with_logprobs:
             return Piece(job.prompt_text)
-        scored = await self.backend.score(request.token_ids, request.sampling, request.depth)
-        tokens = [*([] if job.num_hidden else [Token(request.token_ids[0])]), *scored]
-        placed, offset = [], 0
-        for token in tokens:
-            placed.append((token, offset))
-            offset += len(self.codec.decode([token.id]))
-        return Piece(job.prompt_text, placed)
+        scored = await job.scores.get(lambda: self.backend.score(request.token_ids, request.sampling, request.depth))
+        tokens = [*([] if request.num_hidden else [Token(request.token_ids[0])]), *scored]
+        if not tokens:
+            return Piece(job.prompt_text)
+        tokens[-1] = replace(tokens[-1], finish_reason="length")  # so that all of them are placed
+        return Piece(job.prompt_text, TextStream(self.codec).push(tokens).tokens)
 
     def _choice(self, job: Job, piece: Piece, body: CompletionRequest) -> Choice:
         tokens = [token for token, _ in piece.tokens]
@@ -203,7 +263,7 @@ class Completions:
             text=piece.text,
             finish_reason=piece.finish_reason,  # type: ignore[arg-type]
             logprobs=None if body.logprobs is None else self._logprobs(piece),
-            growtx=self._attribution(tokens) if body.growtx.attribution else None,
+            growtx=self._attribution(tokens) if body.extension.attribution else None,
         )
 
     def _logprobs(self, piece: Piece) -> Logprobs:
@@ -227,11 +287,6 @@ class Completions:
         )
 
 
-def _seed_of(seed: int, index: int) -> int:
-    """The first text has the request's own seed, so that it is the same for any n."""
-    return (seed + index + 2**63) % 2**64 - 2**63
-
-
 def _check_weights(weights: list[float], num_members: int, rule: str) -> None:
     problem = None
     if not num_members:
@@ -247,7 +302,7 @@ def _check_weights(weights: list[float], num_members: int, rule: str) -> None:
 
 
 def _usage(jobs: list[Job], num_texts: int) -> Usage:
-    num_prompt = sum(len(job.request.token_ids) - job.num_hidden for job in jobs[::num_texts])
+    num_prompt = sum(len(job.request.token_ids) - job.request.num_hidden for job in jobs[::num_texts])
     num_generated = sum(job.num_generated for job in jobs)
     return Usage(prompt_tokens=num_prompt, completion_tokens=num_generated, total_tokens=num_prompt + num_generated)
 

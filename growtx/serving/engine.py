@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +20,12 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
 from transformers.generation.logits_process import LogitsProcessorList
 
+from growtx.data.tokenizer import start_token_id
 from growtx.exceptions import ConfigError
 from growtx.models.varlen_attention import register_varlen_attention
-from growtx.serving.decoder import Decoder
-from growtx.serving.requests import EngineError, Generation, ModelInfo, OverloadedError, Sampling, Token
+from growtx.sampling import Sampling, TextSoFar, eos_token_ids
+from growtx.serving.decoder import Decoder, TokenChoice
+from growtx.serving.requests import EngineError, Generation, ModelInfo, OverloadedError, Token
 
 PAGE_SIZE = 32  # positions per page of the cache, and the granularity in which prompts share their beginnings
 BYTES_PER_GIB = 2**30
@@ -39,6 +42,7 @@ class Stream:
     sampling: Sampling
     num_left: int
     loop: asyncio.AbstractEventLoop
+    text: TextSoFar
     queue: asyncio.Queue[Token | EngineError] = field(default_factory=asyncio.Queue)
 
 
@@ -68,8 +72,10 @@ class Engine:
         self.max_batch_size = max_batch_size
         self.max_queue = max_queue
         self.context_length: int = model.config.max_position_embeddings
-        self.eos_token_ids = _eos_token_ids(model)
+        self.eos_token_ids = eos_token_ids(model.config, model.generation_config)
         self._streams: dict[str, Stream] = {}
+        self._scorer = ThreadPoolExecutor(1, thread_name_prefix="scorer")
+        self._num_scoring = 0
         num_pages = _num_pages(self.decoder, max_batch_size * self.context_length, self.context_length, kv_cache_gib)
         self._manager = ContinuousBatchingManager(
             self.decoder,
@@ -111,7 +117,7 @@ class Engine:
     @property
     def num_running(self) -> int:
         """Requests that run or wait."""
-        return len(self._streams)
+        return len(self._streams) + self._num_scoring
 
     def check_health(self) -> None:
         """Raise `EngineError` if the generation thread has died."""
@@ -131,7 +137,7 @@ class Engine:
         if self.num_running >= self.max_batch_size + self.max_queue:
             raise OverloadedError(f"{self.num_running} requests are running or waiting")
         name = uuid.uuid4().hex
-        stream = Stream(request.sampling, request.max_tokens, asyncio.get_running_loop())
+        stream = Stream(request.sampling, request.max_tokens, asyncio.get_running_loop(), request.text_so_far())
         self._streams[name] = stream
         is_finished = False
         try:
@@ -147,20 +153,36 @@ class Engine:
 
     def _submit(self, name: str, request: Generation) -> None:
         accepted = self._manager.add_request(
-            list(request.token_ids), request_id=name, max_new_tokens=request.max_tokens, eos_token_id=self.eos_token_ids
+            list(request.token_ids),
+            request_id=name,
+            max_new_tokens=request.max_tokens,
+            eos_token_id=-1 if request.sampling.ignore_eos else self.eos_token_ids,
         )
         if accepted is None:
             raise EngineError("the generation thread is stopping")
 
     async def score(self, token_ids: tuple[int, ...], sampling: Sampling) -> list[Token]:
-        """Tokens of a prompt from the second on with their probabilities."""
-        return await asyncio.to_thread(self.decoder.score, token_ids, sampling)
+        """Tokens of a prompt from the second on with their probabilities.
+
+        Raises:
+            OverloadedError: no place is free; a scoring takes one like any other request, and they run one by one.
+        """
+        if self.num_running >= self.max_batch_size + self.max_queue:
+            raise OverloadedError(f"{self.num_running} requests are running or waiting")
+        self._num_scoring += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._scorer, self.decoder.score, token_ids, sampling)
+        finally:
+            self._num_scoring -= 1
 
     def _before_step(self, requests: list[Any]) -> None:
         """Called in the generation thread with the requests that get a token in the coming step."""
         self._step_streams = [self._streams.get(request.state.request_id) for request in requests]
         self.decoder.choices = [
-            (ABANDONED if stream is None else stream.sampling, _text_length(request.state))
+            TokenChoice(ABANDONED, 0)
+            if stream is None
+            else TokenChoice(stream.sampling, _text_length(request.state), stream.text)
             for stream, request in zip(self._step_streams, requests, strict=True)
         ]
 
@@ -170,15 +192,16 @@ class Engine:
         for stream, token in zip(self._step_streams, tokens, strict=True):
             if stream is not None:
                 stream.num_left -= 1
-                news.append((stream, self._finished(token, stream.num_left)))
+                stream.text.counts[token.id] += 1
+                news.append((stream, self._finished(token, stream)))
         if news:
             self.batch_size = len(news)
             news[0][0].loop.call_soon_threadsafe(_deliver, news)
 
-    def _finished(self, token: Token, num_left: int) -> Token:
-        if token.id in self.eos_token_ids:
+    def _finished(self, token: Token, stream: Stream) -> Token:
+        if token.id in self.eos_token_ids and not stream.sampling.ignore_eos:
             return replace(token, finish_reason="stop")
-        return token if num_left else replace(token, finish_reason="length")
+        return token if stream.num_left else replace(token, finish_reason="length")
 
     def fail(self, name: str, problem: str) -> None:
         """Called in the generation thread for a request that cannot continue."""
@@ -241,12 +264,6 @@ async def _next_tokens(queue: asyncio.Queue[Token | EngineError]) -> list[Token]
 
 def _text_length(state: Any) -> int:
     return len(state.initial_tokens) + len(state.generated_tokens)
-
-
-def _eos_token_ids(model: PreTrainedModel) -> list[int]:
-    found = model.generation_config.eos_token_id if model.generation_config else None
-    found = model.config.eos_token_id if found is None else found
-    return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
 def _num_pages(model: Decoder, wanted_tokens: int, context_length: int, kv_cache_gib: float) -> int | None:
@@ -318,7 +335,8 @@ class Engines:
             depths=tuple(depth for depth in self._engines if depth is not None),
             members=engine.decoder.members,
             rules=tuple(engine.decoder.rules),
-            start_token_id=self._tokenizer.eos_token_id,
+            start_token_id=start_token_id(self._tokenizer),
+            max_texts=engine.max_batch_size,
         )
 
     def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -44,15 +46,31 @@ def unavailable() -> ApiError:
     return ApiError(503, "No engine is available. Try again in a moment.", code="unavailable")
 
 
-def from_validation(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body, by field."""
+def from_validation(error: ValidationError, body: bytes = b"") -> ApiError:
+    """The first thing that is wrong with a body, by its field."""
     issue = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    path = [str(part) for part in issue["loc"] if isinstance(part, int) or part.isidentifier()]
     message = issue["msg"].removeprefix("Value error, ")
     if issue["type"] == "json_invalid":
         return ApiError(400, f"The body is not valid JSON: {message}", code="invalid_json")
-    param = ".".join(path) or None
+    param = ".".join(_sent_path(issue["loc"], body, is_missing=issue["type"] == "missing")) or None
     return ApiError(400, f"{param}: {message}" if param else message, param=param)
+
+
+def _sent_path(location: Sequence[int | str], body: bytes, *, is_missing: bool) -> list[str]:
+    """The parts of a location that the client sent: those of a union name its members, too."""
+    try:
+        node: Any = json.loads(body.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        return [str(part) for part in location[:1]]
+    path = []
+    for part in location:
+        known = isinstance(node, dict) and part in node
+        if known or (isinstance(node, list) and isinstance(part, int) and part < len(node)):
+            node = node[part]  # type: ignore[index]
+        elif not (is_missing and part == location[-1]):
+            continue
+        path.append(str(part))
+    return path
 
 
 def install(app: FastAPI) -> None:

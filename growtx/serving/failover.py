@@ -11,8 +11,9 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
+from growtx.sampling import Sampling
 from growtx.serving.metrics import FailoverMetrics, read_cluster_metrics
-from growtx.serving.requests import EngineError, Generation, ModelInfo, OverloadedError, Sampling, Token
+from growtx.serving.requests import EngineError, Generation, ModelInfo, OverloadedError, Token
 
 REPLICA_LOST = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, EngineError)
 _MAX_ATTEMPTS = 12

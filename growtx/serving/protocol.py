@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 MAX_SEED = 2**63 - 1
 MAX_TOKEN_ID = 2**31 - 1
@@ -14,6 +24,8 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 StopSequence = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Weight = Annotated[float, Field(ge=-100, le=100)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+MAX_BIASES = 1024
 
 
 class Strict(BaseModel):
@@ -34,34 +46,104 @@ class GrowtxExtension(Strict):
 
 
 class StreamOptions(Strict):
-    """OpenAI's `stream_options`."""
+    """OpenAI's `stream_options`, and vLLM's `continuous_usage_stats`."""
 
-    include_usage: bool = False
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = Field(False, description="usage so far in every event")
+    include_obfuscation: bool | None = Field(False, description="accepted but ignored")
+
+
+# What clients send by default and what changes nothing: accepted with these values, refused by name with others.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),  # and n, see below
+    "early_stopping": (False,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "priority": (0,),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "suffix": ("",),
+    "tfs": (1,),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+}
+IGNORED = ("metadata", "service_tier", "safety_identifier", "prompt_cache_key")
+
+
+def _one_problem(what: str) -> WrapValidator:
+    """Let a union say what it takes, instead of what each of its members misses."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise PydanticCustomError("union", "must be {what}", {"what": what}) from error
+
+    return WrapValidator(check)
+
+
+Prompt = Annotated[
+    str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)],
+    _one_problem("a text, a list of token ids, or a list of either, none of them empty"),
+]
+Stop = Annotated[
+    StopSequence | list[StopSequence],
+    _one_problem(f"a text of 1 to {MAX_STOP_CHARACTERS} characters, or a list of them"),
+]
+BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 
 
 class CompletionRequest(Strict):
     """Body of POST /v1/completions."""
 
     model: Annotated[str, Field(max_length=1024)]
-    prompt: str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)]
-    max_tokens: int | None = Field(16, ge=0, le=MAX_TOKEN_ID, description="0 is allowed only with echo")
+    prompt: Prompt
+    max_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOKEN_ID, description="at most this many; default 16; 0 only with echo"
+    )
     temperature: float | None = Field(1.0, ge=0, le=2)
     top_p: float | None = Field(1.0, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_ID, description="keep so many tokens; 0 and -1: all")
+    min_p: float | None = Field(0.0, ge=0, le=1, description="drop tokens below this share of the most probable one")
     n: int | None = Field(1, ge=1, le=128)
     seed: int | None = Field(None, ge=-MAX_SEED - 1, le=MAX_SEED)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    stop: StopSequence | list[StopSequence] | None = None
+    stop: Stop | None = None
     logprobs: int | None = Field(None, ge=0, le=20, description="return this many of the top tokens per position")
     echo: bool | None = False
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(1.0, gt=0, le=10)
+    logit_bias: Annotated[dict[BiasedToken, Bias], Field(max_length=MAX_BIASES)] | None = Field(
+        None, description="added to the scores of tokens, by id"
+    )
+    min_tokens: int | None = Field(0, ge=0, le=MAX_TOKEN_ID, description="no end of the text before so many tokens")
+    ignore_eos: bool | None = Field(False, description="an end-of-text token does not end the text")
+    add_special_tokens: bool | None = Field(True, description="a text prompt begins a document")
     user: Annotated[str, Field(max_length=1024)] | None = Field(None, description="accepted but ignored")
-    growtx: GrowtxExtension = GrowtxExtension()
-    # Parts of OpenAI's API that are accepted only where they change nothing.
-    best_of: int | None = Field(None, ge=1, le=128, description="must equal n")
-    presence_penalty: float | None = Field(0, ge=0, le=0, description="not supported: 0")
-    frequency_penalty: float | None = Field(0, ge=0, le=0, description="not supported: 0")
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = Field(None, description="not supported: empty")
-    suffix: None = Field(None, description="not supported: null")
+    growtx: GrowtxExtension | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_what_changes_nothing(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        kept = dict(body)
+        if "max_completion_tokens" in kept and kept.get("max_tokens") is None:
+            kept["max_tokens"] = kept.pop("max_completion_tokens")
+        for name in set(kept) - set(cls.model_fields):
+            value = kept[name]
+            is_default = any(_same(value, neutral) for neutral in NEUTRAL.get(name, ()))
+            if value is None or name in IGNORED or is_default or (name == "best_of" and _same(value, body.get("n"))):
+                del kept[name]
+            elif name in NEUTRAL:
+                raise PydanticCustomError("unsupported", "{name} is not supported: leave it out", {"name": name})
+        return kept
 
     @field_validator("stream", "echo", mode="before")
     @classmethod
@@ -70,13 +152,16 @@ class CompletionRequest(Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> CompletionRequest:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of is not supported: leave it out or set it to n")
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens is 0, so nothing would be returned: raise it, or set echo")
-        if self.stream_options is not None and not self.stream:
+        options = self.stream_options
+        if options is not None and not self.stream and (options.include_usage or options.continuous_usage_stats):
             raise ValueError("stream_options needs stream to be true")
         return self
+
+    @property
+    def extension(self) -> GrowtxExtension:
+        return self.growtx or GrowtxExtension()
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
@@ -90,6 +175,11 @@ class CompletionRequest(Strict):
     @property
     def stop_sequences(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equal, where true is not 1."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
 
 
 class ErrorBody(BaseModel):

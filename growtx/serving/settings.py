@@ -16,7 +16,7 @@ class RequestLimits(ConfigModel):
     """What one request may ask for."""
 
     max_request_bytes: int = Field(default=1_000_000, ge=1, description="bytes in a request body; more gets a 413")
-    max_choices: int = Field(default=16, ge=1, description="texts of one request: prompts times n")
+    max_choices: int = Field(default=128, ge=1, description="texts of one request: prompts times n")
     max_stop_sequences: int = Field(default=4, ge=0, description="stop sequences of one request")
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
 
+from growtx.data import surface
 from growtx.serving.requests import ModelInfo, Token
 
 LONGEST_CHARACTER = 4  # bytes in UTF-8
+NUM_CONTEXT = 8  # ids before a token that decide how it is decoded
 INCOMPLETE = "\ufffd"  # what a decoder puts for bytes that are not (yet) a character
 
 
@@ -19,6 +21,7 @@ class Codec:
     def __init__(self, card: ModelInfo) -> None:
         self._tokenizer = Tokenizer.from_str(card.tokenizer_json)
         self._tokenizer.encode_special_tokens = True  # text that spells a special token is text
+        self._names = token_names(self._tokenizer)
         self._longest_token = max(len(token) for token in self._tokenizer.get_vocab())
         self.context_length = card.context_length
         self.start_token_id = card.start_token_id
@@ -33,13 +36,26 @@ class Codec:
         """Text of some ids; special tokens have none."""
         return str(self._tokenizer.decode(list(ids)))
 
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """Text that ids add to those before them: some decoders drop a space at the beginning of a text."""
+        start, whole = self.decode(before), self.decode([*before, *ids])
+        return whole[len(start) :] if whole.startswith(start) else self.decode(ids)
+
     def name(self, token_id: int) -> str:
-        """The text of a token by itself; bytes that are no character as `bytes:\\x..`."""
-        text = self.decode([token_id])
-        if INCOMPLETE not in text:
-            return text
-        raw = str(self._tokenizer.id_to_token(token_id))
-        return f"bytes:\\x{raw[3:5].lower()}" if raw.startswith("<0x") else text
+        """A name that no other token has: its text, `bytes:\\x..` if that is no text, or that of a special token."""
+        return self._names[token_id]
+
+
+def token_names(tokenizer: Tokenizer) -> list[str]:
+    """Distinct names of all ids [V], in the form of OpenAI's completions."""
+    names: dict[str, int] = {}
+    for index, token in enumerate(surface.tokens(tokenizer)):
+        spelled = surface.text(token)
+        in_bytes = "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.spelled or b"")
+        plain = token.name if token.spelled is None else spelled if spelled is not None else in_bytes
+        free = (name for name in (plain, in_bytes, f"token_id:{index}") if name not in names and name != "bytes:")
+        names[next(free)] = index
+    return list(names)
 
 
 @dataclass
@@ -61,12 +77,24 @@ class TextStream:
     Args:
         stop: sequences that end the text and are not part of it.
         offset: characters before the first one of this stream (an echoed prompt).
+        after: ids before the first one, which may decide how that is decoded.
+        min_tokens: a stop sequence does not end the text before so many tokens.
     """
 
-    def __init__(self, codec: Codec, stop: Sequence[str] = (), offset: int = 0) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        stop: Sequence[str] = (),
+        offset: int = 0,
+        *,
+        after: Sequence[int] = (),
+        min_tokens: int = 0,
+    ) -> None:
         self._codec = codec
         self._stop = stop
         self._offset = offset
+        self._context = list(after[-NUM_CONTEXT:])
+        self._num_before_stop = min_tokens
         self._window: list[int] = []  # ids that are no whole character yet
         self._text = ""  # everything decoded
         self._num_sent = 0
@@ -87,24 +115,24 @@ class TextStream:
 
     def _decode(self, token: Token, *, is_last: bool) -> None:
         """Add the text of a token, or keep it until it is a whole character with those after it."""
-        alone = self._codec.decode([token.id])
-        if INCOMPLETE not in alone:
+        self._num_before_stop -= 1
+        if INCOMPLETE not in self._codec.decode([token.id]):
             self._flush()  # bytes that cannot become a character any more
         self._pending.append((token, self._offset + len(self._text)))
-        if INCOMPLETE not in alone:
-            self._text += alone
-            return
         self._window.append(token.id)
-        is_whole = INCOMPLETE not in self._codec.decode(self._window)
+        is_whole = INCOMPLETE not in self._codec.decode_after(self._context, self._window)
         if is_whole or is_last or len(self._window) == LONGEST_CHARACTER:
             self._flush()
 
     def _flush(self) -> None:
         if self._window:
-            self._text += self._codec.decode(self._window)
+            self._text += self._codec.decode_after(self._context, self._window)
+            self._context = [*self._context, *self._window][-NUM_CONTEXT:]
             self._window = []
 
     def _find_stop(self) -> int | None:
+        if self._num_before_stop > 0:
+            return None
         begins = [self._text.find(stop, max(0, self._num_sent - len(stop))) for stop in self._stop]
         found = [begin for begin in begins if begin >= self._num_sent]
         return min(found) if found else None

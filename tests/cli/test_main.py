@@ -141,7 +141,7 @@ def test_generate_continues_the_prompt_the_same_way_for_the_same_seed(finished_r
         (["--temperature", "-1"], "--temperature below 0"),
         (["--temperature", "nan"], "--temperature below 0"),
         (["--seed", str(2**70)], f"--seed {2**70} is out of range"),
-        (["--max-tokens", "1000"], "and --max-tokens=1000, the context has 32"),
+        (["--max-tokens", "1000"], "and --max-tokens=1000; the model takes 31"),
     ],
 )
 def test_generate_refuses_what_cannot_be_with_status_2(

@@ -76,7 +76,9 @@ def test_loss_is_the_mean_over_predicted_labels(make_model: Make, tokens_BT: tor
     logits_BTV = model(tokens_BT).logits
     expected = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten())
     torch.testing.assert_close(output.loss, expected)
-    assert output.logits is None
+    assert torch.equal(output.logits, logits_BTV), "in evaluation mode, labels give both"
+    assert model(input_ids=tokens_BT, labels=labels_BT, skip_logits=True).logits is None
+    assert model.train()(input_ids=tokens_BT, labels=labels_BT).logits is None
     assert output.token_nll.shape == (3, 11)
     assert output.token_nll[:, 4:7].abs().sum() == 0
     torch.testing.assert_close(output.token_nll.sum() / (labels_BT[:, 1:] >= 0).sum(), expected)
@@ -92,11 +94,11 @@ def test_loss_is_divided_by_the_given_number_of_items(make_model: Make, tokens_B
 def test_activation_checkpointing_changes_no_gradient(make_model: Make, tokens_BT: torch.Tensor) -> None:
     model = make_model().train()
     model(input_ids=tokens_BT, labels=tokens_BT).loss.backward()
-    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    expected = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
     model.zero_grad()
     model.gradient_checkpointing_enable()
     model(input_ids=tokens_BT, labels=tokens_BT).loss.backward()
-    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+    for parameter, gradient in zip((p for p in model.parameters() if p.requires_grad), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
 
 

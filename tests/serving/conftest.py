@@ -81,7 +81,7 @@ async def collect(stream: AsyncIterator[list[Token]]) -> list[Token]:
 
 
 async def complete(engine: Engine, prompt: tuple[int, ...], max_tokens: int = 24, **sampling: Any) -> list[int]:
-    from growtx.serving.requests import Sampling
+    from growtx.sampling import Sampling
 
     request = Generation(prompt, max_tokens, Sampling(**sampling))
     return [token.id for token in await collect(engine.generate(request))]

@@ -102,26 +102,36 @@ BAD_BODIES: list[tuple[dict[str, Any], int, str | None]] = [
     ({"model": "other"}, 404, "model"),
     ({"max_tokens": -1}, 400, "max_tokens"),
     ({"max_tokens": 0}, 400, None),
-    ({"max_tokens": 10**9}, 400, "prompt"),
     ({"max_tokens": 10**30}, 400, "max_tokens"),
     ({"max_tokens": "8"}, 400, "max_tokens"),
     ({"temperature": 3}, 400, "temperature"),
     ({"temperature": "hot"}, 400, "temperature"),
     ({"top_p": 0}, 400, "top_p"),
     ({"seed": 2**63}, 400, "seed"),
-    ({"n": 17}, 400, "n"),
-    ({"prompt": []}, 400, None),
+    ({"n": 129}, 400, "n"),
+    ({"prompt": ["a"] * 65, "n": 2}, 400, "n"),
+    ({"prompt": []}, 400, "prompt"),
     ({"prompt": [10**9]}, 400, "prompt"),
-    ({"prompt": {"a": 1}}, 400, None),
+    ({"prompt": {"a": 1}}, 400, "prompt"),
+    ({"prompt": ["a", 1]}, 400, "prompt"),
+    ({"prompt": [[1], []]}, 400, "prompt"),
     ({"prompt": "x" * 3000}, 400, "prompt"),
     ({"stop": ["a"] * 5}, 400, "stop"),
-    ({"stop": ""}, 400, None),
+    ({"stop": ""}, 400, "stop"),
+    ({"stop": ["a", 1]}, 400, "stop"),
     ({"logprobs": 21}, 400, "logprobs"),
     ({"best_of": 3}, 400, None),
-    ({"presence_penalty": 0.5}, 400, None),
-    ({"logit_bias": {"5": 1}}, 400, None),
+    ({"presence_penalty": 2.5}, 400, "presence_penalty"),
+    ({"repetition_penalty": 0}, 400, "repetition_penalty"),
+    ({"logit_bias": {"5": 101}}, 400, "logit_bias.5"),
+    ({"logit_bias": {"five": 1}}, 400, None),
+    ({"logit_bias": {"999999": 1}}, 400, "logit_bias"),
+    ({"min_p": 2}, 400, "min_p"),
+    ({"top_k": -2}, 400, "top_k"),
+    ({"use_beam_search": True}, 400, None),
+    ({"suffix": "after"}, 400, None),
     ({"frobnicate": 1}, 400, "frobnicate"),
-    ({"stream_options": {}}, 400, None),
+    ({"stream_options": {"include_usage": True}}, 400, None),
     ({"growtx": {"rule": "__import__"}}, 400, "growtx.rule"),
     ({"growtx": {"rule": "posterior"}}, 400, "growtx.rule"),
     ({"growtx": {"weights": [1]}}, 400, "growtx.weights"),
@@ -204,3 +214,119 @@ def test_overload_is_429_with_retry_after(engines: Engines, client: TestClient) 
     for answer in (response, streamed):
         assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
     assert engine.num_running == 0
+
+
+# What clients send by default, as they were seen to send it.
+CLIENT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "openai": {"stream": False},
+    "langchain": {"best_of": 1, "frequency_penalty": 0, "max_tokens": 256, "n": 1, "presence_penalty": 0, "top_p": 1},
+    "litellm": {"logit_bias": {}, "user": "someone", "metadata": {"a": 1}},
+    "vllm bench": {
+        "temperature": 0.0, "repetition_penalty": 1.0, "max_tokens": 3, "logprobs": None, "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    "guidellm": {
+        "stream": True, "max_tokens": 4, "ignore_eos": True, "stop": None,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+    },
+    "sglang bench": {"temperature": 0.0, "best_of": 1, "max_tokens": 4, "stream": True, "ignore_eos": True},
+    "ecosystem": {
+        "suffix": "", "growtx": None, "min_tokens": 0, "skip_special_tokens": True, "use_beam_search": False,
+        "stop_token_ids": [], "response_format": {"type": "text"}, "unknown_but_null": None, "stream_options": {},
+        "include_obfuscation": None, "top_k": -1, "min_p": 0.0, "max_completion_tokens": 4,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLIENT_DEFAULTS)
+def test_what_clients_send_by_default_is_answered(client: TestClient, name: str) -> None:
+    response = ask(client, **CLIENT_DEFAULTS[name])
+    assert response.status_code == 200, response.text
+
+
+def test_what_does_not_fit_is_cut_and_what_was_not_asked_for_never_errs(client: TestClient) -> None:
+    answer = ask(client, max_tokens=10**9, seed=3, ignore_eos=True).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["total_tokens"] == 255, "the context has 256, one of which is the hidden start token"
+    full = [5] * 256
+    assert client.post("/v1/completions", json={"model": "tiny", "prompt": full}).json()["choices"][0]["text"] == ""
+    assert client.post("/v1/completions", json={"model": "tiny", "prompt": full, "max_tokens": 1}).status_code == 400
+    refused = ask(client, prompt="x " * 300).json()["error"]
+    assert refused["param"] == "prompt" and "has 255 tokens" in refused["message"]
+
+
+def test_a_request_of_more_texts_than_the_engine_holds_is_served(client: TestClient) -> None:
+    answer = ask(client, prompt=["The", "quick"] * 20, n=2, max_tokens=2).json()
+    assert [choice["index"] for choice in answer["choices"]] == list(range(80))
+
+
+def test_choices_of_a_seed_differ_and_a_prompt_in_a_list_has_the_texts_it_has_alone(client: TestClient) -> None:
+    texts = {
+        choice["text"] for seed in range(8) for choice in ask(client, seed=seed, n=4, max_tokens=12).json()["choices"]
+    }
+    assert len(texts) == 32
+    alone = [choice["text"] for choice in ask(client, prompt="lazy dog", n=3, seed=5).json()["choices"]]
+    listed = [choice["text"] for choice in ask(client, prompt=["The", "lazy dog"], n=3, seed=5).json()["choices"]]
+    assert listed[3:] == alone
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-45, 1e-6])
+def test_tiny_temperatures_are_greedy(client: TestClient, temperature: float) -> None:
+    greedy = ask(client, temperature=0, max_tokens=12).json()["choices"][0]["text"]
+    assert ask(client, temperature=temperature, max_tokens=12).json()["choices"][0]["text"] == greedy
+
+
+def test_biases_and_penalties_do_what_they_say(client: TestClient) -> None:
+    def tokens(**body: Any) -> list[str]:
+        return list(
+            ask(client, logprobs=0, max_tokens=20, temperature=0, **body).json()["choices"][0]["logprobs"]["tokens"]
+        )
+
+    only = tokens(logit_bias={"7": 100})
+    assert len(set(only)) == 1
+    varied = tokens(logit_bias={"7": 100}, frequency_penalty=2, presence_penalty=2, repetition_penalty=10)
+    assert len(set(varied)) > 1
+    never = tokens(logit_bias={"7": -100})
+    assert only[0] not in never
+
+
+def test_an_end_of_text_token_is_deferred_or_ignored(client: TestClient) -> None:
+    end = client.get("/v1/models").json()["data"][0]["growtx"]["vocab_size"] and {"2": 100.0}
+    assert ask(client, logit_bias=end, max_tokens=9).json()["usage"]["completion_tokens"] == 1
+    assert ask(client, logit_bias=end, max_tokens=9, min_tokens=4).json()["usage"]["completion_tokens"] == 5
+    ignored = ask(client, logit_bias=end, max_tokens=9, ignore_eos=True).json()
+    assert ignored["usage"]["completion_tokens"] == 9 and ignored["choices"][0]["finish_reason"] == "length"
+
+
+def test_usage_stands_in_every_event_if_asked(client: TestClient) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    response = ask(client, stream=True, max_tokens=5, ignore_eos=True, stream_options=options)
+    lines = [line for line in response.text.split("\n\n") if line]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    assert all(event["usage"] for event in events) and events[-1]["usage"]["completion_tokens"] == 5
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts == sorted(counts)
+
+
+def test_a_byte_order_mark_before_a_body_is_no_error(client: TestClient) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps({"model": "tiny", "prompt": "The"}).encode()
+    assert client.post("/v1/completions", content=body).status_code == 200
+
+
+def test_scoring_a_prompt_is_done_once_for_all_its_texts(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    from growtx.serving.decoder import Decoder
+
+    calls, score = [], Decoder.score
+    monkeypatch.setattr(Decoder, "score", lambda *arguments: calls.append(1) or score(*arguments))
+    answer = ask(client, prompt="The quick fox", n=8, echo=True, logprobs=1, max_tokens=0).json()
+    assert len(answer["choices"]) == 8 and len(calls) == 1
+
+
+def test_names_of_top_tokens_never_collide(client: TestClient) -> None:
+    choice = ask(client, prompt="лиса 🦊 x", echo=True, logprobs=20, max_tokens=8, temperature=1.5, seed=2).json()[
+        "choices"
+    ][0]
+    logprobs = choice["logprobs"]
+    assert all(top is None or len(top) >= 20 for top in logprobs["top_logprobs"])
+    offsets = logprobs["text_offset"]
+    assert offsets == sorted(offsets) and offsets[-1] <= len(choice["text"])

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from growtx.sampling import Sampling
 from growtx.serving.backbones import FlatBackbone, FusedBackbone
 from growtx.serving.engine import Engine
-from growtx.serving.requests import Generation, OverloadedError, Sampling
+from growtx.serving.requests import Generation, OverloadedError
 from tests.serving.conftest import collect, complete, make_ensemble, make_model
 
 StartEngine = Callable[..., Engine]

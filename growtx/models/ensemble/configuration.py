@@ -30,6 +30,7 @@ class GrowtxEnsembleConfig(GrowtxConfig):
     """
 
     model_type = "growtx_ensemble"
+    keys_to_ignore_at_inference = ["past_key_values", "token_nll", "member_weights"]  # noqa: RUF012
 
     member_names: list[str] | None = None
     member_blocks: list[list[int]] | None = None

@@ -97,11 +97,12 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        skip_logits: bool | None = None,
         rule: CombinationRule | str | None = None,
         member_weights: MemberWeights | None = None,
         **kwargs: Any,
     ) -> GrowtxEnsembleOutput:
-        """Combined logits, or with `labels` the loss alone (see `GrowtxForCausalLM.forward`).
+        """Combined logits; with `labels` the loss, and in training the loss alone (see `GrowtxForCausalLM.forward`).
 
         Args:
             rule: combines this call's outputs; a name means that rule with its default options, or the ensemble's
@@ -135,14 +136,17 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         own = chosen.weights(text) if given is None or is_cached else given
         weights = own if given is None else given
         weights_BTN = weights.expand(*input_ids.shape, self.config.num_members)
+        result = GrowtxEnsembleOutput()
         if labels is not None:
-            return self._loss(pool, text.states, weights_BTN, labels, num_items_in_batch)
+            result = self._loss(pool, text.states, weights_BTN, labels, num_items_in_batch)
+            if self.training if skip_logits is None else skip_logits:
+                return result
         weights_BTN = slice_logits_to_keep(weights_BTN, logits_to_keep)
         states = [slice_logits_to_keep(states_BTD, logits_to_keep) for states_BTD in text.states]
-        logits_BTV = pool(weights_BTN, *states)
-        return GrowtxEnsembleOutput(
-            logits=logits_BTV, past_key_values=past_key_values, member_weights=weights_BTN.detach()
-        )
+        result.logits = pool(weights_BTN, *states)
+        result.past_key_values = past_key_values
+        result.member_weights = weights_BTN.detach()
+        return result
 
     def read(
         self,

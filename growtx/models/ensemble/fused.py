@@ -31,7 +31,7 @@ from growtx.models.causal_lm import (
     block_inputs,
     build_around,
 )
-from growtx.models.configuration import GrowtxConfig
+from growtx.models.configuration import IDENTITY, SPECIAL_TOKENS, GrowtxConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble.rules import RULES
 from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets, shift_labels
@@ -175,9 +175,10 @@ class GrowtxFusedEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         **kwargs: Any,
     ) -> GrowtxOutput:
-        """Logits, or with `labels` the mean loss alone (see `GrowtxForCausalLM.forward`)."""
+        """Logits; with `labels` the mean loss, in training alone (see `GrowtxForCausalLM.forward`)."""
         rows_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
@@ -188,13 +189,15 @@ class GrowtxFusedEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         for block in self.layers:
             states_NBTD = block(states_NBTD, past_key_values=past_key_values, **context, **kwargs)
         joined = self.norm(states_NBTD).permute(1, 2, 0, 3).flatten(2)  # [B, T, N D]
-        if labels is None:
-            logits_BTV = self.lm_head(slice_logits_to_keep(joined, logits_to_keep))
-            return GrowtxOutput(logits=logits_BTV, past_key_values=past_key_values)
-        targets_BT = shift_labels(labels)
-        loss, nll_BT = chunked_cross_entropy(joined, self.lm_head, targets_BT)
-        assert nll_BT is not None
-        return GrowtxOutput(loss=mean_over_targets(loss, targets_BT), token_nll=nll_BT[:, :-1])
+        result = GrowtxOutput(past_key_values=past_key_values)
+        if labels is None or not (self.training if skip_logits is None else skip_logits):
+            result.logits = self.lm_head(slice_logits_to_keep(joined, logits_to_keep))
+        if labels is not None:
+            targets_BT = shift_labels(labels)
+            loss, nll_BT = chunked_cross_entropy(joined, self.lm_head, targets_BT)
+            assert nll_BT is not None
+            result.loss, result.token_nll = mean_over_targets(loss, targets_BT), nll_BT[:, :-1]
+        return result
 
 
 # From the flat form of an ensemble to the fused one.
@@ -214,11 +217,8 @@ KEPT_SETTINGS = (
     "lm_head_bias",
     "substrate_width",
     "substrate_expansion",
-    "substrate_fingerprint",
-    "tokenizer_fingerprint",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
+    *IDENTITY,
+    *SPECIAL_TOKENS,
 )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from growtx.exceptions import ConfigError, FingerprintError, StoreError
 from growtx.models.causal_lm import GrowtxForCausalLM, build_around
-from growtx.models.configuration import GrowtxConfig
+from growtx.models.configuration import IDENTITY, SPECIAL_TOKENS, GrowtxConfig
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
 
@@ -53,8 +53,8 @@ def from_members(members: Members, *, rule: dict[str, Any] | str = "mean") -> Gr
         _check_finite(name, model)
     sources, member_blocks = _lay_out_blocks(members)
     shape = {key: getattr(first.config, key) for key in (*SHARED_SHAPE, "initializer_range", "num_layers_for_init")}
-    identity = {key: getattr(first.config, key) for key in ("substrate_fingerprint", "tokenizer_fingerprint")}
-    tokens = {key: getattr(first.config, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    identity = {key: getattr(first.config, key) for key in IDENTITY}
+    tokens = {key: getattr(first.config, key) for key in SPECIAL_TOKENS}
     config = GrowtxEnsembleConfig(
         **shape,
         **identity,
