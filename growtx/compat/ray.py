@@ -32,7 +32,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's would end trials without a checkpoint
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # failures are in the table of trials, in a sentence each
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # no advice
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints also where `verbose=0` asks for silence
+    "RAY_AIR_NEW_OUTPUT": "0",  # the older reporter, which takes `verbose=0`
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay relative to the working directory
 }
 SERVE_ENVIRONMENT = {
