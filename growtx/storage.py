@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import tempfile
 import uuid
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 import fsspec
 
+from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError, StoreError
 
 PART_SUFFIX = ".part"  # of a file that is being written
@@ -222,21 +222,11 @@ def is_local(filesystem: Any) -> bool:
     return "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
 
-# Where runs are stored, and which Ray job this process belongs to; both come from the environment alone.
+# Where runs are stored, which the environment alone decides.
 
 
 STORAGE_VARIABLE = "GROWTX_STORAGE"
 HOME_DIR = "growtx"  # in the home directory: where a job keeps its runs if no storage is set
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server for entrypoints; it is really called that
-
-
-def submission_id() -> str | None:
-    """The id that `ray job submit` printed and `ray job stop` takes; None outside of a job."""
-    try:
-        config = json.loads(os.environ.get(_JOB_VARIABLE, "{}"))
-    except ValueError:
-        return None
-    return config.get("metadata", {}).get("job_submission_id")  # type: ignore[no-any-return]
 
 
 def root() -> str:

@@ -50,9 +50,10 @@ class EngineReplica:
         self._reporting = asyncio.get_running_loop().create_task(self._report())
 
     async def _report(self) -> None:
+        from growtx.compat.ray import replica_name
         from growtx.serving.metrics import EngineMetrics
 
-        metrics, replica = EngineMetrics(), serve.get_replica_context().replica_id.unique_id
+        metrics, replica = EngineMetrics(), replica_name()
         while True:
             metrics.set(replica, self._engines.batch_size)
             await asyncio.sleep(METRICS_PERIOD_SECONDS)

@@ -30,7 +30,7 @@ def test_windows_that_are_seen_again_and_again_are_cached() -> None:
     ("changes", "reason"),
     [
         ({"num_frozen": 0}, "there is no frozen prefix"),
-        ({"bytes_available": 204_799}, "the cache would take 204,800 bytes, 204,799 are allowed"),
+        ({"bytes_available": 204_799}, "the cache would take 204,800 bytes, but only 204,799 are allowed"),
         ({"num_samples": 120}, "windows are seen too rarely for the cache to pay off"),
     ],
 )
