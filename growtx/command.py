@@ -36,6 +36,9 @@ def add_job_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--preset", help="name of a shipped preset, or a YAML file (default: demo)")
     parser.add_argument("--run-dir", help="run directory: a path, s3:// or gs:// (default: runs/NAME-TIME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --run-dir")
+    parser.add_argument(
+        "--accept-new-data", action="store_true", help="with --resume: continue although the text of a source changed"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="YAML values, applied in order")
     return parser
 

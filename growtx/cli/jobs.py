@@ -115,12 +115,14 @@ def _grow(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from growtx.run.config import RunConfig, load_run_config
+    from growtx.run.data_check import accepting_new_data
     from growtx.run.directory import resolve_run_arguments
     from growtx.run.grow import grow
 
     config, run_dir = resolve_run_arguments(arguments, RunConfig, load_run_config)
     console = Console()
-    result = grow(config, run_dir, resume=arguments.resume, console=console)
+    with accepting_new_data(arguments.accept_new_data, resume=arguments.resume):
+        result = grow(config, run_dir, resume=arguments.resume, console=console)
     console.print(f"phases: {', '.join(f'{name} {seconds:g} s' for name, seconds in result.seconds.items())}")
     _say_how_it_ended(console, "grow", result)
     return 0
@@ -129,13 +131,15 @@ def _grow(arguments: argparse.Namespace) -> int:
 def _specialists(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from growtx.run.data_check import accepting_new_data
     from growtx.run.directory import resolve_run_arguments
     from growtx.specialists.config import SpecialistsConfig, load_specialists_config
     from growtx.specialists.driver import grow_specialists
 
     config, run_dir = resolve_run_arguments(arguments, SpecialistsConfig, load_specialists_config)
     console = Console()
-    result = grow_specialists(config, run_dir, resume=arguments.resume, console=console)
+    with accepting_new_data(arguments.accept_new_data, resume=arguments.resume):
+        result = grow_specialists(config, run_dir, resume=arguments.resume, console=console)
     _say_how_it_ended(console, "specialists", result)
     for merged in result.merges:
         console.print(merged.verdict.sentence(), f"report: {merged.report}", sep="\n", highlight=False, soft_wrap=True)
@@ -145,6 +149,7 @@ def _specialists(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from growtx.run.data_check import accepting_new_data
     from growtx.run.directory import resolve_run_arguments
     from growtx.sweep.config import SweepConfig, load_sweep_config
     from growtx.sweep.driver import sweep
@@ -152,7 +157,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     arguments.overrides = _sweep_overrides(arguments)
     config, run_dir = resolve_run_arguments(arguments, SweepConfig, load_sweep_config)
     console = Console()
-    result = sweep(config, run_dir, resume=arguments.resume, console=console)
+    with accepting_new_data(arguments.accept_new_data, resume=arguments.resume):
+        result = sweep(config, run_dir, resume=arguments.resume, console=console)
     if result.best_plan:
         console.print(f"best plan: {result.best_plan}", highlight=False, soft_wrap=True)
     _say_how_it_ended(console, "sweep", result)
@@ -178,6 +184,7 @@ def _sweep_overrides(arguments: argparse.Namespace) -> list[str]:
 def _study(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from growtx.run.data_check import accepting_new_data
     from growtx.run.directory import resolve_run_arguments
     from growtx.study.config import StudyConfig, load_study_config
     from growtx.study.driver import run_study
@@ -185,7 +192,8 @@ def _study(arguments: argparse.Namespace) -> int:
 
     config, run_dir = resolve_run_arguments(arguments, StudyConfig, load_study_config)
     console = Console()
-    outcome = run_study(config, run_dir, resume=arguments.resume, console=console)
+    with accepting_new_data(arguments.accept_new_data, resume=arguments.resume):
+        outcome = run_study(config, run_dir, resume=arguments.resume, console=console)
     for sentence in sentences(outcome.results):
         console.print(sentence, highlight=False, soft_wrap=True)
     _say_how_it_ended(console, "study", outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from growtx.exceptions import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from growtx.command import Commands
+    from growtx.growth.lineage import Lineage
     from growtx.growth.results import Result
 
 INTERMIXED = ("grow", "specialists", "sweep", "study", "evaluate", "plan")  # overrides may stand between their options
@@ -147,7 +149,24 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(json.dumps([manifest.model_dump(mode="json") for manifest in lineage.manifests], ensure_ascii=False))
     else:
         Console().print(stage_table(lineage), blob_table(lineage), sep="\n")
+        print(*_data_sentences(lineage), sep="", end="")
     return 0
+
+
+def _data_sentences(lineage: Lineage) -> list[str]:
+    """Where a run's text changed on the way; its blobs are none the worse for that."""
+    from growtx.store.data_record import read_data_record
+
+    record = read_data_record(lineage.storage)
+    accepted = {change.stage: change for change in record.changes} if record else {}
+    sentences = [f"data: {change.sentence()}, accepted {change.accepted}\n" for change in accepted.values()]
+    for before, after in itertools.pairwise(lineage.manifests):
+        if before.data_fingerprint != after.data_fingerprint and after.index not in accepted:
+            pair = f"{before.data_fingerprint[:12]} -> {after.data_fingerprint[:12]}"
+            sentences.append(
+                f"data: stage {after.index} trained on other text than stage {before.index} ({pair})\n"
+            )
+    return sentences
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -182,6 +201,7 @@ def _verify_run(result: Result, arguments: argparse.Namespace) -> bool:
     if report.orphans:
         done = f"removed, {report.pruned_bytes:,} bytes" if arguments.prune else "--prune removes them"
         print(f"{len(report.orphans)} files that no manifest refers to ({done})")
+    print(*_data_sentences(lineage), sep="", end="")
     tokenizer_of(lineage)  # raises when it is not the one that the manifests name
     if arguments.substrate:
         print(verify_substrate(lineage, arguments.font))

@@ -326,6 +326,14 @@ class PackedData:
         """What `window_indices` samples from: the windows to train on."""
         return Mix(tuple(len(source.windows) for source in self.train.sources), self.weights)
 
+    @property
+    def source_fingerprints(self) -> dict[str, str]:
+        """sha256 over each source's tokens, by its name: moving or renaming files is no change, another text is."""
+        return {
+            train.source: fingerprint([train.sha256, validation.sha256])
+            for train, validation in zip(self.train.sources, self.validation.sources, strict=True)
+        }
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over all tokens, weights and the tokenizer: equal means that training sees equal data."""

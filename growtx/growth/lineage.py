@@ -17,7 +17,7 @@ from growtx.exceptions import StoreError
 from growtx.growth.assembly import check_same
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
-from growtx.store.manifest import MANIFESTS_DIR, Manifest, read_lineage, write_manifest
+from growtx.store.manifest import MANIFESTS_DIR, Manifest, read_lineage, read_manifests, write_manifest
 from growtx.substrate.build import SUBSTRATE_FILE
 
 TOKENIZER_DIR = "tokenizer"
@@ -77,12 +77,20 @@ def tokenizer_of(lineage: Lineage) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def import_lineage(path: str, target: Storage) -> Manifest:
+def import_lineage(path: str, target: Storage, *, up_to: str | None = None) -> Manifest:
     """Copy a lineage (manifests, blobs, tokenizer, substrate) into a run that continues it; returns its last manifest.
 
-    Repeating this changes nothing.
+    Repeating this changes nothing, even if the source was continued meanwhile.
+
+    Args:
+        up_to: hash of the manifest that was imported before; None: the newest one there, or of those that the target
+            already has.
+
+    Raises:
+        StoreError: the manifest that was imported before is not there any more.
     """
     source = open_lineage(path)
+    source = Lineage(source.storage, _up_to(source, up_to or _newest_shared(source, target)))
     blobs, own = BlobStore(source.storage.root), BlobStore(target.root)
     for manifest in source.manifests:
         for blob in (*manifest.blobs(), *manifest.new_blobs):
@@ -93,6 +101,24 @@ def import_lineage(path: str, target: Storage) -> Manifest:
         if not target.exists(f"{MANIFESTS_DIR}/{manifest.file_name}"):
             write_manifest(target, manifest)
     return source.last
+
+
+def _newest_shared(source: Lineage, target: Storage) -> str | None:
+    """The newest manifest of a lineage that a run has, too."""
+    own = {manifest.digest() for manifest in read_manifests(target)}
+    return next((digest for digest in (m.digest() for m in reversed(source.manifests)) if digest in own), None)
+
+
+def _up_to(source: Lineage, digest: str | None) -> tuple[Manifest, ...]:
+    if digest is None:
+        return source.manifests
+    for position, manifest in enumerate(source.manifests, start=1):
+        if manifest.digest() == digest:
+            return source.manifests[:position]
+    raise StoreError(
+        f"{source.storage.root} no longer has the stage that was continued (sha256 {digest[:12]})",
+        "Restore its manifests from a copy, or begin a new run",
+    )
 
 
 # The lineage as tables for people: what each stage trained and reached, and the blobs that the model consists of.

@@ -18,6 +18,7 @@ from growtx.report.page import Page, Samples, Section, Table, Tile, render_page
 from growtx.report.plot_style import save
 from growtx.report.run_record import RunRecord, StageRecord, read_run
 from growtx.report.sweep import sweep_sections
+from growtx.store.data_record import read_data_record
 from growtx.store.runs import RUN_FILE
 from growtx.store.trials import read_trials
 
@@ -151,6 +152,8 @@ def headline(run: RunRecord) -> str:
         f"{active} of {total} parameters were active in the last stage",
         _frozen_words(run),
     ]
+    record = read_data_record(run.storage)
+    parts += [change.sentence() for change in record.changes] if record else []
     if unfinished := [stage for stage in run.stages if not stage.manifest]:
         parts.append(f"stage {unfinished[0].index} has not finished")
     return "; ".join(parts) + "."

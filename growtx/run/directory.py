@@ -24,6 +24,7 @@ from growtx.config import apply_overrides, build_config, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
 from growtx.run.config import JobConfig, RunConfig, differing_keys
 from growtx.storage import Storage, resolve_address
+from growtx.store.data_record import DATA_FILE
 from growtx.store.manifest import list_manifests
 from growtx.store.run_lock import acquire
 from growtx.store.runs import METRICS_FILE, RUN_FILE, STATUS_FILE
@@ -95,7 +96,7 @@ def _release_if_nothing_trained(storage: Storage) -> None:
     if not storage.exists(STATUS_FILE) or json.loads(storage.read_text(STATUS_FILE)).get("state") != "failed":
         return
     if not (list_manifests(storage) or storage.exists(METRICS_FILE)):
-        for name in (RUN_FILE, SUBSTRATE_FILE, "tokenizer"):
+        for name in (RUN_FILE, SUBSTRATE_FILE, DATA_FILE, "tokenizer"):
             if storage.exists(name):
                 storage.remove(name)
 

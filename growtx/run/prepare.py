@@ -21,8 +21,10 @@ from growtx.growth.results import find_result
 from growtx.growth.scaling import plan_cost, resolve_matched
 from growtx.models.configuration import GrowtxConfig
 from growtx.run.config import JobConfig, RunConfig
+from growtx.run.data_check import check_data
 from growtx.storage import Storage, resolve_address
 from growtx.store.blobs import BlobStore
+from growtx.store.data_record import read_data_record
 from growtx.store.manifest import Manifest
 from growtx.substrate.build import SUBSTRATE_FILE, SubstrateRecord, build_substrate
 from growtx.train.job import TrainJob
@@ -69,6 +71,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
     stages = resolve_matched(config.plan, architecture, tokens_per_step=config.tokens_per_step, **before)
     check_budget(architecture, stages, config.plan.budget)
     data = pack(config.data, tokenizer, context_length=config.model.context_length, cache_dir=cache_dir(config, run))
+    check_data(run, data, stages, parent)
     weights = tuple(
         plan_cost(architecture, [stage], "flops", tokens_per_step=config.tokens_per_step) for stage in stages
     )
@@ -125,7 +128,8 @@ def _import_parent(config: RunConfig, run: Storage) -> Manifest | None:
         return None
     parent = find_result(config.parent)
     parent.require_lineage()
-    return import_lineage(parent.address, run)
+    record = read_data_record(run)
+    return import_lineage(parent.address, run, up_to=record.parent if record else None)
 
 
 def _tokenizer(config: RunConfig, run: Storage) -> PreTrainedTokenizerFast:

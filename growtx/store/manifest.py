@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -148,7 +147,7 @@ def read_lineage(storage: Storage, file_name: str | None = None) -> list[Manifes
     Raises:
         StoreError: a link of the chain is missing or was changed afterwards.
     """
-    manifests = {manifest.digest(): manifest for manifest in _all(storage)}
+    manifests = {manifest.digest(): manifest for manifest in read_manifests(storage)}
     last = read_manifest(storage, file_name) if file_name else latest_manifest(storage)
     lineage: list[Manifest] = []
     while last is not None:
@@ -162,6 +161,6 @@ def read_lineage(storage: Storage, file_name: str | None = None) -> list[Manifes
     return lineage[::-1]
 
 
-def _all(storage: Storage) -> Iterator[Manifest]:
-    for name in list_manifests(storage):
-        yield read_manifest(storage, name)
+def read_manifests(storage: Storage) -> list[Manifest]:
+    """All stage manifests of a run, in order of their stages; branches of repeated stages are among them."""
+    return [read_manifest(storage, name) for name in list_manifests(storage)]

@@ -39,6 +39,7 @@ class CheckpointInfo(BaseModel):
     frozen_before: str = ""
     first_bits_per_byte: float | None = None
     state_sha256: str = ""
+    data_fingerprint: str = ""
 
 
 def write_checkpoint(
@@ -78,8 +79,15 @@ def find_checkpoint(run: Storage, stage: int, stage_fingerprint: str) -> tuple[s
         except (ValidationError, StoreError):
             logger.warning("checkpoint %s is damaged (%s); trying the previous one", directory, INFO_FILE)
             continue
-        if (info.stage, info.stage_fingerprint) == (stage, stage_fingerprint):
+        if info.stage == stage:
             candidates.append((info.step, directory, info))
+    if others := [item for item in candidates if item[2].stage_fingerprint != stage_fingerprint]:
+        logger.warning(
+            "%d checkpoints of stage %d were made with another plan, parent or version of growtx and are not used",
+            len(others),
+            stage,
+        )
+        candidates = [item for item in candidates if item not in others]
     for _, directory, info in sorted(candidates, key=lambda candidate: candidate[:2], reverse=True):
         if _is_intact(run, directory, info):
             return directory, info

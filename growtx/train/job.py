@@ -63,13 +63,15 @@ class TrainJob(ConfigModel):
         return self.resources.model_copy(update={"num_workers": stage.num_workers})
 
     def stage_fingerprint(self, stage: Stage, parent_digest: str | None) -> str:
-        """Identity of a stage's training: a checkpoint serves only the stage it was made in."""
+        """Identity of a stage's training: a checkpoint serves only the stage it was made in.
+
+        The data are not part of it: whether they may change is decided before (`growtx.run.data_check`).
+        """
         return fingerprint(
             {
                 "stage": stage.model_dump(mode="json"),
                 "parent": parent_digest,
                 "architecture": self.architecture,
-                "data": self.data_fingerprint,
                 "seed": self.seed,
                 "global_batch_size": self.training_of(stage).global_batch_size,
             }

@@ -5,6 +5,7 @@ All ranks run the same code; what only one may do (files, samples) goes through 
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import time
@@ -54,6 +55,8 @@ from growtx.train.memory import memory_metrics, peak_memory_bytes, reset_peak_me
 from growtx.train.prefix_stage import use_prefix_cache
 from growtx.train.progress import StageProgress
 from growtx.train.worker_context import WorkerContext
+
+logger = logging.getLogger(__name__)
 
 # Learning rate as a pure function of the step, so that resuming needs no scheduler state.
 
@@ -352,6 +355,7 @@ class StageRun:
             evaluations_without_gain=self.position.evaluations_without_gain,
             frozen_before=self.frozen_before,
             first_bits_per_byte=self.position.first_score,
+            data_fingerprint=self.job.data_fingerprint,
         )
         keep = self.settings.checkpoint.keep
         on_rank_zero(lambda: write_checkpoint(self.storage, info, weights, moments, keep=keep))
@@ -377,6 +381,9 @@ class StageRun:
             evaluations_without_gain=info.evaluations_without_gain,
             first_score=info.first_bits_per_byte,
         )
+        if info.data_fingerprint not in ("", self.job.data_fingerprint):  # accepted by whoever resumed the run
+            logger.warning("stage %d goes on from step %d on other text", self.stage.index, info.step)
+            self.position.best_bits_per_byte, self.position.evaluations_without_gain = math.inf, 0
         self.record.rewind(info.step)
         return True
 

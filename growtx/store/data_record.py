@@ -1,0 +1,71 @@
+"""What text a run was trained on, by source: `data.json`, and how it changed, if somebody accepted that."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import Field, ValidationError
+
+from growtx.config import ConfigModel
+from growtx.exceptions import StoreError
+from growtx.storage import Storage
+
+DATA_FILE = "data.json"
+
+
+class DataChange(ConfigModel):
+    """The text of a source changed between two stages, or inside one, and the run went on.
+
+    Attributes:
+        before, after: fingerprints of the packed tokens; None: the source was not there.
+        stage: the first one that has trained on the new text, at least in part.
+        accepted: when `--accept-new-data` was given (UTC, ISO 8601).
+    """
+
+    source: str
+    before: str | None
+    after: str | None
+    stage: int = Field(ge=1)
+    accepted: str
+
+    def sentence(self) -> str:
+        """For lineage and report."""
+        before, after = (value[:12] if value else "none" for value in (self.before, self.after))
+        return f"from stage {self.stage} on other text of {self.source} ({before} -> {after})"
+
+
+class DataRecord(ConfigModel):
+    """What `data.json` holds.
+
+    Attributes:
+        data_fingerprint: of all data, as manifests name it.
+        sources: a fingerprint of each source's tokens, on both sides of the held-out split.
+        parent: hash of the manifest that the run continues; it may have been continued itself since.
+    """
+
+    format_version: int = 1
+    data_fingerprint: str
+    sources: dict[str, str]
+    parent: str | None = None
+    changes: tuple[DataChange, ...] = ()
+
+
+def read_data_record(run: Storage) -> DataRecord | None:
+    """The record of a run; None for runs from before there was one.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    if not run.exists(DATA_FILE):
+        return None
+    try:
+        return DataRecord.model_validate(json.loads(run.read_bytes(DATA_FILE)))
+    except (ValidationError, ValueError, RecursionError) as error:
+        raise StoreError(
+            f"{run.path(DATA_FILE)} is damaged, so what the run was trained on is not known",
+            "Restore it from a copy; without one, delete it and resume with --accept-new-data",
+        ) from error
+
+
+def write_data_record(run: Storage, record: DataRecord) -> None:
+    run.write_text(DATA_FILE, record.model_dump_json(indent=1) + "\n")
