@@ -176,11 +176,22 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(0o666 & ~current_umask())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def current_umask() -> int:
+    """The permissions that new files of this process shall not have."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    except (OSError, StopIteration):  # no Linux: the only way to ask is to set it
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
 
 
 def write_error(path: str, error: OSError) -> StoreError:

@@ -163,9 +163,7 @@ def _data_sentences(lineage: Lineage) -> list[str]:
     for before, after in itertools.pairwise(lineage.manifests):
         if before.data_fingerprint != after.data_fingerprint and after.index not in accepted:
             pair = f"{before.data_fingerprint[:12]} -> {after.data_fingerprint[:12]}"
-            sentences.append(
-                f"data: stage {after.index} trained on other text than stage {before.index} ({pair})\n"
-            )
+            sentences.append(f"data: stage {after.index} trained on other text than stage {before.index} ({pair})\n")
     return sentences
 
 

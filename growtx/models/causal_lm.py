@@ -5,8 +5,10 @@ Shapes: B batch, T positions, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +33,15 @@ from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets,
 # Shapes: B batch, T positions, D hidden size, H heads, K head width, F MLP width, V vocabulary, E substrate width.
 
 
+STANDALONE_CODE = Path(__file__).parent / "standalone" / "modeling_growtx.py"
+STANDALONE_CLASSES = {
+    auto_class: f"modeling_growtx.{name}"
+    for auto_class, name in (
+        ("AutoConfig", "GrowtxConfig"),
+        ("AutoModel", "GrowtxModel"),
+        ("AutoModelForCausalLM", "GrowtxForCausalLM"),
+    )
+}
 Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -350,6 +361,12 @@ class GrowtxForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         self.model = GrowtxModel(config)
         self.lm_head: nn.Module = LMHead(config)
         self.post_init()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save the model, and beside it the code with which it opens where growtx is not installed."""
+        self.config.auto_map = STANDALONE_CLASSES
+        super().save_pretrained(save_directory, *args, **kwargs)
+        shutil.copyfile(str(STANDALONE_CODE), Path(save_directory) / STANDALONE_CODE.name)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

@@ -1,9 +1,11 @@
 """Export to architectures that other programs know, exact or not at all.
 
-`gpt_neox` is this decoder without a bias in the LM head. `phi` is the one stock architecture with such a bias, but
-its blocks add attention and MLP side by side: one block becomes two, the first without MLP, the second without
-attention, which is exact at twice the weights of the blocks. Nothing with RMSNorm or a gated MLP can be exact.
-Every export is loaded again by the stock class and must give the same logits.
+`gpt_neox` is this decoder without a bias in the LM head. A bias becomes the weight of a constant: the residual stream
+is centred, which no LayerNorm notices, and gets one head's width of coordinates that are always 0; the final norm sets
+one of them to 1. `phi` has a bias in its head, but its blocks add attention and MLP side by side: one block becomes
+two, the first without MLP, the second without attention, at twice the weights of the blocks. Nothing with RMSNorm or
+a gated MLP can be exact: a constant does not survive RMSNorm. Every export is loaded again by the stock class and must
+give the same logits.
 
 Shapes: B batch, T positions, D hidden size, H heads, K head width, V vocabulary.
 """
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     GPTNeoXConfig,
@@ -31,9 +34,11 @@ from transformers import (
 from growtx.exceptions import ExportError
 from growtx.models.causal_lm import GrowtxForCausalLM
 from growtx.models.configuration import GrowtxConfig
+from growtx.models.saving import save_directory
 
 Tensors = dict[str, torch.Tensor]
 MAX_LOGIT_DIFFERENCE = 1e-4
+NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 def export(
@@ -53,9 +58,7 @@ def export(
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
         written = Path(scratch) / "model"
-        stock.save_pretrained(written)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(written)
+        save_directory(stock, tokenizer, written)
         difference = _largest_difference(model, written)
         if not difference <= MAX_LOGIT_DIFFERENCE:
             raise ExportError(
@@ -75,7 +78,7 @@ def to_stock(model: PreTrainedModel, format: str) -> PreTrainedModel:
         raise ExportError(f"export format {format!r} is unknown", f"Use one of {', '.join(FORMATS)}")
     if not isinstance(model, GrowtxForCausalLM):
         raise ExportError("an ensemble has no stock architecture", "Export its members one by one")
-    return FORMATS[format](model).to(model.dtype).eval()
+    return FORMATS[format](model).eval()
 
 
 def _shared_settings(config: GrowtxConfig) -> dict[str, Any]:
@@ -93,35 +96,72 @@ def _expanded_substrate(model: GrowtxForCausalLM) -> torch.Tensor:
 
 
 def _to_gpt_neox(model: GrowtxForCausalLM) -> PreTrainedModel:
-    config = model.config
-    if config.lm_head_bias:
-        raise ExportError(
-            "gpt_neox has no bias in its LM head, so the export could not be exact",
-            "Grow the model with model.lm_head_bias=false, or export to phi",
-        )
+    """The bias of the head, if there is one, needs a wider model, which is computed and stored in fp32."""
+    if model.config.lm_head_bias:
+        return _gpt_neox(copy.deepcopy(model).float(), num_extra=model.config.head_dim)
+    return _gpt_neox(model, num_extra=0).to(model.dtype)
+
+
+def _gpt_neox(model: GrowtxForCausalLM, *, num_extra: int) -> PreTrainedModel:
+    """The stock model with `num_extra` coordinates that hold nothing but the constant for the head's bias."""
+    config, width = model.config, model.config.hidden_size + num_extra
+    settings = _shared_settings(config) | {"hidden_size": width}
+    settings["layer_norm_eps"] = config.layer_norm_eps * config.hidden_size / width
+    settings["num_attention_heads"] = width // config.head_dim
+    num_blocks = config.num_hidden_layers
     stock = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            **_shared_settings(config),
-            num_hidden_layers=config.num_hidden_layers,
-            use_parallel_residual=False,
-            attention_bias=False,
-        )
+        GPTNeoXConfig(**settings, num_hidden_layers=num_blocks, use_parallel_residual=False, attention_bias=True)
     )
-    tensors: Tensors = {"gpt_neox.embed_in.weight": _expanded_substrate(model)}
-    tensors |= _renamed(model.lm_head.state_dict(), "lm_head.")
-    tensors |= _renamed(model.model.norm.state_dict(), "gpt_neox.final_layer_norm.")
+    substrate_VD = _expanded_substrate(model)
+    head: Any = model.lm_head
+    head_VD = head.weight
+    if num_extra:
+        substrate_VD = substrate_VD - substrate_VD.mean(1, keepdim=True)
+        head_VD = torch.cat((head_VD, head.bias[:, None]), dim=1)
+    tensors: Tensors = {"gpt_neox.embed_in.weight": _wider(substrate_VD, 1, width)}
+    tensors["lm_head.weight"] = _wider(head_VD, 1, width)
+    tensors |= _wider_norm(model.model.norm, width, "gpt_neox.final_layer_norm.")
+    if num_extra:
+        tensors["gpt_neox.final_layer_norm.bias"][config.hidden_size] = 1.0
     for index, block in enumerate(model.model.layers):
-        own, to = block.state_dict(), f"gpt_neox.layers.{index}."
-        # gpt_neox keeps queries, keys and values of one head together
-        heads_HKD = [own[f"self_attn.{name}_proj.weight"].unflatten(0, (-1, config.head_dim)) for name in "qkv"]
-        tensors[f"{to}attention.query_key_value.weight"] = torch.stack(heads_HKD, dim=1).flatten(0, 2)
-        tensors[f"{to}attention.dense.weight"] = own["self_attn.o_proj.weight"]
-        for kind in ("weight", "bias"):
-            tensors[f"{to}input_layernorm.{kind}"] = own[f"input_layernorm.{kind}"]
-            tensors[f"{to}post_attention_layernorm.{kind}"] = own[f"post_attention_layernorm.{kind}"]
-            tensors[f"{to}mlp.dense_h_to_4h.{kind}"] = own[f"mlp.up_proj.{kind}"]
-            tensors[f"{to}mlp.dense_4h_to_h.{kind}"] = own[f"mlp.down_proj.{kind}"]
+        tensors |= _gpt_neox_block(block, config, width, f"gpt_neox.layers.{index}.")
     return _filled(stock, tensors)
+
+
+def _gpt_neox_block(block: nn.Module, config: GrowtxConfig, width: int, to: str) -> Tensors:
+    own = block.state_dict()
+    down, out = own["mlp.down_proj.weight"], own["self_attn.o_proj.weight"]
+    down_bias = own["mlp.down_proj.bias"]
+    if width > config.hidden_size:  # what writes into the stream is centred, so that the stream is
+        down, out, down_bias = down - down.mean(0), out - out.mean(0), down_bias - down_bias.mean()
+    # gpt_neox keeps queries, keys and values of one head together
+    heads_HKD = [own[f"self_attn.{name}_proj.weight"].unflatten(0, (-1, config.head_dim)) for name in "qkv"]
+    qkv = torch.stack(heads_HKD, dim=1).flatten(0, 2)
+    tensors = {
+        "attention.query_key_value.weight": _wider(_wider(qkv, 1, width), 0, 3 * width),
+        "attention.query_key_value.bias": qkv.new_zeros(3 * width),
+        "attention.dense.weight": _wider(_wider(out, 0, width), 1, width),
+        "attention.dense.bias": out.new_zeros(width),
+        "mlp.dense_h_to_4h.weight": _wider(own["mlp.up_proj.weight"], 1, width),
+        "mlp.dense_h_to_4h.bias": own["mlp.up_proj.bias"],
+        "mlp.dense_4h_to_h.weight": _wider(down, 0, width),
+        "mlp.dense_4h_to_h.bias": _wider(down_bias, 0, width),
+    }
+    norms = {name: _wider_norm(block.get_submodule(name), width, f"{name}.") for name in NORMS}
+    return _renamed(tensors | {key: value for norm in norms.values() for key, value in norm.items()}, to)
+
+
+def _wider(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """The tensor with zeros appended along a dimension."""
+    shape = list(tensor.shape)
+    shape[dim] = size - shape[dim]
+    return torch.cat((tensor, tensor.new_zeros(shape)), dim=dim)
+
+
+def _wider_norm(norm: Any, width: int, to: str) -> Tensors:
+    """LayerNorm over a centred stream with zeros appended: the variance shrinks by the share of what is not padding."""
+    weight = norm.weight * (len(norm.weight) / width) ** 0.5
+    return {f"{to}weight": _wider(weight, 0, width), f"{to}bias": _wider(norm.bias, 0, width)}
 
 
 def _to_phi(model: GrowtxForCausalLM) -> PreTrainedModel:
@@ -140,13 +180,13 @@ def _to_phi(model: GrowtxForCausalLM) -> PreTrainedModel:
             tensors[f"{mlp}input_layernorm.{kind}"] = own[f"post_attention_layernorm.{kind}"]
             tensors[f"{mlp}mlp.fc1.{kind}"] = own[f"mlp.up_proj.{kind}"]
             tensors[f"{mlp}mlp.fc2.{kind}"] = own[f"mlp.down_proj.{kind}"]
-    return _filled(stock, tensors)
+    return _filled(stock, tensors).to(model.dtype)
 
 
 def _to_llama(model: GrowtxForCausalLM) -> PreTrainedModel:
     raise ExportError(
         "llama has RMSNorm and a gated MLP where growtx has LayerNorm with bias and GELU, so no setting makes it exact",
-        "Export to gpt_neox (with model.lm_head_bias=false) or to phi",
+        "Export to gpt_neox or phi",
     )
 
 

@@ -90,12 +90,12 @@ START_NOTE = "In training every document stands after `tokenizer.bos_token`; the
 
 def _loading() -> str:
     return (
-        "```python\nimport growtx.models  # makes the architecture known; pip install growtx\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("PATH TO THIS DIRECTORY")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("PATH TO THIS DIRECTORY")\n'
-        'ids = tokenizer(tokenizer.bos_token + "Text to continue", return_tensors="pt", split_special_tokens=False)\n'
-        "print(tokenizer.decode(model.generate(**ids, max_new_tokens=40)[0], skip_special_tokens=True))\n```\n"
+        "```python\nimport torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'path = "PATH TO THIS DIRECTORY"\n'
+        "model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)\n"
+        'ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("Text to continue")["input_ids"]]])\n'
+        "print(tokenizer.decode(model.generate(ids, max_new_tokens=40)[0], skip_special_tokens=True))\n```\n"
         f"{START_NOTE}\n"
     )
 

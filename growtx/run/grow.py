@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +25,7 @@ from growtx.growth.plan import Stage
 from growtx.growth.results import load_model
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
+from growtx.models.saving import save_directory
 from growtx.report.growth import write_report
 from growtx.report.model_card import write_model_card
 from growtx.run.config import RunConfig
@@ -175,8 +177,7 @@ def finish_run(run: Storage, *, finished: bool) -> str | None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports DeepSpeed, which would announce it on the terminal
     model, tokenizer = load_model(run.root)
     with tempfile.TemporaryDirectory() as directory:
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
+        save_directory(model, tokenizer, Path(directory))
         run.upload(directory, MODEL_DIR)
     write_model_card(run.root)
     return write_report(run.root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +21,7 @@ from growtx.growth.plan import resolve
 from growtx.growth.results import find_result
 from growtx.growth.scaling import plan_cost, resolve_matched
 from growtx.models.configuration import GrowtxConfig
+from growtx.models.saving import save_tokenizer
 from growtx.run.config import JobConfig, RunConfig
 from growtx.run.data_check import check_data
 from growtx.storage import Storage, resolve_address
@@ -137,7 +139,7 @@ def _tokenizer(config: RunConfig, run: Storage) -> PreTrainedTokenizerFast:
         return load_tokenizer(run.download(TOKENIZER_DIR))
     tokenizer = build_tokenizer(config.tokenizer, _training_texts(config), config.data)
     with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save_pretrained(directory)
+        save_tokenizer(tokenizer, Path(directory))
         run.upload(directory, TOKENIZER_DIR)
     return tokenizer
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,8 @@ STOCK_CLASSES = {"gpt_neox": GPTNeoXForCausalLM, "phi": PhiForCausalLM}
     [
         ("gpt_neox", {"lm_head_bias": False}),
         ("gpt_neox", {"lm_head_bias": False, "substrate_width": 8, "substrate_expansion": "tile"}),
+        ("gpt_neox", {}),
+        ("gpt_neox", {"substrate_width": 8, "substrate_expansion": "interleave", "rope_theta": 500.0}),
         ("phi", {}),
         ("phi", {"substrate_width": 8, "substrate_expansion": "interleave", "rope_theta": 500.0}),
     ],
@@ -47,7 +51,6 @@ def test_half_precision_models_are_exported_in_their_precision(make_model: Make,
 @pytest.mark.parametrize(
     ("format", "sentence"),
     [
-        ("gpt_neox", r"model\.lm_head_bias=false"),
         ("llama", "no setting makes it exact"),
         ("gguf", "Use one of gpt_neox, phi, llama"),
     ],
@@ -76,3 +79,34 @@ def test_an_export_that_is_not_exact_leaves_nothing(
     with pytest.raises(ExportError, match="logits differ"):
         export(make_model(), "phi", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["gpt_neox", "phi"])
+def test_settings_that_older_readers_look_for_are_there(make_model: Make, tmp_path: Path, format: str) -> None:
+    export(make_model(rope_theta=500.0), format, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["partial_rotary_factor"] == 1.0 and config["rope_theta"] == 500.0
+    assert config["torch_dtype"] == "float32"
+    if format == "gpt_neox":
+        assert config["rotary_pct"] == 1.0 and config["rotary_emb_base"] == 500.0
+
+
+def test_the_bias_of_the_head_decides_tokens_and_is_kept(
+    make_model: Make, tokens_BT: torch.Tensor, tmp_path: Path
+) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.lm_head.bias.normal_(std=5.0)
+    assert export(model, "gpt_neox", tmp_path / "out") <= 1e-4
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(stock(tokens_BT).logits.argmax(-1), model(tokens_BT).logits.argmax(-1))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_have_the_permissions_that_the_umask_leaves(make_model: Make, tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        export(make_model(), "phi", tmp_path / "out")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o666 & ~mask}
