@@ -12,16 +12,28 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 SOURCES := growtx serve rayjobs benchmarks tests
 
-.PHONY: demo test test-fast check format install clean
+.PHONY: demo test test-fast readers check format install clean
 
 demo: $(STAMP)
 	$(BIN)/python rayjobs/grow.py
+
+# Environments of other versions of libraries, which read what we write; torch and the like come from .venv.
+READERS := .readers/transformers4/installed-4.57.6
+
+readers: $(READERS)
+
+$(READERS): $(STAMP)
+	rm -rf .readers/transformers4
+	$(PYTHON) -m venv $(dir $@) 2>/dev/null || $(PYTHON) -m venv --without-pip $(dir $@)
+	$(BIN)/pip --python $(dir $@)bin/python install --quiet 'transformers==4.57.6' 'tokenizers<0.23.1' 'huggingface_hub<1'
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$(echo $(dir $@)lib/python*/site-packages)/zz_venv.pth
+	touch $@
 
 # First what needs no cluster, in two processes; then the rest one by one, because a cluster takes both cores.
 test: test-fast
 	$(BIN)/python -m pytest -m ray
 
-test-fast: $(STAMP)
+test-fast: $(STAMP) readers
 	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile
 
 check: $(STAMP)
@@ -46,5 +58,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@rm -f $(VENV)/installed-* && touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .readers .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
