@@ -52,6 +52,17 @@ class _YamlLoader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A key that stands twice is a mistake, of which YAML libraries keep the second half."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    mark = key.start_mark
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", mark)
+                seen.add(key.value)
+        return dict(super().construct_mapping(node, deep=deep))
+
 
 class _YamlDumper(yaml.SafeDumper):
     """Quotes the strings that `_YamlLoader` would read as something else."""

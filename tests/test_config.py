@@ -237,3 +237,13 @@ def test_equal_configurations_have_equal_fingerprints_and_others_do_not() -> Non
         build_config(Whole, {"needed": 1, "part": {}}).fingerprint() == build_config(Whole, {"needed": 1}).fingerprint()
     )
     assert build_config(Whole, {"needed": 1}).fingerprint() != build_config(Whole, {"needed": 2}).fingerprint()
+
+
+@pytest.mark.parametrize("text", ["a: 1\nb: 2\na: 3", "x: {a: 1, a: 2}", "x:\n - {k: 1}\n - y: {k: 1, k: 2}"])
+def test_a_key_that_stands_twice_is_refused_with_its_line(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"the key '[ak]' stands twice .*line \d"):
+        parse_yaml(text, "f")
+
+
+def test_merged_keys_may_be_overridden() -> None:
+    assert parse_yaml("b: &b {a: 1}\nc: {<<: *b, a: 2}", "f")["c"] == {"a": 2}

@@ -114,7 +114,7 @@ class _BoundMethod:
 
 @dataclass(frozen=True)
 class TrialHandle:
-    """A trial's place at the coordinator, which its workers use as a coordinator of their own."""
+    """A trial's end of the coordinator, which its workers report to as other workers do to a progress actor."""
 
     coordinator: Any
     trial: int

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
+import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,6 +22,11 @@ from growtx.compat.ray import CLUSTER_ENVIRONMENT, set_environment
 from growtx.compat.ray_logging import silence_worker_logs
 from growtx.exceptions import ResourceError, TrainingError
 from growtx.train.settings import PrefixJobConfig, ResourcesConfig
+
+REACH_SECONDS = 30.0  # that a cluster at RAY_ADDRESS gets to answer
+WATCH_SECONDS, LOST_SECONDS = 2.0, 20.0
+LOST = "Ray was lost"
+RESUME = "Finished stages and checkpoints are kept; run the same command with --resume"
 
 
 @contextmanager
@@ -39,20 +47,76 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
         # Otherwise a local Ray leaves its token in ~/.ray, and every later `ray start` requires it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     if started_here:
+        _reach(address)
         _connect(address, resources)
     try:
-        check_cluster(resources)
-        yield
-    except ray.exceptions.RayError as error:
+        with watched() if address and started_here else nullcontext():
+            check_cluster(resources)
+            yield
+    except (ray.exceptions.RayError, ConnectionError) as error:
         if isinstance(error, ray.exceptions.RayTaskError):  # raised by our own code in another process
             raise
-        raise TrainingError(
-            f"Ray was lost: {type(error).__name__}: {first_sentence(error)}",
-            "Finished stages and checkpoints are kept; run the same command with --resume",
-        ) from error
+        raise TrainingError(f"{LOST}: {type(error).__name__}: {first_sentence(error)}", RESUME) from error
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _reach(address: str | None, seconds: float = REACH_SECONDS) -> None:
+    """Wait until something listens at the address of a cluster; Ray itself would try for a quarter of an hour.
+
+    Raises:
+        ResourceError: nothing does.
+    """
+    place = _host_and_port(address)
+    if place is None:  # `auto` and `local` name no place
+        return
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection(place, timeout=5.0).close()
+            return
+        except OSError as error:
+            is_unknown = isinstance(error, socket.gaierror)
+            if is_unknown or time.monotonic() >= deadline:
+                raise ResourceError(
+                    f"no Ray cluster answers at RAY_ADDRESS={address} ({error.strerror or error})",
+                    "Start one with `ray start --head`, or unset RAY_ADDRESS to use this machine alone",
+                ) from error
+        time.sleep(1.0)
+
+
+def _host_and_port(address: str | None) -> tuple[str, int] | None:
+    host, separator, port = (address or "").rpartition("://")[2].rpartition(":")
+    return (host.strip("[]"), int(port)) if separator and port.isdigit() else None
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """End this process with a sentence if the cluster's head is gone: Ray would end it after a minute, with none."""
+    place = _host_and_port(ray.get_runtime_context().gcs_address)
+    ended = threading.Event()
+    if place is not None:
+        threading.Thread(target=_watch, args=(place, ended), daemon=True, name="watches-ray").start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _watch(place: tuple[str, int], ended: threading.Event) -> None:
+    lost_since: float | None = None
+    while not ended.wait(WATCH_SECONDS):
+        try:
+            socket.create_connection(place, timeout=5.0).close()
+            lost_since = None
+        except OSError:
+            lost_since = lost_since or time.monotonic()
+            if time.monotonic() - lost_since >= LOST_SECONDS and not ended.is_set():
+                print(
+                    f"error: {LOST}: its head at {place[0]}:{place[1]} is gone. {RESUME}.", file=sys.stderr, flush=True
+                )
+                os._exit(1)  # not an exception: the main thread waits inside Ray for ever
 
 
 def _connect(address: str | None, resources: ResourcesConfig) -> None:
@@ -60,7 +124,7 @@ def _connect(address: str | None, resources: ResourcesConfig) -> None:
         ray.init(
             address=address or "local",
             include_dashboard=None if address else False,
-            log_to_driver=False,  # warnings and errors come through the progress progress_actor and exceptions
+            log_to_driver=False,  # warnings and errors come through the progress actor and exceptions
             logging_level=logging.ERROR,
             configure_logging=True,
             runtime_env=runtime_env(resources),

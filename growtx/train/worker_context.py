@@ -1,4 +1,4 @@
-"""What a worker process keeps from stage to stage: data, tokenizer, held-out windows, the progress progress_actor."""
+"""What a worker process keeps from stage to stage: data, tokenizer, held-out windows, the progress actor."""
 
 from __future__ import annotations
 

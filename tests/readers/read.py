@@ -1,7 +1,7 @@
 """Run by another environment's python: what its transformers makes of a directory.
 
-read.py DIRECTORY INPUT OUTPUT: INPUT has token ids, an attention mask and texts; OUTPUT gets logits, greedy tokens and the
-ids of the texts.
+read.py DIRECTORY INPUT OUTPUT: INPUT has token ids, an attention mask and texts; OUTPUT gets logits, greedy tokens
+and the ids of the texts.
 """
 
 import sys

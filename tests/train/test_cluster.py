@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -95,12 +98,65 @@ def test_a_ray_that_cannot_be_used_is_one_sentence(
         raise error
 
     monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(cluster, "_reach", lambda address: None)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "any")
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ResourceError, match=f"^{re.escape(sentence)}") as raised, cluster.connected(ResourcesConfig()):
         pass
     assert "\n" not in str(raised.value)
+
+
+def test_an_address_at_which_nothing_listens_is_given_up_after_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(cluster.time, "sleep", lambda seconds: None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(ResourceError, match=f"no Ray cluster answers at RAY_ADDRESS={address}"):
+        cluster._reach(address)
+    assert next(clock) <= 45
+
+
+@pytest.mark.parametrize("address", ["no-such-host.invalid:6379", "ray://no-such-host.invalid:10001"])
+def test_a_name_that_is_unknown_is_not_waited_for(address: str) -> None:
+    with pytest.raises(ResourceError, match="no Ray cluster answers"):
+        cluster._reach(address, seconds=1000.0)
+
+
+@pytest.mark.parametrize("address", [None, "auto", "local"])
+def test_addresses_without_a_place_are_left_to_ray(address: str | None) -> None:
+    cluster._reach(address)
+
+
+def test_a_cluster_that_begins_to_listen_meanwhile_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(cluster.time, "sleep", lambda seconds: server.listen())
+        cluster._reach(f"127.0.0.1:{server.getsockname()[1]}")
+
+
+WATCHER = """
+import socket, sys, threading, time
+from growtx.train import cluster
+cluster.WATCH_SECONDS, cluster.LOST_SECONDS = 0.05, 0.3
+server = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=cluster._watch, args=(server.getsockname(), threading.Event()), daemon=True).start()
+time.sleep(0.5)
+print("alive", flush=True)
+server.close()
+time.sleep(30)
+print("still waiting", flush=True)
+"""
+
+
+def test_a_process_whose_cluster_is_gone_ends_with_a_sentence() -> None:
+    done = subprocess.run([sys.executable, "-c", WATCHER], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "alive\n")
+    assert re.fullmatch(
+        r"error: Ray was lost: its head at 127\.0\.0\.1:\d+ is gone\. .* with --resume\.\n", done.stderr
+    )
 
 
 DIED = ray.exceptions.RayActorError(
