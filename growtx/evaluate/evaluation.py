@@ -10,9 +10,9 @@ from pydantic import Field
 from growtx.config import ConfigModel, apply_overrides, build_config
 from growtx.evaluate import bits_per_byte
 from growtx.evaluate.outcomes import scores_of
-from growtx.evaluate.results import COMPRESSION_TASK, Evaluation, Score
+from growtx.evaluate.results import COMPRESSION_TASK, Score
 from growtx.evaluate.training_text import Groups
-from growtx.exceptions import ConfigError, DataError, GrowtxError
+from growtx.exceptions import ConfigError, DataError
 from growtx.microworld import MicroworldConfig
 
 if TYPE_CHECKING:
@@ -54,33 +54,6 @@ def benchmark_config(overrides: Iterable[str], **values: Any) -> BenchmarkConfig
     """
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value}
     return build_config(BenchmarkConfig, apply_overrides(given, overrides))
-
-
-def evaluate_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    config: BenchmarkConfig,
-    *,
-    name: str = "model",
-    texts: Groups | None = None,
-) -> Evaluation:
-    """Score a loaded model on every task of `config`; a task that cannot be scored becomes a note.
-
-    Args:
-        name: of the model, as the evaluation records it.
-        texts: groups of documents for the task `bits_per_byte`.
-
-    Raises:
-        ConfigError: a task does not exist.
-    """
-    scores: list[Score] = []
-    notes: list[str] = []
-    for task in resolve_tasks(config):
-        try:
-            scores.extend(score_task(model, tokenizer, task, config, texts=texts))
-        except GrowtxError as error:
-            notes.append(f"{task}: {error}")
-    return Evaluation(model=name, scores=tuple(scores), notes=tuple(notes))
 
 
 def resolve_tasks(config: BenchmarkConfig) -> list[str]:

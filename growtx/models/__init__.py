@@ -5,9 +5,9 @@ Importing this package registers them with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM, GrowtxModel, GrowtxOutput, initialize_block
+from growtx.models.causal_lm import GrowtxForCausalLM
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.counting import ParameterCounts, num_params
+from growtx.models.counting import num_params
 from growtx.models.ensemble import (
     GrowtxEnsembleConfig,
     GrowtxEnsembleForCausalLM,
@@ -26,18 +26,13 @@ for _config, _model in (
     AutoModelForCausalLM.register(_config, _model)
 
 __all__ = [
-    "GrowtxBlock",
     "GrowtxConfig",
     "GrowtxEnsembleConfig",
     "GrowtxEnsembleForCausalLM",
     "GrowtxForCausalLM",
     "GrowtxFusedEnsembleConfig",
     "GrowtxFusedEnsembleForCausalLM",
-    "GrowtxModel",
-    "GrowtxOutput",
-    "ParameterCounts",
     "from_members",
-    "initialize_block",
     "num_params",
     "to_fused",
 ]

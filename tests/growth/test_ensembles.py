@@ -26,11 +26,11 @@ from growtx.growth.ensembles import (
 from growtx.growth.lineage import open_lineage
 from growtx.growth.loading import load_model
 from growtx.models import GrowtxEnsembleForCausalLM
-from growtx.models.ensemble import member_of
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path
 from growtx.store.manifest import write_manifest
 from tests import tiny
+from tests.models.ensemble.taking_apart import member_of
 
 # Drawn and disturbed alike, so that they share lower blocks.
 PLANS: dict[str, Any] = {"en": [{"add": 1}, {"add": 1}], "ru": [{"add": 1}, {"add": 2}], "zh": [{"add": 2}]}
