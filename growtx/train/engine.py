@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from growtx.growth.assembly import State
 from growtx.growth.forecast import bucket_elements
 from growtx.growth.freezing import frozen_parameters, hash_frozen
 from growtx.growth.plan import Stage
@@ -25,7 +26,6 @@ from growtx.train.memory import AllocatedBytes, GradientPeak, storage_bytes
 from growtx.train.settings import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-State = dict[str, torch.Tensor]
 
 
 def import_deepspeed() -> Any:

@@ -121,8 +121,8 @@ def test_a_member_stays_at_the_stage_that_was_merged(home: Path) -> None:
     before = members(home / "merged")
     parent = open_lineage(str(home / "zh")).last
     stage = tiny.stages(stages=[{"add": 2}, {"add": 1}])[1]
-    identity = {key: parent.model[key] for key in ("tokenizer_fingerprint", "substrate_fingerprint")}
-    tiny.write_stage(BlobStore(str(home / "zh")), stage, tiny.config(3, **identity), parent.substrate, parent)
+    store = BlobStore(str(home / "zh"))
+    tiny.write_stage(store, stage, tiny.config_like(parent, 3), parent.substrate, parent)
     assert torch.equal(members(home / "merged")["zh"], before["zh"])
 
 
