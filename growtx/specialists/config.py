@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, apply_overrides, build_config, load_preset
+from growtx.config import ConfigModel, build_config, load_preset
 from growtx.data.sources import DataConfig, SourceConfig
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import BudgetConfig, PlanConfig, StageConfig, resolve
@@ -151,4 +151,4 @@ def load_specialists_config(preset: str | None, overrides: list[str]) -> Special
             f"--preset {preset}: not a specialists preset",
             f"Use one with `kind: specialists`: {DEFAULT_SPECIALISTS_PRESET}",
         )
-    return build_config(SpecialistsConfig, apply_overrides(tree, overrides))
+    return build_config(SpecialistsConfig, tree, overrides)
