@@ -30,7 +30,7 @@ def loss_table(run: RunRecord) -> Table:
         _, losses = stage.series("train/loss")
         tokens = stage.end_tokens - run.stage_start_tokens(stage)
         first, last = (losses[0], figures.smooth(losses)[-1]) if losses else (None, None)
-        start, end = stage.evaluated("loss_table", "start"), stage.evaluated("loss_table", "end")
+        start, end = stage.evaluated("loss", "start"), stage.evaluated("loss", "end")
         rows.append([stage.label, fmt.abbreviated(tokens), *map(fmt.decimal, (first, last, start, end))])
     return Table(["stage", "tokens", "training: first", "training: last", "held-out: start", "held-out: end"], rows)
 
@@ -40,7 +40,7 @@ def bits_per_byte_table(run: RunRecord) -> Table:
     rows = []
     before: float | None = None
     for stage in run.finished_stages:
-        start, end = stage.evaluated("bits_per_byte_table", "start"), stage.evaluated("bits_per_byte_table", "end")
+        start, end = stage.evaluated("bits_per_byte", "start"), stage.evaluated("bits_per_byte", "end")
         change = end - before if end is not None and before is not None else None
         by_source = [fmt.decimal(stage.bits_per_byte_by_source.get(name)) for name in names]
         rows.append(
@@ -92,7 +92,7 @@ def lineage(run: RunRecord) -> Section:
                 str(stage.num_blocks),
                 fmt.abbreviated(stage.active_parameters),
                 fmt.abbreviated(stage.end_tokens),
-                fmt.decimal(stage.evaluated("bits_per_byte_table", "end")),
+                fmt.decimal(stage.evaluated("bits_per_byte", "end")),
                 fmt.duration(stage.metric("seconds")),
                 f"{check.num_tensors} unchanged" if same else "CHANGED",
                 fmt.short_hash(stage.manifest.blocks[-1].blob),
@@ -163,12 +163,12 @@ def frozen_problems(run: RunRecord) -> list[str]:
 
 
 def _bits_per_byte_words(finished: list[StageRecord]) -> str:
-    values = [(stage.index, stage.evaluated("bits_per_byte_table", "end")) for stage in finished]
+    values = [(stage.index, stage.evaluated("bits_per_byte", "end")) for stage in finished]
     known = [(index, value) for index, value in values if value is not None]
     if not known:
         return "were not measured"
     if len(known) == 1:
-        start, end = finished[0].evaluated("bits_per_byte_table", "start"), known[0][1]
+        start, end = finished[0].evaluated("bits_per_byte", "start"), known[0][1]
         return _moved(start, end) if start is not None else f"are {end:.2f}"
     words = _moved(known[0][1], known[-1][1], since=" after the first stage")
     rises = [str(index) for (_, before), (index, after) in itertools.pairwise(known) if after >= before]
@@ -193,7 +193,7 @@ def _tiles(run: RunRecord) -> list[Tile]:
     seconds = [value for stage in run.stages if (value := stage.metric("seconds")) is not None]
     total = fmt.abbreviated(last.manifest.total_parameters if last.manifest else None)
     return [
-        Tile(fmt.decimal(last.evaluated("bits_per_byte_table", "end")), "bits per byte, held out"),
+        Tile(fmt.decimal(last.evaluated("bits_per_byte", "end")), "bits per byte, held out"),
         Tile(fmt.MISSING if last.num_blocks is None else str(last.num_blocks), "blocks"),
         Tile(fmt.abbreviated(last.active_parameters), f"active of {total} parameters"),
         Tile(fmt.abbreviated(run.stages[-1].end_tokens), "tokens"),
