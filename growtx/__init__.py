@@ -12,12 +12,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load_model"]
 
 if TYPE_CHECKING:
-    from growtx.growth.loading import load_model
+    from growtx.growth.results import load_model
 
 
 def __getattr__(name: str) -> Any:
     if name == "load_model":  # lazily: importing growtx must not import torch
-        from growtx.growth.loading import load_model
+        from growtx.growth.results import load_model
 
         return load_model
     raise AttributeError(f"module 'growtx' has no attribute {name!r}")

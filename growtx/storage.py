@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import tempfile
+import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
+from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError, StoreError
 
 PART_SUFFIX = ".part"  # of a file that is being written
@@ -27,16 +28,13 @@ class Storage:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.fspath(root).rstrip("/")
         try:
-            self._fs, self._base = fsspec.url_to_fs(self.root)
-        except (ImportError, ValueError) as error:
-            raise StoreError(
-                f"{self.root}: this kind of storage cannot be opened ({error})",
-                "Install its fsspec package (for example s3fs or gcsfs), or give a local path",
-            ) from error
+            self._fs, self._base = open_filesystem(self.root)
+        except ConfigError as error:
+            raise StoreError(error.problem, error.remedy) from error
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self._fs, LocalFileSystem)
+        return is_local(self._fs)
 
     def path(self, relative: str) -> str:
         """The full address of a relative path, for messages and for other libraries."""
@@ -84,9 +82,22 @@ class Storage:
         """Write atomically: readers see the old file or the whole new one, also after a crash."""
         try:
             if self.is_local:
-                _replace_local(Path(self._at(relative)), data)
+                replace_file(Path(self._at(relative)), lambda file: file.write(data))
             else:
                 self._fs.pipe_file(self._at(relative), data)  # object stores make an upload visible when it is complete
+        except OSError as error:
+            raise write_error(self.path(relative), error) from error
+
+    def write_file(self, relative: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Write what is too large to be held twice in memory: `write` gets the open file. Atomic like `write_bytes`."""
+        unfinished = f"{self._at(relative)}.{uuid.uuid4().hex}{PART_SUFFIX}"
+        try:
+            if self.is_local:
+                replace_file(Path(self._at(relative)), write)
+                return
+            with self._fs.open(unfinished, "wb") as file:
+                write(file)
+            self._fs.mv(unfinished, self._at(relative))
         except OSError as error:
             raise write_error(self.path(relative), error) from error
 
@@ -147,14 +158,24 @@ class Storage:
         return (Storage, (self.root,))
 
 
-def _replace_local(path: Path, data: bytes) -> None:
+def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:
+    """Write a local file atomically: readers see the old content or all of the new, also after a crash.
+
+    Args:
+        write: called with the open file.
+        durable: wait until the content is on the disk; False where it can be made again, and is checked when read.
+
+    Raises:
+        OSError: of the file system; nothing half-written is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:
@@ -189,7 +210,8 @@ def open_filesystem(path: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         scheme = path.partition("://")[0]
         reason = " ".join(str(error).split())[:150]
-        remedy = f"Run pip install 'growtx[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else "Use a local path or s3://"
+        extra = f"run pip install 'growtx[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else "for example s3fs or gcsfs"
+        remedy = f"Install its fsspec package ({extra}), or give a local path"
         raise ConfigError(f"{path} cannot be reached ({reason})", remedy) from error
     return filesystem, str(stripped)
 
@@ -200,21 +222,11 @@ def is_local(filesystem: Any) -> bool:
     return "file" in ((protocols,) if isinstance(protocols, str) else protocols)
 
 
-# Where runs are stored, and which Ray job this process belongs to; both come from the environment alone.
+# Where runs are stored, which the environment alone decides.
 
 
 STORAGE_VARIABLE = "GROWTX_STORAGE"
 HOME_DIR = "growtx"  # in the home directory: where a job keeps its runs if no storage is set
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server for entrypoints; it is really called that
-
-
-def submission_id() -> str | None:
-    """The id that `ray job submit` printed and `ray job stop` takes; None outside of a job."""
-    try:
-        config = json.loads(os.environ.get(_JOB_VARIABLE, "{}"))
-    except ValueError:
-        return None
-    return config.get("metadata", {}).get("job_submission_id")  # type: ignore[no-any-return]
 
 
 def root() -> str:
@@ -229,7 +241,11 @@ def root() -> str:
 
 def resolve_address(path: str) -> str:
     """Resolve the path of a run, of a directory of runs or of a model, as given to a command, to its full address."""
-    if "://" in path or Path(path).is_absolute():
+    if "://" in path:
+        return path
+    if path == "~" or path.startswith("~/"):  # in a configuration file, or after `--run-dir=`, no shell expands it
+        return str(Path(path).expanduser())
+    if Path(path).is_absolute():
         return path
     start = root()
     return f"{start}/{PurePosixPath(path)}" if "://" in start else str(Path(start, path))

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,23 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Pa
 def run_dir(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of `finished_run` to damage."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What Ray Train sets up around a worker: rank variables and a group."""
+    import torch.distributed as dist
+
+    from growtx.train import distributed
+    from tests.train.conftest import rank_variables
+
+    patch = pytest.MonkeyPatch()
+    patch.setenv("DS_ACCELERATOR", "cpu")
+    for name, value in rank_variables(rank=0, world_size=1).items():
+        patch.setenv(name, value)
+    store = tmp_path_factory.mktemp("group") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    distributed._control_group = None
+    patch.undo()

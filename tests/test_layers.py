@@ -18,7 +18,7 @@ def imported_modules(path: Path) -> set[str]:
     return modules
 
 
-def test_only_train_and_sweep_import_ray_train_and_ray_tune() -> None:
+def test_only_train_sweep_and_compat_import_ray_train_and_ray_tune() -> None:
     users = {
         str(path.relative_to(ROOT))
         for folder in ("growtx", "serve", "rayjobs")
@@ -26,4 +26,4 @@ def test_only_train_and_sweep_import_ray_train_and_ray_tune() -> None:
         if any(module.startswith(("ray.train", "ray.tune")) for module in imported_modules(path))
     }
     assert users
-    assert all(user.startswith(("growtx/train/", "growtx/sweep/")) for user in users), users
+    assert all(user.startswith(("growtx/train/", "growtx/sweep/", "growtx/compat/")) for user in users), users

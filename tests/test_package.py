@@ -33,7 +33,7 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_load_model_is_the_function_that_loads_any_result() -> None:
-    from growtx.growth.loading import load_model
+    from growtx.growth.results import load_model
 
     assert growtx.load_model is load_model
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from growtx.storage import resolve_address, submission_id
+from growtx.compat.ray import submission_id
+from growtx.storage import resolve_address
 
 JOB = json.dumps({"metadata": {"job_submission_id": "mine"}})
 

@@ -204,6 +204,7 @@ def _say_how_it_ended(console: Any, job: str, result: Any) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from growtx.evaluate.cluster import default_tasks, evaluate_path, map_path
     from growtx.evaluate.evaluation import benchmark_config, resolve_tasks
+    from growtx.growth.results import find_result
     from growtx.report.comparison import write_comparison
     from growtx.report.publish import publish
     from growtx.storage import Storage, resolve_address
@@ -212,7 +213,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     command = command_line()
     evaluations = {}
-    models = [resolve_address(path) for path in arguments.model]
+    models = {result.address: result for result in map(find_result, arguments.model)}
     configs = {
         path: benchmark_config(
             arguments.overrides,
@@ -231,9 +232,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
                 map_path(path, command=command)
             evaluations[path] = evaluate_path(path, config, depths=arguments.depths, command=command)
             if arguments.control:
-                control = evaluate_path(resolve_address(arguments.control), config, depths="all")
+                control = evaluate_path(arguments.control, config, depths="all")
                 evaluations[path] = evaluations[path].beside(control, "control")
-            print(f"report: {publish(path, evaluations[path])}")
+            print(f"report: {publish(models[path].home, evaluations[path])}")
     if len(evaluations) > 1:
         out = arguments.out or f"runs/comparison-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
         print(f"comparison: {write_comparison(evaluations, Storage(resolve_address(out)), command=command)}")

@@ -6,15 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from growtx import __version__
 from growtx.cli.jobs import add_jobs
 from growtx.command import add_command, run_command
-from growtx.exceptions import ConfigError
+from growtx.exceptions import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from growtx.command import Commands
+    from growtx.growth.results import Result
 
 INTERMIXED = ("grow", "specialists", "sweep", "study", "evaluate", "plan")  # overrides may stand between their options
 
@@ -32,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if name in INTERMIXED:  # argparse cannot intermix options and positional arguments below a subcommand
         arguments: argparse.Namespace = commands.choices[name].parse_intermixed_args(words)
         return arguments
-    if name == "benchmark" and words:  # the benchmarks declare their own options
+    if name == "benchmark" and words and find_spec("benchmarks"):  # they declare their own options
         return argparse.Namespace(handler=commands.choices[name].get_default("handler"), arguments=words)
     return parser.parse_args(argv)
 
@@ -133,9 +135,14 @@ def _add_plan(commands: Commands) -> None:
 def _inspect(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from growtx.growth.lineage import blob_table, open_lineage, stage_table
+    from growtx.growth.lineage import blob_table, stage_table
+    from growtx.growth.results import find_result
 
-    lineage = open_lineage(arguments.path)
+    result = find_result(arguments.path)
+    if result.ensemble is not None:
+        print(result.ensemble.model_dump_json(indent=None if arguments.json else 1))
+        return 0
+    lineage = result.require_lineage()
     if arguments.json:
         print(json.dumps([manifest.model_dump(mode="json") for manifest in lineage.manifests], ensure_ascii=False))
     else:
@@ -144,16 +151,28 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from growtx.growth.ensembles import is_ensemble
-    from growtx.growth.lineage import open_lineage, tokenizer_of
-    from growtx.growth.substrate_proof import verify_substrate
-    from growtx.store.verify import verify
+    from growtx.growth.results import find_result
 
     if arguments.font and not arguments.substrate:
         raise ConfigError("--font only works with --substrate", "Add --substrate, or leave --font out")
-    if is_ensemble(arguments.path):
-        return _verify_ensemble(arguments.path, arguments.font, substrate=arguments.substrate)
-    lineage = open_lineage(arguments.path)
+    parts = list(find_result(arguments.path).parts())
+    if not parts:
+        raise StoreError(f"{arguments.path} holds no finished result yet", "Resume it, or give another path")
+    intact = True
+    for part in parts:
+        if len(parts) > 1:
+            print(f"{part.address}:")
+        intact &= _verify_ensemble(part, arguments) if part.ensemble is not None else _verify_run(part, arguments)
+    return 0 if intact else 1
+
+
+def _verify_run(result: Result, arguments: argparse.Namespace) -> bool:
+    """Print what is wrong with a run; returns whether nothing is."""
+    from growtx.growth.lineage import tokenizer_of
+    from growtx.growth.substrate_proof import verify_substrate
+    from growtx.store.verify import verify
+
+    lineage = result.require_lineage()
     report = verify(lineage.storage.root, prune=arguments.prune)
     for problem, blobs in (("missing", report.missing), ("corrupt", report.corrupt)):
         for blob, manifests in blobs.items():
@@ -168,24 +187,26 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(verify_substrate(lineage, arguments.font))
     summary = f"{report.num_manifests} manifests, {report.num_blobs} blobs, {report.num_bytes:,} bytes"
     print(f"{'intact' if report.is_intact else 'NOT intact'}: {summary}")
-    return 0 if report.is_intact else 1
+    return report.is_intact
 
 
-def _verify_ensemble(path: str, font: str | None, *, substrate: bool) -> int:
-    from growtx.growth.ensembles import ensemble_root, open_member, read_ensemble, verify_ensemble
+def _verify_ensemble(result: Result, arguments: argparse.Namespace) -> bool:
+    """Print what is wrong with an ensemble; returns whether nothing is."""
+    from growtx.growth.ensembles import open_member, read_ensemble, verify_ensemble
     from growtx.growth.substrate_proof import verify_substrate
 
-    problems, members = verify_ensemble(path), read_ensemble(path).members
-    if substrate and not problems:  # one member is enough: intact ones share one substrate
-        print(verify_substrate(open_member(ensemble_root(path), members[0])[0], font))
+    root = result.home.root
+    problems, members = verify_ensemble(root), read_ensemble(root).members
+    if arguments.substrate and not problems:  # one member is enough: intact ones share one substrate
+        print(verify_substrate(open_member(root, members[0])[0], arguments.font))
     print(*problems, f"{'NOT intact' if problems else 'intact'}: {len(members)} members", sep="\n")
-    return 1 if problems else 0
+    return not problems
 
 
 def _generate(arguments: argparse.Namespace) -> int:
     import torch
 
-    from growtx.growth.loading import load_model
+    from growtx.growth.results import load_model
 
     if arguments.max_tokens < 1 or not arguments.temperature >= 0:
         raise ConfigError("--max-tokens below 1 or --temperature below 0", "Give a larger value")
@@ -217,7 +238,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from growtx.growth.loading import load_model
+    from growtx.growth.results import load_model
     from growtx.models.export import export
 
     model, tokenizer = load_model(arguments.path, depth=arguments.depth)

@@ -27,7 +27,7 @@ from growtx.config import fingerprint
 from growtx.data.sources import SourceConfig, load_arguments, source_files
 from growtx.exceptions import DataError
 from growtx.microworld import generator_fingerprint
-from growtx.storage import is_local, open_filesystem
+from growtx.storage import is_local, open_filesystem, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class PackCache:
         """Write a small JSON document atomically; return its path or URL."""
         text = json.dumps(value, indent=1)
         with self._writing():
-            save_text(self.local / name, text)
+            replace_file(self.local / name, lambda file: file.write(text.encode()))
             if not self.is_local:
                 self._filesystem.makedirs(self._path, exist_ok=True)
                 self._filesystem.pipe_file(f"{self._path}/{name}", text.encode())
@@ -152,17 +152,6 @@ def read_index(directory: Path) -> dict[str, Any]:
     """The index of an entry."""
     index: dict[str, Any] = json.loads((directory / INDEX).read_text(encoding="utf-8"))
     return index
-
-
-def save_text(path: Path, text: str) -> None:
-    """Write a file so that readers see the old or the new content, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def _move_into_place(scratch: Path, target: Path) -> None:
@@ -246,4 +235,4 @@ class HashMemo:
 
     def _save(self) -> None:
         with suppress(OSError):  # a full disk is reported by whoever needs the space
-            save_text(self._path, json.dumps(self._known))
+            replace_file(self._path, lambda file: file.write(json.dumps(self._known).encode()), durable=False)

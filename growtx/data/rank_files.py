@@ -99,17 +99,12 @@ def _bytes(encoded: str) -> bytes:
 
 def _vocab_and_merges(file: RankFile) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges in the alphabet of byte-level BPE."""
-    from transformers.convert_slow_tokenizer import TikTokenConverter
+    from growtx.compat.transformers import ranks_to_merges
 
     if len(set(file.ranks.values())) != len(file.ranks) or any(bytes([byte]) not in file.ranks for byte in range(256)):
         raise ValueError("two tokens have one rank, or a byte has none")
 
-    class Converter(TikTokenConverter):  # type: ignore[misc]
-        @staticmethod
-        def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:
-            return file.ranks
-
-    vocab, merges = Converter().extract_vocab_merges_from_model("")
+    vocab, merges = ranks_to_merges(file.ranks)
     first = len(file.special_tokens) if file.special_first else 0
     special_from = 0 if file.special_first else len(vocab)
     ids = {name: rank + first for name, rank in vocab.items()}

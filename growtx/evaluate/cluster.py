@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from growtx import formatting as fmt
@@ -15,10 +14,7 @@ from growtx.evaluate.maps import Maps, make_maps, save_maps
 from growtx.evaluate.results import COMPRESSION_TASK, MICROWORLD_TASK, Evaluation, Overlap, Score
 from growtx.evaluate.training_text import Groups
 from growtx.exceptions import ConfigError, DataError, GrowtxError, ResourceError, StoreError
-from growtx.growth.lineage import open_lineage
-from growtx.growth.loading import load_model
-from growtx.storage import Storage
-from growtx.store.manifest import MANIFESTS_DIR
+from growtx.growth.results import Result, find_result, load_model
 
 NODE_CHECK_SECONDS = 30.0  # while nothing finishes, how often to check that a node is left to run on
 OnProgress = Callable[[str], None]
@@ -40,9 +36,10 @@ def evaluate_path(
         DataError: not a single part could be scored.
     """
     tasks = resolve_tasks(config)
-    path = _absolute(path)
-    parts = [(task, depth) for task in tasks for depth in resolve_depths(path, depths)]
-    data = training_text.recorded_data(run_directory(path))
+    result = find_result(path)
+    path = result.address  # Ray's workers run in another working directory
+    parts = [(task, depth) for task in tasks for depth in resolve_depths(result, depths)]
+    data = training_text.recorded_data(result.home.root)
     texts, config = with_training_text(path, config, data)
     scores: dict[tuple[str, int | None], list[Score]] = {part: [] for part in parts}
     notes: dict[str, str] = {}  # one a task: other depths fail for the same reason
@@ -75,37 +72,39 @@ def map_path(path: str, *, command: str = "") -> None:
         ConfigError: the model has no growtx blocks.
         StoreError: the model cannot be loaded.
     """
-    path = _absolute(path)
-    ((_, outcome),) = _outcomes_on_cluster({("maps", None): (_map_part, (path,))})
+    result = find_result(path)
+    ((_, outcome),) = _outcomes_on_cluster({("maps", None): (_map_part, (result.address,))})
     if isinstance(outcome, GrowtxError):
         raise outcome
-    save_maps(Storage(run_directory(path)), outcome.model_copy(update={"command": command}))
+    save_maps(result.home, outcome.model_copy(update={"command": command}))
 
 
 def default_tasks(path: str) -> tuple[str, ...]:
     """Bits per byte, and the microworld's questions for a model that was trained on one."""
-    world = training_text.recorded_microworld(training_text.recorded_data(run_directory(path)))
+    world = training_text.recorded_microworld(training_text.recorded_data(find_result(path).home.root))
     return (COMPRESSION_TASK, MICROWORLD_TASK) if world else (COMPRESSION_TASK,)
 
 
-def resolve_depths(path: str, depths: str) -> list[int | None]:
-    """The depths to load; [None] where a path holds one model only.
+def resolve_depths(result: Result, depths: str) -> list[int | None]:
+    """The depths to load; [None] where a result is one model only.
 
     Raises:
         ConfigError: a depth that the lineage does not have, or that is not a number.
     """
-    if depths == "last" or Storage(path).exists("config.json"):
+    available = result.depths
+    if depths == "last" or (depths == "all" and not available):
         return [None]
-    available = sorted({manifest.num_blocks for manifest in open_lineage(path).manifests})
     if depths == "all":
         return list(available)
-    known = ", ".join(map(str, available))
+    known = ", ".join(map(str, available)) or "none, so use last"
     try:
         wanted = [int(depth) for depth in depths.split(",")]
     except ValueError as error:
         raise ConfigError(f"--depths {depths}: not numbers of blocks", f"Use all, last, or some of {known}") from error
     if missing := [depth for depth in wanted if depth not in available]:
-        raise ConfigError(f"--depths {depths}: {path} has no stage of depth {missing[0]}", f"Use some of {known}")
+        raise ConfigError(
+            f"--depths {depths}: {result.address} has no stage of depth {missing[0]}", f"Use some of {known}"
+        )
     return list(wanted)
 
 
@@ -130,14 +129,6 @@ def with_training_text(path: str, config: BenchmarkConfig, data: DataConfig | No
     return groups, config
 
 
-def run_directory(path: str) -> str:
-    """The directory that results of `path` belong to: a run's for its manifests, else the path itself."""
-    if not path.endswith(".json"):
-        return path
-    folder = path.rpartition("/")[0]
-    return "." if folder in {"", MANIFESTS_DIR} else folder.removesuffix(f"/{MANIFESTS_DIR}")
-
-
 def summary(scores: Sequence[Score]) -> str:
     """The whole-task scores in a line."""
     whole = [score for score in scores if not score.group] or list(scores)
@@ -152,11 +143,6 @@ def summary(scores: Sequence[Score]) -> str:
 def _is_generated(task: str) -> bool:
     """Whether a task has no fixed questions that could occur in a training text."""
     return task == COMPRESSION_TASK or task.startswith(MICROWORLD_TASK)
-
-
-def _absolute(path: str) -> str:
-    """The absolute path, because Ray's workers run in another working directory."""
-    return path if "://" in path else str(Path(path).absolute())
 
 
 def _outcomes_on_cluster(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.evaluator import evaluate
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from growtx.compat.lm_eval import SeamHFLM, as_loaded
 from growtx.evaluate import microworld_tasks
 from growtx.evaluate.outcomes import TaskOutcome, pooled
 from growtx.exceptions import ConfigError, DataError
@@ -35,13 +35,8 @@ TASKS_DIR = Path(__file__).parent / "tasks"
 TASK_PREFIX = "growtx_"
 
 
-class HarnessModel(HFLM):
-    """lm-eval's Hugging Face model around ours.
-
-    lm-eval encodes context and continuation together and cuts the ids where the context alone would end. That is
-    wrong where a token spans the seam, which tokenizers without a pre-tokenizer allow: there, and only there, the
-    two are encoded apart.
-    """
+class HarnessModel(SeamHFLM):
+    """lm-eval's Hugging Face model around ours."""
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
         with _quiet():
@@ -52,14 +47,6 @@ class HarnessModel(HFLM):
                 batch_size=batch_size,
                 prefix_token_id=tokenizer.eos_token_id,  # documents begin after </s> in training
             )
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        context_ids, continuation_ids = super()._encode_pair(context, continuation)
-        stripped = context.rstrip()
-        continuation = context[len(stripped) :] + continuation
-        if context_ids + continuation_ids != self.tok_encode(stripped + continuation):
-            continuation_ids = self.tok_encode(continuation, add_special_tokens=False)
-        return context_ids, continuation_ids
 
 
 @dataclass(frozen=True)
@@ -139,7 +126,7 @@ def load_task(
             raise DataError(f"{name} asks about a microworld, and this model was not trained on one", "Leave it out")
         with _quiet():
             tasks = {name: microworld_tasks.build_task(name, world, limit)}
-        return LoadedTask(name, {"tasks": tasks, "groups": {}, "group_map": {}})
+        return LoadedTask(name, as_loaded(tasks))
     if name in shipped_tasks():
         with _quiet():
             return LoadedTask(name, _shipped(data_dir, num_fewshot or 0).load([name]), limit)

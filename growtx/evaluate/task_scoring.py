@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from growtx.compat.sacrebleu import score_of_counts, sentence_counts
 from growtx.evaluate.intervals import Floats, Interval, bootstrap
 
 NO_ANSWER = frozenset({"", "unanswerable", "no answer"})
@@ -60,17 +61,13 @@ def corpus_bleu(pairs: Sequence[TranslationPair]) -> float:
 
 
 def corpus_interval(metric: str, pairs: Sequence[TranslationPair]) -> Interval:
-    """chrF or BLEU of a corpus with its bootstrap interval over sentences.
-
-    sacrebleu can resample too, but fails where some resamples share nothing at all with the references, so only its
-    counts of every sentence and its formula are used.
-    """
+    """chrF or BLEU of a corpus with its bootstrap interval over sentences."""
     scorer = _chrf() if metric == "chrf" else _bleu(pairs[0].language)
     hypotheses, references = [pair.hypothesis for pair in pairs], [pair.reference for pair in pairs]
-    counts = np.asarray(scorer._extract_corpus_statistics(hypotheses, [references]), dtype=np.float64)
+    counts = np.asarray(sentence_counts(scorer, hypotheses, references), dtype=np.float64)
 
     def score(drawn: Floats) -> Floats:
-        return np.array([float(scorer._compute_score_from_stats(row).score) / 100 for row in (drawn @ counts).tolist()])
+        return np.array([score_of_counts(scorer, row) / 100 for row in (drawn @ counts).tolist()])
 
     return bootstrap(len(pairs), score)
 

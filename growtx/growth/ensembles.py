@@ -72,11 +72,6 @@ def ensemble_root(path: str) -> str:
     return trimmed.removesuffix(f"/{ENSEMBLE_FILE}")
 
 
-def is_ensemble(path: str) -> bool:
-    """Whether a path is an ensemble's directory or its `ensemble.json`."""
-    return ensemble_root(path) != path.rstrip("/") or Storage(path).exists(ENSEMBLE_FILE)
-
-
 def read_ensemble(path: str) -> EnsembleManifest:
     """The manifest of an ensemble.
 

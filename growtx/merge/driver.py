@@ -18,11 +18,11 @@ from growtx.growth.ensembles import (
     EnsembleManifest,
     assemble_ensemble,
     changed_ensemble,
-    is_ensemble,
     new_ensemble,
     open_member,
     write_ensemble,
 )
+from growtx.growth.results import find_result
 from growtx.merge.report import Verdict, judge, read_scores, write_merge_report
 from growtx.merge.scores import FITTED, MergeScores, fitting, prepared_rules, score_merge
 from growtx.merge.text import OwnText, merge_text, own_text
@@ -145,12 +145,15 @@ def ensemble_of_paths(out: str, paths: Sequence[str], *, rule: str, without: Seq
         ConfigError: two members have the same name, or an ensemble does not come first.
     """
     runs: dict[str, str] = {}
-    first, rest = (paths[0], paths[1:]) if paths and is_ensemble(paths[0]) else (None, paths)
-    for named in rest:
+    first: str | None = None
+    for position, named in enumerate(paths):
         name, separator, path = named.partition("=")
-        if not separator:
-            name, path = _default_name(named), named
-        if is_ensemble(path):
+        result = find_result(path if separator else named)
+        name, path = name if separator else result.name, result.address
+        if result.ensemble is not None and position == 0 and not separator:
+            first = path
+            continue
+        if result.ensemble is not None:
             raise ConfigError(f"{path} is an ensemble, but not the first path", "Name one ensemble, before all runs")
         if name in runs:
             raise ConfigError(f"two members are called {name}", "Name them as NAME=PATH")
@@ -160,14 +163,6 @@ def ensemble_of_paths(out: str, paths: Sequence[str], *, rule: str, without: Seq
             raise ConfigError("--without removes members of an ensemble, but none was given", "Name it before all runs")
         return new_ensemble(out, runs, rule=rule)
     return changed_ensemble(first, out, runs, without=without).model_copy(update={"rule": {"name": rule}})
-
-
-def _default_name(path: str) -> str:
-    """The last part of a run directory's path, or of that of a manifest's run."""
-    trimmed = path.rstrip("/")
-    if trimmed.endswith(".json"):
-        trimmed = trimmed.rpartition("/")[0].removesuffix("/manifests")
-    return trimmed.rpartition("/")[2] or trimmed
 
 
 def _documents(out: str, manifest: EnsembleManifest, config: MergeConfig, texts: Sequence[str]) -> OwnText:

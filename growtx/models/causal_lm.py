@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from growtx.compat.transformers import attention_of
 from growtx.exceptions import ConfigError
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets, shift_labels
@@ -75,7 +76,7 @@ def eager_attention(
 
 def attend(module: nn.Module, config: GrowtxConfig, *states: torch.Tensor | None, **kwargs: Any) -> Any:
     """Attention through the implementation that transformers selected: eager, sdpa, flash or paged."""
-    interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention)
+    interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(attention_of(config), eager_attention)
     return interface(module, *states, dropout=0.0, **kwargs)
 
 
@@ -409,6 +410,6 @@ def build_around(
     missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
     assert not unexpected and all(name.startswith("rule.") for name in missing), (missing, unexpected)
     model.generation_config = like.generation_config
-    model.set_attn_implementation(like.config._attn_implementation)
+    model.set_attn_implementation(attention_of(like.config))
     model.train(like.training)
     return model

@@ -19,18 +19,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# transformers allocates a dense mask over all requests unless the implementation's name says "flash".
-VARLEN_ATTENTION = "growtx_flash_varlen_cpu"
+from growtx.compat.transformers import PagedCall, register_attention
+
+VARLEN_ATTENTION = "growtx_flash_varlen_cpu"  # "flash" stands for "without a mask" (`register_attention`)
 MIN_ROWS = 4
 
 
 def register_varlen_attention() -> str:
-    """Make the implementation known to transformers; returns its name, for `config._attn_implementation`."""
-    ALL_ATTENTION_FUNCTIONS.register(VARLEN_ATTENTION, varlen_attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(VARLEN_ATTENTION, flash_attention_mask)
+    """Make the implementation known to transformers; returns its name."""
+    register_attention(VARLEN_ATTENTION, varlen_attention)
     return VARLEN_ATTENTION
 
 
@@ -42,26 +40,20 @@ def varlen_attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    cache: Any = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention per request; without a paged cache, over the whole row as one text.
 
-    Args:
-        cache: continuous batching's paged cache; the new keys and values are stored in it.
-        cu_seq_lens_q: [requests + 1], where each request's new tokens begin and end.
-
     Returns:
         Mixed values [1, T, H, K], and no weights.
     """
-    if cache is None:
+    paged = PagedCall.of(kwargs)
+    if paged is None:
         assert attention_mask is None, "padded batches are for sdpa; this implementation serves packed requests"
         borders_q = borders_k = [0, query_1HTK.shape[2]]
     else:
-        key_1HTK, value_1HTK = cache.update(key_1HTK, value_1HTK, layer_idx=module.layer_idx, kwargs=kwargs)
-        assert cu_seq_lens_q is not None
-        borders_q, borders_k = cu_seq_lens_q.tolist(), kwargs["cu_seq_lens_k"].tolist()
+        key_1HTK, value_1HTK = paged.update(key_1HTK, value_1HTK, module.layer_idx)  # type: ignore[arg-type]
+        borders_q, borders_k = paged.ends_of_queries.tolist(), paged.ends_of_keys.tolist()
     mixed_1HTK = torch.empty_like(query_1HTK)
     for start, end, start_k, end_k in zip(borders_q, borders_q[1:], borders_k, borders_k[1:], strict=False):
         if end > start:

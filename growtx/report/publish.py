@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from growtx.evaluate.cluster import run_directory
 from growtx.evaluate.results import Evaluation, save_evaluation
 from growtx.report.evaluation import write_evaluation_page
 from growtx.report.growth import write_report
@@ -11,10 +10,9 @@ from growtx.storage import Storage
 from growtx.store.runs import RUN_FILE
 
 
-def publish(path: str, evaluation: Evaluation) -> str:
+def publish(home: Storage, evaluation: Evaluation) -> str:
     """Add an evaluation to `evaluation.json` beside its model and to the report there; returns the page's address."""
-    storage = Storage(run_directory(path))
-    together = save_evaluation(storage, evaluation)
-    if storage.exists(CARD_FILE):
-        write_model_card(storage.root)
-    return write_report(storage.root) if storage.exists(RUN_FILE) else write_evaluation_page(together, storage)
+    together = save_evaluation(home, evaluation)
+    if home.exists(CARD_FILE):
+        write_model_card(home.root)
+    return write_report(home.root) if home.exists(RUN_FILE) else write_evaluation_page(together, home)

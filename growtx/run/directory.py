@@ -19,10 +19,11 @@ from rich.console import Console
 
 from growtx import __version__
 from growtx.command import command_line
+from growtx.compat.ray import submission_id
 from growtx.config import build_config, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
 from growtx.run.config import JobConfig, RunConfig, differing_keys
-from growtx.storage import Storage, resolve_address, submission_id
+from growtx.storage import Storage, resolve_address
 from growtx.store.manifest import list_manifests
 from growtx.store.run_lock import acquire
 from growtx.store.runs import METRICS_FILE, RUN_FILE, STATUS_FILE

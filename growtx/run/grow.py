@@ -20,8 +20,8 @@ from transformers.utils import logging as transformers_logging
 
 from growtx.exceptions import GrowtxError, RunsFailedError
 from growtx.growth.flops import active_parameters
-from growtx.growth.loading import load_model
 from growtx.growth.plan import Stage
+from growtx.growth.results import load_model
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
 from growtx.report.growth import write_report

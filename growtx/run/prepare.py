@@ -17,6 +17,7 @@ from growtx.growth.assembly import SUBSTRATE_KEY, check_same, describe_model
 from growtx.growth.flops import check_budget
 from growtx.growth.lineage import TOKENIZER_DIR, import_lineage
 from growtx.growth.plan import resolve
+from growtx.growth.results import find_result
 from growtx.growth.scaling import plan_cost, resolve_matched
 from growtx.models.configuration import GrowtxConfig
 from growtx.run.config import JobConfig, RunConfig
@@ -122,7 +123,9 @@ def _import_parent(config: RunConfig, run: Storage) -> Manifest | None:
     """Bring the lineage that the plan continues into this run, once."""
     if config.parent is None:
         return None
-    return import_lineage(resolve_address(config.parent), run)
+    parent = find_result(config.parent)
+    parent.require_lineage()
+    return import_lineage(parent.address, run)
 
 
 def _tokenizer(config: RunConfig, run: Storage) -> PreTrainedTokenizerFast:

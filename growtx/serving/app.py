@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +17,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from growtx.growth.results import find_result
 from growtx.serving.requests import Generation, ModelInfo, Sampling, Token
 from growtx.serving.settings import ServeSettings, parse_settings
 
@@ -49,9 +49,10 @@ class EngineReplica:
         self._reporting = asyncio.get_running_loop().create_task(self._report())
 
     async def _report(self) -> None:
+        from growtx.compat.ray import replica_name
         from growtx.serving.metrics import EngineMetrics
 
-        metrics, replica = EngineMetrics(), serve.get_replica_context().replica_id.unique_id
+        metrics, replica = EngineMetrics(), replica_name()
         while True:
             metrics.set(replica, self._engines.batch_size)
             await asyncio.sleep(METRICS_PERIOD_SECONDS)
@@ -95,8 +96,8 @@ class Ingress:
 
 
 def absolute(settings: ServeSettings) -> ServeSettings:
-    """Make local paths absolute: replicas run in another directory."""
-    paths = [str(Path(path).absolute()) if Path(path).exists() else path for path in settings.models]
+    """Resolve the paths of the models here: replicas run in another directory."""
+    paths = [find_result(path).address for path in settings.models]
     return settings.model_copy(update={"model": paths[0] if isinstance(settings.model, str) else paths})
 
 

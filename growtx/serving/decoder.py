@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import LogitsProcessorList, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import PreTrainedModel
 
+from growtx.compat.transformers import BatchedModel
 from growtx.models.ensemble.fused import MemberLinear
 from growtx.models.varlen_attention import MIN_ROWS
 from growtx.serving.backbones import make_backbone
@@ -83,15 +83,13 @@ SCORED_ROWS = 128  # prompt positions whose logits exist at the same time
 TokenChoice = tuple[Sampling, int]  # how, and at which position of the text
 
 
-class Decoder(nn.Module):
+class Decoder(BatchedModel):
     """A model or an ensemble, with the choice of tokens inside.
 
     Args:
         model: a causal language model; an ensemble offers its own rule and the stateless ones to every request.
         deliver: is called after every step with the tokens chosen for `choices`.
     """
-
-    _supports_flash_attn = True
 
     def __init__(self, model: PreTrainedModel, deliver: Callable[[list[Token]], None]) -> None:
         super().__init__()
@@ -117,27 +115,19 @@ class Decoder(nn.Module):
     def set_attn_implementation(self, name: str) -> None:
         self.backbone.model.set_attn_implementation(name)
 
-    def _supports_logits_to_keep(self) -> bool:
-        return True
-
-    def _get_logits_processor(self, *_: Any) -> LogitsProcessorList:
-        return LogitsProcessorList()  # tokens are chosen in `forward`
-
-    @torch.no_grad()
-    def forward(self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, **kwargs: Any) -> CausalLMOutput:
+    def step(self, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """One step over packed requests [1, T].
 
         Returns:
             One-hot logits [1, C, V], whose argmax continuous batching takes as the next tokens.
         """
-        kwargs.pop("logits_indices", None)
         states, weights = self.backbone.read(input_ids, logits_to_keep[: max(1, len(self.choices))], **kwargs)
         tokens = self._choose(states, weights)
         self.deliver(tokens)
         one_hot = torch.zeros(1, len(logits_to_keep), self.config.vocab_size)
         for row, token in enumerate(tokens):
             one_hot[0, row, token.id] = 1.0
-        return CausalLMOutput(logits=one_hot)
+        return one_hot
 
     @torch.no_grad()
     def score(self, token_ids: Sequence[int], sampling: Sampling) -> list[Token]:

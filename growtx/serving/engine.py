@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
-    ContinuousBatchingLogitsProcessorList,
-)
-from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
-from transformers.generation.logits_process import LogitsProcessorList
 
+from growtx.compat.transformers import StepRequest, batching_manager, cause_of_end, is_ready, set_attention
 from growtx.exceptions import ConfigError
 from growtx.models.varlen_attention import register_varlen_attention
 from growtx.serving.decoder import Decoder
@@ -28,8 +20,6 @@ PAGE_SIZE = 32  # positions per page of the cache, and the granularity in which 
 BYTES_PER_GIB = 2**30
 START_POLL_SECONDS = 0.002
 ABANDONED = Sampling(temperature=0.0)  # for a request whose consumer left a moment ago
-
-logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
 
 
 @dataclass(eq=False)
@@ -64,14 +54,14 @@ class Engine:
     ) -> None:
         self.decoder = Decoder(model, self._after_step)
         if model.device.type == "cpu":
-            self.decoder.config._attn_implementation = register_varlen_attention()
+            set_attention(self.decoder.config, register_varlen_attention())
         self.max_batch_size = max_batch_size
         self.max_queue = max_queue
         self.context_length: int = model.config.max_position_embeddings
         self.eos_token_ids = _eos_token_ids(model)
         self._streams: dict[str, Stream] = {}
         num_pages = _num_pages(self.decoder, max_batch_size * self.context_length, self.context_length, kv_cache_gib)
-        self._manager = ContinuousBatchingManager(
+        self._manager = batching_manager(
             self.decoder,
             GenerationConfig(do_sample=False, eos_token_id=self.eos_token_ids or -1),
             ContinuousBatchingConfig(
@@ -82,12 +72,9 @@ class Engine:
                 use_async_batching=False,
                 use_cuda_graph=False,  # the choice of tokens runs Python
             ),
+            before_step=self._before_step,
+            on_error=self._fail,
         )
-        self._manager.logit_processor = ContinuousBatchingLogitsProcessorList(
-            LogitsProcessorList([_RequestObserver(self)])
-        )
-        self._manager.logit_processor.tensors_required = 1
-        self._manager.output_router = _ErrorRouter(self)
         self._step_streams: list[Stream | None] = []
         self.batch_size = 0
 
@@ -100,7 +87,7 @@ class Engine:
             EngineError: it could not start.
         """
         self._manager.start()
-        while self._manager.batch_processor is None and self._manager.is_running():
+        while not is_ready(self._manager) and self._manager.is_running():
             time.sleep(START_POLL_SECONDS)
         self.check_health()
 
@@ -116,7 +103,7 @@ class Engine:
     def check_health(self) -> None:
         """Raise `EngineError` if the generation thread has died."""
         if not self._manager.is_running():
-            raise EngineError(f"the generation thread ended: {self._manager.background_thread_status.fatal_error}")
+            raise EngineError(f"the generation thread ended: {cause_of_end(self._manager)}")
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:
         """Continue a text; yields the tokens that are new since the last time.
@@ -156,11 +143,11 @@ class Engine:
         """Tokens of a prompt from the second on with their probabilities."""
         return await asyncio.to_thread(self.decoder.score, token_ids, sampling)
 
-    def _before_step(self, requests: list[Any]) -> None:
+    def _before_step(self, requests: list[StepRequest]) -> None:
         """Called in the generation thread with the requests that get a token in the coming step."""
-        self._step_streams = [self._streams.get(request.state.request_id) for request in requests]
+        self._step_streams = [self._streams.get(request.name) for request in requests]
         self.decoder.choices = [
-            (ABANDONED if stream is None else stream.sampling, _text_length(request.state))
+            (ABANDONED if stream is None else stream.sampling, request.num_tokens)
             for stream, request in zip(self._step_streams, requests, strict=True)
         ]
 
@@ -180,47 +167,11 @@ class Engine:
             return replace(token, finish_reason="stop")
         return token if num_left else replace(token, finish_reason="length")
 
-    def fail(self, name: str, problem: str) -> None:
+    def _fail(self, name: str, problem: str) -> None:
         """Called in the generation thread for a request that cannot continue."""
         stream = self._streams.get(name)
         if stream is not None:
             stream.loop.call_soon_threadsafe(stream.queue.put_nowait, EngineError(problem))
-
-
-class _RequestObserver(ContinuousBatchingLogitsProcessor):
-    """Continuous batching tells its logits processors, before a step, which requests are in it."""
-
-    supported_kwargs: dict[str, type] = {}  # noqa: RUF012 - the type that the base class declares
-    ignored_kwargs: tuple[str, ...] = ()
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def fill_defaults(self, arguments: torch.Tensor) -> None:
-        arguments.zero_()
-
-    def prepare_tensor_args(self, requests: list[Any]) -> torch.Tensor:
-        self.engine._before_step(requests)
-        return torch.zeros(len(requests), dtype=torch.int32)
-
-    def __call__(self, scores: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return scores
-
-
-class _ErrorRouter(OutputRouter):
-    """Tokens take a shorter path; of what continuous batching outputs, only errors matter."""
-
-    def __init__(self, engine: Engine) -> None:
-        super().__init__()
-        self.engine = engine
-
-    def deliver(self, output: Any) -> None:
-        if output.error is not None:
-            self.engine.fail(output.request_id, output.error)
-
-    def deliver_batch(self, outputs: list[Any]) -> None:
-        for output in outputs:
-            self.deliver(output)
 
 
 def _deliver(news: list[tuple[Stream, Token]]) -> None:
@@ -237,10 +188,6 @@ async def _next_tokens(queue: asyncio.Queue[Token | EngineError]) -> list[Token]
     if not tokens:
         raise next(item for item in items if isinstance(item, EngineError))
     return tokens
-
-
-def _text_length(state: Any) -> int:
-    return len(state.initial_tokens) + len(state.generated_tokens)
 
 
 def _eos_token_ids(model: PreTrainedModel) -> list[int]:

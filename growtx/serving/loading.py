@@ -9,13 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from growtx.data.tokenizer import tokenizer_fingerprint
 from growtx.exceptions import ConfigError, FingerprintError
-from growtx.growth.ensembles import is_ensemble
-from growtx.growth.lineage import open_lineage
-from growtx.growth.loading import load_model
+from growtx.growth.results import find_result, load_model
 from growtx.models import GrowtxForCausalLM
 from growtx.models.ensemble import GrowtxEnsembleForCausalLM, from_members
 from growtx.serving.settings import ServeSettings
-from growtx.storage import Storage
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 
@@ -65,7 +62,7 @@ def served_depths(settings: ServeSettings) -> list[int]:
     """The requested depths; all members must have them."""
     if settings.depths == "last":
         return []
-    common = set.intersection(*(_depths_of(path) for path in settings.models))
+    common = set.intersection(*(set(find_result(path).depths) for path in settings.models))
     if settings.depths == "all":
         return sorted(common)
     missing = sorted(set(settings.depths) - common)
@@ -73,12 +70,6 @@ def served_depths(settings: ServeSettings) -> list[int]:
         known = ", ".join(map(str, sorted(common))) or "none"
         raise ConfigError(f"depths {missing} do not exist", f"The depths of {' and '.join(settings.models)}: {known}")
     return sorted(settings.depths)
-
-
-def _depths_of(path: str) -> set[int]:
-    if Storage(path).exists("config.json") or is_ensemble(path):
-        return set()  # no lineage behind it
-    return {manifest.num_blocks for manifest in open_lineage(path).manifests}
 
 
 def member_names(paths: Sequence[str]) -> list[str]:

@@ -12,16 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from growtx.compat.ray import SERVE_ENVIRONMENT, is_slow_start, set_environment
 from growtx.exceptions import ResourceError
 
 APP = "growtx"
-MAX_STARTS = 4
-TOO_SLOW = "timed out during startup"  # Ray gives its node 30 seconds, and a busy machine needs more
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray's own 15 lets every other program of the machine go first
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",  # a busy machine is slow to start processes
-}
+MAX_STARTS = 4  # of Ray on a busy machine
 
 
 def serve_in_foreground(arguments: dict[str, Any], *, host: str, port: int) -> None:
@@ -36,8 +31,7 @@ def serve_in_foreground(arguments: dict[str, Any], *, host: str, port: int) -> N
         ConfigError: a setting is wrong.
         ResourceError: no Ray answers, or the port is taken.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment(SERVE_ENVIRONMENT)
     import ray
     from ray import serve
 
@@ -81,8 +75,7 @@ def local_endpoint(arguments: dict[str, Any], *, num_cpus: int = 4) -> Iterator[
         arguments: of `serve.app.build`.
         num_cpus: what Ray may hand out, whatever the machine has.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_environment(SERVE_ENVIRONMENT)
     import ray
     from ray import serve
 
@@ -115,7 +108,7 @@ def _start_ray(num_cpus: int) -> None:
             return
         except Exception as error:  # Ray has no class for it
             ray.shutdown()
-            if TOO_SLOW not in str(error) or attempt == MAX_STARTS - 1:
+            if not is_slow_start(error) or attempt == MAX_STARTS - 1:
                 raise
 
 

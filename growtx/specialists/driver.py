@@ -19,9 +19,8 @@ from torch import nn
 
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.growth.ensembles import ENSEMBLE_FILE, new_ensemble, read_ensemble
-from growtx.growth.lineage import open_lineage
-from growtx.growth.loading import load_model
 from growtx.growth.plan import PlanConfig, StageConfig, resolve
+from growtx.growth.results import load_model
 from growtx.merge.driver import MergeConfig, MergeResult, merge
 from growtx.models.counting import monolithic_flops
 from growtx.run.config import RunConfig
@@ -181,7 +180,7 @@ def _manifest_path(job: TrainJob) -> str:
 
 
 def _controls(config: SpecialistsConfig, run: Storage) -> dict[str, nn.Module]:
-    return {CONTROL_RUN: load_model(open_lineage(run.path(CONTROL_RUN)).storage.root)[0]} if config.control else {}
+    return {CONTROL_RUN: load_model(run.path(CONTROL_RUN))[0]} if config.control else {}
 
 
 def _context(job: TrainJob) -> int:

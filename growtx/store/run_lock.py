@@ -12,8 +12,9 @@ import os
 import socket
 import time
 
+from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError
-from growtx.storage import Storage, submission_id
+from growtx.storage import Storage
 
 LOCK_FILE = "lock"  # says who holds it, or held it last
 _held: dict[str, int] = {}  # run directory -> descriptor, kept open until this process ends

@@ -8,19 +8,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import fsspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
 from growtx.config import ConfigModel, fingerprint
-from growtx.exceptions import SubstrateError
+from growtx.exceptions import StoreError, SubstrateError
+from growtx.storage import Storage
 from growtx.substrate.codes import binary_codes, learned_start
 from growtx.substrate.collisions import separate
 from growtx.substrate.fonts import Font, find_font
@@ -43,28 +42,36 @@ def cached(cache_dir: str, recipe: dict[str, Any], identify: Identify, make: Cal
     Raises:
         SubstrateError: if the cache cannot be written.
     """
-    filesystem, folder = fsspec.core.url_to_fs(cache_dir)
-    key = fingerprint(recipe)
-    for path in filesystem.glob(f"{folder}/{key}-*.npy"):
-        matrix = _read(filesystem, path)
-        if matrix is not None and path.endswith(f"-{identify(recipe, matrix)}.npy"):
-            return matrix
+    storage, key = Storage(cache_dir), fingerprint(recipe)
+    for name in _names(storage):
+        if name.startswith(f"{key}-"):
+            matrix = _read(storage, name)
+            if matrix is not None and name == f"{key}-{identify(recipe, matrix)}.npy":
+                return matrix
     matrix = make()
-    unfinished = f"{folder}/{uuid.uuid4().hex}.part"
     try:
-        filesystem.makedirs(folder, exist_ok=True)
-        with filesystem.open(unfinished, "wb") as file:
-            np.lib.format.write_array(file, matrix, allow_pickle=False)
-        filesystem.mv(unfinished, f"{folder}/{key}-{identify(recipe, matrix)}.npy")
-    except OSError as error:
-        raise SubstrateError(f"{cache_dir} cannot be written ({error})", "Free space or set cache_dir") from error
+        storage.write_file(
+            f"{key}-{identify(recipe, matrix)}.npy",
+            lambda file: np.lib.format.write_array(file, matrix, allow_pickle=False),
+        )
+    except StoreError as error:
+        raise SubstrateError(
+            f"{cache_dir} cannot be written ({error.problem})", "Free space or set cache_dir"
+        ) from error
     return matrix
 
 
-def _read(filesystem: Any, path: str) -> Matrix | None:
+def _names(storage: Storage) -> list[str]:
     try:
-        return np.asarray(np.load(io.BytesIO(filesystem.cat_file(path)), allow_pickle=False))
-    except (OSError, ValueError, EOFError):
+        return storage.list_names()
+    except OSError:  # a file in the way, or no permission: the write will say so
+        return []
+
+
+def _read(storage: Storage, name: str) -> Matrix | None:
+    try:
+        return np.asarray(np.load(io.BytesIO(storage.read_bytes(name)), allow_pickle=False))
+    except (StoreError, ValueError, EOFError):
         return None
 
 

@@ -14,13 +14,13 @@ from rich.console import Console
 
 from growtx.config import to_yaml
 from growtx.exceptions import ConfigError, TrainingError
-from growtx.growth.lineage import open_lineage
 from growtx.growth.plan import PlanConfig, Stage
+from growtx.growth.results import find_result
 from growtx.run.config import RunConfig
 from growtx.run.directory import begin_run, recording_status
 from growtx.run.grow import finish_run, stop_on_signals
 from growtx.run.prepare import Prepared, prepare
-from growtx.storage import Storage, resolve_address
+from growtx.storage import Storage
 from growtx.store.manifest import MANIFESTS_DIR, latest_manifest, write_manifest
 from growtx.store.runs import MetricsLog, read_metrics
 from growtx.store.trials import TrialRecord, best_trial, read_trials, trial_dir
@@ -83,7 +83,7 @@ def _planned_run(config: SweepConfig) -> RunConfig:
     if chosen is None or chosen == 1:
         return config.run_config()
     assert config.parent is not None
-    lineage = open_lineage(resolve_address(config.parent))
+    lineage = find_result(config.parent).require_lineage()
     stage = config.stages()[0]
     before = next((manifest for manifest in lineage.manifests if manifest.index == chosen - 1), None)
     if before is None or before.num_blocks != stage.num_blocks_before:

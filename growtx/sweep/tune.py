@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from growtx.compat.ray import TUNE_ENVIRONMENT, replay, set_environment
 from growtx.config import ConfigModel
 from growtx.growth.flops import stage_flops
 from growtx.models.counting import monolithic_flops
@@ -117,14 +118,6 @@ class TrialTable:
 
 
 TUNE_DIR = "tune"
-_TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
 
 
 class SchedulerConfig(ConfigModel):
@@ -156,27 +149,16 @@ class SchedulerConfig(ConfigModel):
         return scheduler  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class _PastTrial:
-    """What a scheduler needs of a trial of an earlier process."""
-
-    trial_id: str
-
-
 def _replay(scheduler: Any, record: TrialRecord) -> None:
-    """Tell a scheduler what an earlier process reported, without asking it to decide: the median rule decides once.
+    """Tell a scheduler what an earlier process reported.
 
     This includes trials that continue, because they report only what comes after their checkpoint.
     """
     if record.state == "failed":
         return
-    trial = _PastTrial(f"past-{record.number}")
-    scheduler.on_trial_add(None, trial)
-    tell = scheduler.on_trial_complete if isinstance(scheduler, MedianStoppingRule) else scheduler.on_trial_result
-    for evaluation in record.evaluations:
-        tell(None, trial, {FRACTION: evaluation.fraction, METRIC: evaluation.bits_per_byte})
-    if record.state == "finished":
-        scheduler.on_trial_complete(None, trial, {FRACTION: 1.0, METRIC: record.bits_per_byte})
+    reports = [{FRACTION: one.fraction, METRIC: one.bits_per_byte} for one in record.evaluations]
+    last = {FRACTION: 1.0, METRIC: record.bits_per_byte} if record.state == "finished" else None
+    replay(scheduler, f"past-{record.number}", reports, last)
 
 
 class Recorder(tune.Callback):
@@ -282,7 +264,7 @@ def run_trials(
     searcher = RecordedSearch(proposer, records, num_trials=search.num_trials, planned=planned)
     if not searcher.num_left or sweeping.stopped:
         return records
-    os.environ.update({key: value for key, value in _TUNE_ENVIRONMENT.items() if key not in os.environ})
+    set_environment(TUNE_ENVIRONMENT)
     coordinator: Any = TrialCoordinator.remote()  # type: ignore[attr-defined]
     sweeping.coordinator, sweeping.search = coordinator, searcher
     recorder = Recorder(run, search, records, coordinator)

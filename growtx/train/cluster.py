@@ -7,40 +7,18 @@ import os
 import secrets
 import textwrap
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.util
 
+from growtx.compat.ray import CLUSTER_ENVIRONMENT, set_environment
+from growtx.compat.ray_logging import silence_worker_logs
 from growtx.exceptions import ResourceError, TrainingError
 from growtx.train.settings import PrefixJobConfig, ResourcesConfig
-
-# Runs at the start of every Ray process of a run; imports nothing heavy, because every process waits for it.
-
-
-_MODULES = (
-    "ray.train.v2._internal.execution.controller.placement_group_cleaner",
-    "ray.train.v2",
-    "DeepSpeed",
-)
-
-
-def silence_worker_logs() -> None:
-    """Leave warnings and errors of our own visible, and silence the libraries' messages."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    for name in _MODULES:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    spec = find_spec("ray")
-    if spec is not None and spec.origin is not None:
-        # Ray names this logger after the file, so it is not below "ray.train".
-        context = Path(spec.origin).parent / "train/v2/_internal/execution/context.py"
-        logging.getLogger(str(context)).setLevel(logging.WARNING)
 
 
 @contextmanager
@@ -54,8 +32,7 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
         ResourceError: the cluster cannot be reached or lacks what is asked for.
         TrainingError: it ended before the block did.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    set_environment(CLUSTER_ENVIRONMENT)
     address = os.environ.get("RAY_ADDRESS")
     started_here = not ray.is_initialized()
     if started_here and not address:

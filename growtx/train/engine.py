@@ -7,7 +7,6 @@ so that it can be loaded into any number of workers and any ZeRO stage.
 from __future__ import annotations
 
 import gc
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from growtx.compat.deepspeed import (
+    forget_model,
+    fp32_shards,
+    gradient_buffers,
+    import_deepspeed,
+    link_moments,
+    local_shard,
+    restore_linear,
+    torch_optimizer,
+)
 from growtx.growth.assembly import State
 from growtx.growth.forecast import bucket_elements
 from growtx.growth.freezing import frozen_parameters, hash_frozen
@@ -26,21 +35,6 @@ from growtx.train.memory import AllocatedBytes, GradientPeak, storage_bytes
 from growtx.train.settings import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def import_deepspeed() -> Any:
-    """Import DeepSpeed without its chatter and without compiling a C++ kernel that only its inference uses."""
-    import logging
-    import sys
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    import deepspeed
-    import deepspeed.comm.comm
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
-    return deepspeed
 
 
 def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: int) -> dict[str, Any]:
@@ -118,14 +112,12 @@ class TrainEngine:
 
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
-        return self.engine.optimizer.optimizer  # type: ignore[no-any-return]
+        return torch_optimizer(self.engine)
 
     @property
     def _masters(self) -> list[torch.Tensor]:
         """This rank's fp32 weights, one tensor for each group, which is what the optimizer steps."""
-        optimizer = self.engine.optimizer
-        name = "fp32_partitioned_groups_flat" if self._zero_stage == 3 else "single_partition_of_fp32_groups"
-        return getattr(optimizer, name)  # type: ignore[no-any-return]
+        return fp32_shards(self.engine, self._zero_stage)
 
     def step(self, micro_batches: list[dict[str, Any]], num_targets: int, factor: float) -> torch.Tensor:
         """One optimizer step.
@@ -157,14 +149,13 @@ class TrainEngine:
         """What this rank holds on its device in a step."""
         parameters = list(self.model.parameters())
         moments = [state[key] for state in self._optimizer.state.values() for key in MOMENTS]
-        weights = [getattr(parameter, "ds_tensor", parameter) for parameter in parameters]
+        weights = [local_shard(parameter) for parameter in parameters]
         optimizer = [part for part in (*self._masters, *moments) if part.device == self.device]
         return AllocatedBytes(storage_bytes(weights), self._gradient_bytes(), storage_bytes(optimizer))
 
     def _gradient_bytes(self) -> int:
         if self._zero_stage == 3:
-            buckets = [bucket.buffer for bucket in self.engine.optimizer.ipg_buckets.values()]
-            return storage_bytes([self.engine.optimizer.grad_partitions_flat_buffer, *buckets])
+            return storage_bytes(gradient_buffers(self.engine))
         return self._gradients.peak
 
     def gradient_norm(self) -> float:
@@ -219,7 +210,7 @@ class TrainEngine:
 
         value = value.to(self.device)
         if self._zero_stage == 3:  # the setter of whole tensors fails where they do not divide by the number of ranks
-            size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            size = local_shard(parameter).numel()
             padded = F.pad(value.flatten(), (0, size * world_size() - value.numel()))
             value = padded[rank() * size : (rank() + 1) * size]
             set_weight, set_moment = safe_set_local_fp32_param, safe_set_local_optimizer_state
@@ -231,19 +222,14 @@ class TrainEngine:
             set_moment(parameter, value, moment)
 
     def _create_moments(self) -> None:
-        """Create Adam's state, which torch only does in the first step: loading needs it earlier.
-
-        So does saving: ZeRO 1 and 2 step one group of parameters after the other, but link parameters to their
-        moments only once, after the first group.
-        """
+        """Create Adam's state, which torch only does in the first step: loading and saving need it earlier."""
         for shard in self._masters:
             self._optimizer.state[shard] = {
                 "step": torch.tensor(0.0, device=shard.device),  # the fused kernel reads it where the moments are
                 "exp_avg": torch.zeros_like(shard),
                 "exp_avg_sq": torch.zeros_like(shard),
             }
-        if self._zero_stage != 3:
-            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+        link_moments(self.engine, self._zero_stage)
 
     @contextmanager
     def gathered(self, parameters: list[nn.Parameter], *, modify: bool = False) -> Iterator[None]:
@@ -272,26 +258,7 @@ class TrainEngine:
         """Free the model, its gradients and the optimizer, so that the next stage can start in this process."""
         self.engine.destroy()
         if self._zero_stage == 3:
-            _forget_partitioned(self.model)
-            _restore_linear()
+            forget_model(self.model)
+            restore_linear()
         del self.engine, self.model
         gc.collect()  # model and engine refer to each other
-
-
-def _forget_partitioned(model: nn.Module) -> None:
-    """Remove a model from what DeepSpeed's ZeRO-3 keeps until the process ends."""
-    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
-    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
-
-    FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not model]
-    method = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
-    for cached in inspect.getclosurevars(method).nonlocals.values():  # an lru_cache below a decorator
-        if hasattr(cached, "cache_clear"):
-            cached.cache_clear()
-
-
-def _restore_linear() -> None:
-    """Give torch its own `F.linear` back: ZeRO-3 replaces it by one that other stages should not use."""
-    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Patched
-
-    F.linear = Patched.linear_bk

@@ -12,7 +12,6 @@ from __future__ import annotations
 import random
 import shutil
 import time
-import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from growtx.data.packing import PackedData, open_packed
 from growtx.exceptions import StoreError
 from growtx.growth.assembly import assemble
 from growtx.models.causal_lm import GrowtxForCausalLM
-from growtx.storage import write_error
+from growtx.storage import replace_file, write_error
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
 from growtx.train.distributed import any_rank, on_rank_zero, rank
@@ -115,15 +114,10 @@ class PrefixCache:
 
     def _write(self, shard: int, states_NTD: torch.Tensor) -> None:
         path = self._path(shard)
-        temporary = path.with_suffix(f".{uuid.uuid4().hex}.part")
         stored = states_NTD.view(torch.int16) if self.dtype == torch.bfloat16 else states_NTD
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                np.save(file, stored.numpy())
-            temporary.replace(path)
+            replace_file(path, lambda file: np.save(file, stored.numpy()), durable=False)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise write_error(str(path), error) from error
 
     def open(self, shards: Iterable[int]) -> None:

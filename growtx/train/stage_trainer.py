@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray.train
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
+from growtx.compat.ray import TRAIN_ENVIRONMENT, is_startup_timeout, set_environment, torch_trainer
 from growtx.exceptions import GrowtxError, TrainingError
 from growtx.storage import Storage
 from growtx.train.checkpoints import CHECKPOINTS_DIR
@@ -19,13 +17,6 @@ from growtx.train.claims import RunClaims
 from growtx.train.cluster import check_cluster, first_sentence
 from growtx.train.job import TrainJob
 from growtx.train.worker import train_loop_per_worker
-
-# Ray's controller only polls its workers every 2 s by default, and every report would wait for that.
-_RAY_TRAIN_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,7 @@ def fit_worker_group(
     Raises:
         TrainingError: Ray gives up.
     """
-    os.environ.update({key: value for key, value in _RAY_TRAIN_ENVIRONMENT.items() if key not in os.environ})
+    set_environment(TRAIN_ENVIRONMENT)
     resources = jobs[0].resources
     assert all(job.resources == resources for job in jobs)
     num_failures = 0
@@ -57,7 +48,7 @@ def fit_worker_group(
             result = _torch_trainer(jobs, progress_actor, claims).fit()
             break
         except ray.train.ControllerError as error:
-            num_failures += not isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
+            num_failures += not is_startup_timeout(error.controller_failure)
             if num_failures > resources.max_failures:
                 raise _explain(error) from error
             check_cluster(resources)  # nodes lost for good end the run; it keeps waiting for busy ones
@@ -67,14 +58,9 @@ def fit_worker_group(
     return GroupOutcome(stopped=bool(outcome.get("stopped")), failed=outcome.get("failed", {}))
 
 
-class _Trainer(TorchTrainer):
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Ray's would abort on Ctrl-C without a checkpoint; `pipeline.growing.stopping` asks for one."""
-
-
-def _torch_trainer(jobs: Sequence[TrainJob], progress_actor: Any, claims: RunClaims | None) -> TorchTrainer:
+def _torch_trainer(jobs: Sequence[TrainJob], progress_actor: Any, claims: RunClaims | None) -> Any:
     resources, storage = jobs[0].resources, Storage(jobs[0].run_dir)
-    return _Trainer(
+    return torch_trainer(
         train_loop_per_worker,
         train_loop_config={
             "jobs": [job.model_dump(mode="json") for job in jobs],

@@ -10,8 +10,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from growtx.data.pack_cache import ABANDONED_AFTER_SECONDS, INDEX, PackCache, damage, read_index, save_text
+from growtx.data.pack_cache import ABANDONED_AFTER_SECONDS, INDEX, PackCache, damage, read_index
 from growtx.exceptions import DataError
+from growtx.storage import replace_file
 
 
 def _fill(directory: Path) -> dict[str, Any]:
@@ -142,13 +143,13 @@ def test_paths_of_a_relative_cache_are_absolute(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_failed_save_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_text(tmp_path / "a.json", "old")
+    replace_file(tmp_path / "a.json", lambda file: file.write(b"old"))
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(Path, "write_text", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="full"):
-        save_text(tmp_path / "a.json", "new")
+        replace_file(tmp_path / "a.json", lambda file: file.write(b"new"))
     assert (tmp_path / "a.json").read_text() == "old"
     assert _names(tmp_path) == ["a.json"]

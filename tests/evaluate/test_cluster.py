@@ -9,25 +9,27 @@ from growtx.evaluate import cluster
 from growtx.evaluate.evaluation import BenchmarkConfig
 from growtx.evaluate.results import Evaluation, Score
 from growtx.exceptions import ConfigError, DataError, ResourceError
+from growtx.growth.results import find_result
 from growtx.report.publish import publish
+from growtx.storage import Storage
 
 
 @pytest.mark.parametrize(("wanted", "found"), [("last", [None]), ("all", [1, 2]), ("2", [2]), ("1,2", [1, 2])])
 def test_depths_are_those_of_the_lineage(grown_run: Path, wanted: str, found: list[int | None]) -> None:
-    assert cluster.resolve_depths(str(grown_run), wanted) == found
+    assert cluster.resolve_depths(find_result(str(grown_run)), wanted) == found
 
 
 @pytest.mark.parametrize(("wanted", "message"), [("3", "no stage of depth 3"), ("deep", "not numbers of blocks")])
 def test_a_depth_that_does_not_exist_names_those_that_do(grown_run: Path, wanted: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        cluster.resolve_depths(str(grown_run), wanted)
+        cluster.resolve_depths(find_result(str(grown_run)), wanted)
     assert "1, 2" in str(caught.value)
 
 
-def test_results_of_a_manifest_belong_to_its_run() -> None:
-    assert cluster.run_directory("runs/demo/manifests/01-depth-1.json") == "runs/demo"
-    assert cluster.run_directory("manifests/01-depth-1.json") == "."
-    assert cluster.run_directory("runs/demo") == "runs/demo"
+def test_results_of_a_manifest_belong_to_its_run(grown_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(grown_run)
+    for path in (str(grown_run), f"{grown_run}/manifests/01-depth-1.json", "manifests/01-depth-1.json", "."):
+        assert Path(find_result(path).home.root).resolve() == grown_run.resolve()
 
 
 def test_a_run_knows_its_world_and_what_it_held_out(grown_run: Path) -> None:
@@ -54,7 +56,7 @@ def test_results_go_beside_the_model_and_onto_a_page(tmp_path: Path, rough: None
         task="bits_per_byte", metric="bits_per_byte", protocol="compression", depth=1, group="en",
         value=2.0, low=1.9, high=2.1, num_items=3,
     )  # fmt: skip
-    page = publish(str(tmp_path), Evaluation(model="m", scores=(score,)))
+    page = publish(Storage(tmp_path), Evaluation(model="m", scores=(score,)))
     assert Path(page).name == "evaluation.html"
     assert (tmp_path / "evaluation.json").exists()
     assert "2.000 [1.900, 2.100]" in Path(page).read_text()

@@ -24,7 +24,7 @@ from growtx.growth.ensembles import (
     write_ensemble,
 )
 from growtx.growth.lineage import open_lineage
-from growtx.growth.loading import load_model
+from growtx.growth.results import load_model
 from growtx.models import GrowtxEnsembleForCausalLM
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path

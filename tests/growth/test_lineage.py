@@ -13,7 +13,7 @@ import torch
 import growtx
 from growtx.exceptions import CorruptBlobError, DataError, FingerprintError, StoreError
 from growtx.growth.lineage import import_lineage, open_lineage
-from growtx.growth.loading import load_model
+from growtx.growth.results import load_model
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import list_manifests

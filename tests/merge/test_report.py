@@ -19,7 +19,7 @@ from growtx.data.tokenizer import token_num_bytes
 from growtx.evaluate.intervals import Interval
 from growtx.exceptions import ConfigError, DataError, GrowtxError
 from growtx.growth.ensembles import read_ensemble
-from growtx.growth.loading import load_model
+from growtx.growth.results import load_model
 from growtx.merge.report import judge, read_scores, write_merge_report
 from growtx.merge.scores import Measured, MergeScores, fitting, prepared_rules, score_merge
 from growtx.merge.text import MIXED, MergeText, OwnText, merge_text, own_text

@@ -15,8 +15,8 @@ import torch
 from rich.console import Console
 
 from growtx.exceptions import RunsFailedError, TrainingError
-from growtx.growth.loading import load_model
 from growtx.growth.plan import Stage
+from growtx.growth.results import load_model
 from growtx.run.grow import _plan_table, finish_run, run_jobs, stop_on_signals
 from growtx.run.prepare import prepare
 from growtx.storage import Storage

@@ -14,7 +14,7 @@ import pytest
 
 from growtx.growth.ensembles import read_ensemble, verify_ensemble
 from growtx.growth.lineage import open_lineage
-from growtx.growth.loading import load_model
+from growtx.growth.results import load_model
 from growtx.models import GrowtxEnsembleForCausalLM
 from tests.processes import descendants
 

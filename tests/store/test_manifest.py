@@ -97,8 +97,11 @@ def test_a_parent_that_was_changed_afterwards_is_noticed(storage: Storage) -> No
         (b'{"format_version": 1, "na', "manifest here is damaged: it is not JSON"),
         (b"\xff\xfe\x00", "manifest here is damaged: it is not JSON"),
         (b"", "manifest here is damaged: it is not JSON"),
-        (b"[1]", "manifest here has format version None, this version of growtx reads 1"),
-        (b'{"format_version": 2, "shape": 3}', "manifest here has format version 2, this version of growtx reads 1"),
+        (b"[1]", "manifest here has format version None, but this version of growtx reads 1"),
+        (
+            b'{"format_version": 2, "shape": 3}',
+            "manifest here has format version 2, but this version of growtx reads 1",
+        ),
         (b'{"format_version": 1}', "manifest here is damaged: name: field required"),
     ],
 )

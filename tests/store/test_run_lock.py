@@ -15,9 +15,9 @@ from growtx.store.runs import list_runs
 
 OTHER = """
 import sys
-from growtx.store.run_lock import hold
+from growtx.store.run_lock import acquire
 from growtx.storage import Storage
-hold(Storage(sys.argv[1]))
+acquire(Storage(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from growtx.compat.ray import PastTrial
 from growtx.store.trials import TrialEvaluation, TrialRecord
 from growtx.sweep.search import METRIC, RangeConfig, RecordedSearch, Values, make_proposer
 from growtx.sweep.trial import FRACTION
-from growtx.sweep.tune import SchedulerConfig, _PastTrial
+from growtx.sweep.tune import SchedulerConfig
 
 DIMENSIONS = {"learning_rate": RangeConfig(low=1e-4, high=1.0, log=True), "init": ("random", "identity")}
 PLANNED: Values = {"learning_rate": 5.0, "init": "copy"}  # outside of the space, as a plan may be
@@ -89,6 +90,6 @@ def test_a_bad_trial_is_stopped_also_by_what_was_recorded_before(kind: Any) -> N
     ]  # fmt: skip
     scheduler = SchedulerConfig(kind=kind).build(records)
     for score, decision in ((9.0, TrialScheduler.STOP), (1.0, TrialScheduler.CONTINUE)):
-        trial: Any = _PastTrial(f"new-{score}")
+        trial: Any = PastTrial(f"new-{score}")
         scheduler.on_trial_add(None, trial)
         assert scheduler.on_trial_result(None, trial, {FRACTION: 0.25, METRIC: score}) == decision

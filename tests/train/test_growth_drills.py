@@ -130,7 +130,7 @@ def test_a_stage_writes_only_what_it_made(undisturbed: Run) -> None:
 def test_the_hugging_face_directory_is_the_last_stage(undisturbed: Run) -> None:
     import torch
 
-    from growtx.growth.loading import load_model
+    from growtx.growth.results import load_model
 
     exported, tokenizer = load_model(str(undisturbed.dir / "model"))
     sealed, _ = load_model(str(undisturbed.dir))

@@ -52,7 +52,7 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> list[ResourceError | None]:
 def fit(monkeypatch: pytest.MonkeyPatch, *errors: Exception) -> tuple[GroupOutcome, int]:
     """The outcome, and how many worker groups were started."""
     fits = Fits(*errors)
-    monkeypatch.setattr(stage_trainer, "_trainer", fits)
+    monkeypatch.setattr(stage_trainer, "_torch_trainer", fits)
     return fit_worker_group([job(resources={"num_workers": 2, "max_failures": 1})]), fits.num_started
 
 

@@ -49,7 +49,7 @@ def trained(
             raise outcome
         return outcome
 
-    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(worker, "train_job", train)
     jobs = [job(run_dir=run_dir).model_dump(mode="json") for run_dir in run_dirs]
     return seen, worker.train_loop_per_worker({"jobs": jobs, "progress_actor": None, "claims": claims})
 

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.output_capturing import capture_outputs
 
+from growtx.compat.transformers import PagedCall
 from growtx.exceptions import ConfigError
 from growtx.models.causal_lm import GrowtxBlock, GrowtxOutput, GrowtxPreTrainedModel, SubstrateEmbedding, block_inputs
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
@@ -117,7 +118,7 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
             past_key_values = DynamicCache(config=self.config)
         chosen = self._chosen(rule)
         given = None if member_weights is None else self._given_weights(member_weights, len(input_ids))
-        is_cached = past_key_values is not None or "cache" in kwargs
+        is_cached = past_key_values is not None or PagedCall.of(kwargs) is not None
         members = self._members_to_run(given, is_cached=is_cached)
         text = self.read(
             input_ids,
@@ -165,7 +166,7 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
             num_past=num_past,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
-            paged=kwargs if "cache" in kwargs else None,
+            paged=PagedCall.of(kwargs),
         )
         members = range(self.config.num_members) if members is None else members
         shared, computed = self.config.shared_blocks, dict[int, torch.Tensor]()

@@ -10,11 +10,10 @@ Shapes: B batch, T new positions, S positions in the cache, D hidden size, H hea
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers.cache_utils import Cache
 
+from growtx.compat.transformers import PagedCall, has_layer
 from growtx.exceptions import ConfigError
 
 
@@ -25,7 +24,7 @@ class History:
         first_layer: index of the first cache layer after those of the blocks.
         num_past: positions in the cache before this call (ignored by a paged cache).
         attention_mask: as the model's caller passed it: none, [B, S] or [B, 1, T, S].
-        paged: the arguments that continuous batching sends down to the attention (with `cache`), or none.
+        paged: what continuous batching sends down to the attention, or none.
     """
 
     def __init__(
@@ -37,7 +36,7 @@ class History:
         num_past: int | torch.Tensor,
         attention_mask: torch.Tensor | None,
         past_key_values: Cache | None,
-        paged: dict[str, Any] | None,
+        paged: PagedCall | None,
     ) -> None:
         self.first_layer = first_layer
         self.head_dim = head_dim
@@ -78,17 +77,16 @@ class History:
 
     def _update(self, keys: torch.Tensor, values: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self.paged is not None:
-            if self.paged["cache"].dtype != torch.float32 or self.paged.get("block_table") is not None:
+            if self.paged.dtype != torch.float32 or not self.paged.is_gathered:
                 raise ConfigError(
                     "a rule that weighs members by the text so far needs a gathered cache in fp32, which continuous "
                     "batching does not keep here",
                     "Use generate(), a model in fp32 with sdpa attention, or the rule mean, weighted-mean or mixture",
                 )
-            keys, values = self.paged["cache"].update(keys, values, layer_idx=layer, kwargs=dict(self.paged))
-            return keys, values
+            return self.paged.update(keys, values, layer)
         if self.past_key_values is None:
             return keys, values
-        if self.past_key_values.layer_class_to_replicate is None and layer >= len(self.past_key_values.layers):
+        if not has_layer(self.past_key_values, layer):
             raise ConfigError(
                 "this cache has no room for a rule that weighs members by the text so far",
                 "Call ensemble.set_rule(...) before generating instead of passing the rule to the call",
@@ -113,9 +111,8 @@ class History:
     def _same_request(self, num_rows: int) -> torch.Tensor:
         """Continuous batching packs all requests into one row; cumulative lengths say where each one lies."""
         assert self.paged is not None
-        ends_of_keys = self.paged["cu_seq_lens_k"]["full_attention"]
         device = self.position_ids_BT.device
         new_T, old_S = (torch.arange(n, device=device) for n in (self.position_ids_BT.shape[1], num_rows))
-        request_T = torch.searchsorted(self.paged["cu_seq_lens_q"].to(new_T), new_T, right=True)
-        request_S = torch.searchsorted(ends_of_keys.to(old_S), old_S, right=True)
+        request_T = torch.searchsorted(self.paged.ends_of_queries.to(new_T), new_T, right=True)
+        request_S = torch.searchsorted(self.paged.ends_of_keys.to(old_S), old_S, right=True)
         return (request_T[:, None] == request_S)[None]

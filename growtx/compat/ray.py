@@ -1,0 +1,139 @@
+"""What Ray's Train, Tune, Serve and jobs do not offer but growtx needs: every private part that is touched.
+
+Ray is imported by the functions that need it: `growtx.storage` asks for the job's id without loading it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+SEEN = "2.60.0"
+
+# Variables that Ray reads and mostly does not document; what a user has set already stays (`set_environment`).
+
+CLUSTER_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anybody
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CUDA_VISIBLE_DEVICES stays where no GPU is asked for
+}
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # the controller polls every 2 s, and every report would wait for it
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what workers print would appear twice
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # nobody reads Ray's own gauges of the controller and the workers
+}
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a sweep keeps its own records of trials
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's would end trials without a checkpoint
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # failures are in the table of trials, in a sentence each
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",  # no advice
+    "RAY_AIR_NEW_OUTPUT": "0",  # the older reporter, which takes `verbose=0`
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths stay relative to the working directory
+}
+SERVE_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 lets every other program of the machine go first
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",  # a busy machine is slow to start processes
+}
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server for entrypoints; it is really called that
+_SLOW_START = "timed out during startup"
+
+TOUCHED = (
+    ('ray._private.accelerators.accelerator:"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"', "leave CUDA_VISIBLE_DEVICES alone"),
+    ('ray.train.v2._internal.constants:"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"', "get reports of workers without a delay"),
+    ('ray.train.v2._internal.constants:"RAY_TRAIN_ENABLE_PRINT_PATCH"', "print once what workers print"),
+    ('ray.train.v2._internal.constants:"RAY_TRAIN_METRICS_ENABLED"', "leave out gauges that nobody reads"),
+    ('ray.tune.constants:"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"', "leave out Tune's own records of trials"),
+    ('ray.tune.constants:"TUNE_DISABLE_SIGINT_HANDLER"', "save checkpoints of trials at Ctrl-C"),
+    ('ray.tune.constants:"TUNE_PRINT_ALL_TRIAL_ERRORS"', "show a failed trial in one sentence"),
+    ('ray.tune.constants:"TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S"', "silence a warning"),
+    ('ray.tune.experimental.output:"RAY_AIR_NEW_OUTPUT"', "silence Tune's reporter"),
+    ("ray.train.constants:RAY_CHDIR_TO_TRIAL_DIR", "stay in the working directory"),
+    ('ray._private.ray_constants:"RAY_worker_niceness"', "give replicas their share of a busy machine"),
+    ('ray.serve._private.constants:"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"', "wait for Serve on a busy machine"),
+    ("ray._private.runtime_env.constants:RAY_JOB_CONFIG_JSON_ENV_VAR", "know the id of the job it runs in"),
+    ("ray.train.v2._internal.exceptions:WorkerGroupStartupTimeoutError", "wait for a busy cluster"),
+    ("ray.train.torch:TorchTrainer._register_sigint_handler", "save a checkpoint at Ctrl-C"),
+    ('ray._private.node:"timed out during startup"', "start Ray again on a busy machine"),
+    ('ray.serve._private.common:"unique_id: str"', "name a replica in its metrics"),
+)
+
+
+def set_environment(variables: Mapping[str, str]) -> None:
+    """Set variables for Ray, except those that are set already."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def submission_id() -> str | None:
+    """The id that `ray job submit` printed and `ray job stop` takes; None outside of a job."""
+    try:
+        config = json.loads(os.environ.get(_JOB_VARIABLE, "{}"))
+    except ValueError:
+        return None
+    return config.get("metadata", {}).get("job_submission_id")  # type: ignore[no-any-return]
+
+
+def is_startup_timeout(failure: Exception) -> bool:
+    """Whether a worker group only found no room in time: the cluster is busy, and nothing is broken."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    return isinstance(failure, WorkerGroupStartupTimeoutError)
+
+
+def torch_trainer(*args: Any, **kwargs: Any) -> TorchTrainer:
+    """Ray's `TorchTrainer` without its handler of Ctrl-C, which would abort without a checkpoint.
+
+    `growtx.run.grow.stop_on_signals` asks for one instead.
+    """
+    from ray.train.torch import TorchTrainer
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            pass
+
+    return Trainer(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class PastTrial:
+    """What Tune's schedulers need of a trial: ASHA reads the id, the median rule takes it as a key."""
+
+    trial_id: str
+
+
+def replay(scheduler: Any, name: str, reports: Iterable[dict[str, Any]], last: dict[str, Any] | None) -> None:
+    """Tell a scheduler what a trial of an earlier process reported, without asking it to decide.
+
+    Schedulers can only be told by Tune's loop, which calls these methods with itself and a trial. The median rule
+    decides once and for all at `on_trial_result`, and counts what it is told at `on_trial_complete`.
+
+    Args:
+        last: the report with which the trial finished; None if it did not.
+    """
+    from ray.tune.schedulers import MedianStoppingRule
+
+    trial = PastTrial(name)
+    scheduler.on_trial_add(None, trial)
+    tell = scheduler.on_trial_complete if isinstance(scheduler, MedianStoppingRule) else scheduler.on_trial_result
+    for report in reports:
+        tell(None, trial, report)
+    if last is not None:
+        scheduler.on_trial_complete(None, trial, last)
+
+
+def is_slow_start(error: Exception) -> bool:
+    """Whether Ray's node needed more than the 30 s it gives itself; there is no class for it."""
+    return _SLOW_START in str(error)
+
+
+def replica_name() -> str:
+    """What distinguishes this replica of a Ray Serve deployment from the others; its id has a private class."""
+    from ray import serve
+
+    return serve.get_replica_context().replica_id.unique_id  # type: ignore[no-any-return]
