@@ -214,7 +214,7 @@ def _texts_by_language(glob: str, max_bytes: int) -> dict[str, list[str]]:
 
 
 def _serving(arguments: argparse.Namespace) -> int:
-    from benchmarks.serving import measure_serving, random_ensemble
+    from benchmarks.serving import measure_serving, random_members
     from growtx.config import build_config
     from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
 
@@ -238,7 +238,7 @@ def _serving(arguments: argparse.Namespace) -> int:
                 row.inter_token_p99_seconds * 1e3,
                 row.bound_tokens_per_second,
             )
-            for row in measure_serving(random_ensemble(tokenizer), tokenizer)
+            for row in measure_serving(random_members(tokenizer), tokenizer)
         ),
     )
     return 0

@@ -28,7 +28,7 @@ from growtx.growth.freezing import prepare_for_stage
 from growtx.growth.plan import PlanConfig, Stage, resolve
 from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.counting import growing_flops, monolithic_flops, num_params
+from growtx.models.counting import TokenFlops, block_forward_flops, head_forward_flops, monolithic_flops, num_params
 from growtx.train.engine import TrainEngine
 from growtx.train.memory import peak_memory_bytes, reset_peak_memory
 from growtx.train.settings import TrainingConfig
@@ -222,6 +222,21 @@ def _compare(shape: Shape, depth: int, num_new: int, ways: dict[str, Way], round
         ratios = [timing[name] / timing["monolithic"] for timing in timings]
         seconds = statistics.median(timing[name] for timing in timings)
         yield Ratio(depth, name, seconds, statistics.median(ratios), bounds[name])
+
+
+def growing_flops(
+    config: GrowtxConfig, context_length: int, *, num_new_blocks: int, prefix_cached: bool = False
+) -> TokenFlops:
+    """FLOPs per token of a step of a stage whose newest `num_new_blocks` blocks and head train: the published formula.
+
+    2 F b + 6 (K b + h) while the F blocks of the prefix are recomputed, 6 (K b + h) on their cached activations.
+    `growtx.growth.flops.stage_flops` counts every stage product by product and agrees where this one applies.
+    """
+    block = block_forward_flops(config, context_length)
+    trained = (block * num_new_blocks + head_forward_flops(config)) * 3
+    if prefix_cached:
+        return trained
+    return trained + block * (config.num_hidden_layers - num_new_blocks)
 
 
 def _bounds(shape: Shape, depth: int, num_new: int) -> dict[str, float]:

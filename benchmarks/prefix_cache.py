@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.growth import Shape, random_model, single_process, stage_of
+from benchmarks.growth import Shape, growing_flops, random_model, single_process, stage_of
 from growtx.data.packing import PackedData, PackedSplit, SourceWindows
 from growtx.growth.freezing import prepare_for_stage
-from growtx.models.counting import block_forward_flops, growing_flops
+from growtx.models.counting import block_forward_flops
 from growtx.train.engine import TrainEngine
 from growtx.train.prefix_cache import PrefixCache
 from growtx.train.settings import TrainingConfig

@@ -22,12 +22,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from growtx.models import GrowtxConfig, GrowtxForCausalLM
-from growtx.models.ensemble import GrowtxEnsembleForCausalLM, from_members, members_of
+from growtx.models.ensemble import from_members
 from growtx.sampling import Sampling, choose
 from growtx.serving.engine import Engines
 from growtx.serving.requests import Generation
 
 CLIENTS = (1, 8, 32)
+Members = dict[str, GrowtxForCausalLM]
 
 
 @dataclass(frozen=True)
@@ -98,22 +99,22 @@ def _p99(values: Sequence[float]) -> float:
 
 
 def measure_serving(
-    ensemble: GrowtxEnsembleForCausalLM, tokenizer: PreTrainedTokenizerFast, workload: Workload | None = None
+    members: Members, tokenizer: PreTrainedTokenizerFast, workload: Workload | None = None
 ) -> list[ServingRow]:
-    """Rows for the ensemble, its first member alone, and the naive loop, at 1, 8 and 32 clients.
+    """Rows for the ensemble of all members, the first member alone, and the naive loop, at 1, 8 and 32 clients.
 
     Args:
-        ensemble: in evaluation mode, on CPU; `random_ensemble` makes one.
+        members: in evaluation mode, on CPU; `random_members` makes some.
     """
     workload = workload or Workload()
+    ensemble = from_members(members).eval()
     ensemble.generation_config.eos_token_id = ensemble.config.eos_token_id = None  # every text has its full length
-    members = list(members_of(ensemble).values())
     hardware = Hardware.measure()
     naive_rounds, rounds = list[Timings](), dict[tuple[str, int], list[Timings]]()
-    models = {"ensemble": ensemble, "one member": members[0]}
+    models = {"ensemble": ensemble, "one member": next(iter(members.values()))}
     with _engines(models, tokenizer) as engines:
         for _ in range(workload.num_rounds):
-            naive_rounds.append(_naive(members, workload))
+            naive_rounds.append(_naive(list(members.values()), workload))
             for num_clients in CLIENTS:
                 requests = workload.requests(num_clients, ensemble.config.vocab_size)
                 for system, engine in engines.items():
@@ -126,7 +127,7 @@ def measure_serving(
     return [naive, *(replace(row, ratio_to_naive=row.tokens_per_second / naive.tokens_per_second) for row in served)]
 
 
-def random_ensemble(
+def random_members(
     tokenizer: PreTrainedTokenizerFast,
     *,
     num_members: int = 2,
@@ -135,18 +136,18 @@ def random_ensemble(
     num_heads: int = 8,
     vocab_size: int = 8192,
     context_length: int = 512,
-) -> GrowtxEnsembleForCausalLM:
-    """Members with random weights: their speed does not depend on what they know."""
+) -> Members:
+    """Members with random weights on one substrate: their speed does not depend on what they know."""
     torch.manual_seed(0)
     shape = {"hidden_size": hidden_size, "num_hidden_layers": num_blocks, "num_attention_heads": num_heads}
     sizes = {"vocab_size": max(vocab_size, len(tokenizer)), "max_position_embeddings": context_length}
-    members: dict[str, GrowtxForCausalLM] = {}
+    members: Members = {}
     for index in range(num_members):
         model = GrowtxForCausalLM(GrowtxConfig(**shape, **sizes)).eval()
         if members:
             model.model.embed_tokens = next(iter(members.values())).model.embed_tokens
         members[f"member-{index}"] = model
-    return from_members(members)
+    return members
 
 
 @contextmanager

@@ -24,8 +24,7 @@ import aiohttp
 import psutil
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.serving import random_ensemble
-from growtx.models.ensemble import members_of
+from benchmarks.serving import random_members
 from growtx.serving.local import APP, local_endpoint
 
 SAMPLE_SECONDS = 10.0
@@ -70,10 +69,10 @@ def run_soak(
 
 @contextmanager
 def _served(tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
-    ensemble = random_ensemble(tokenizer, hidden_size=64, num_blocks=2, num_heads=4, vocab_size=512)
+    members = random_members(tokenizer, hidden_size=64, num_blocks=2, num_heads=4, vocab_size=512)
     with tempfile.TemporaryDirectory() as directory:
-        paths = [str(Path(directory) / name) for name in members_of(ensemble)]
-        for path, member in zip(paths, members_of(ensemble).values(), strict=True):
+        paths = [str(Path(directory) / name) for name in members]
+        for path, member in zip(paths, members.values(), strict=True):
             member.save_pretrained(path)
             tokenizer.save_pretrained(path)
         with local_endpoint({"model": paths, "name": "soak", **ENGINE}) as url:

@@ -16,19 +16,30 @@ import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from growtx.exceptions import ConfigError
 from growtx.storage import resolve_address
 
 
 class ConfigModel(BaseModel):
-    """Base of every config block: immutable, unknown keys refused, defaults validated too, all numbers finite."""
+    """Base of every config block: immutable, unknown keys refused, defaults validated too, all numbers finite.
+
+    Attributes:
+        renamed_keys: keys of this block that had another name in earlier versions, and what they are called now (with
+            dots where they moved into a block). Files and overrides may still use the old names.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_renamed(cls, tree: Any) -> Any:
+        return current_names(tree, cls.renamed_keys) if isinstance(tree, Mapping) and cls.renamed_keys else tree
 
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON form; equal configurations have equal fingerprints."""
@@ -107,6 +118,23 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def current_names(tree: Mapping[str, Any], renamed_keys: Mapping[str, str]) -> dict[str, Any]:
+    """`tree` with old keys under their new names; where both name one value, the later of them in `tree` counts."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        branch = value
+        *parents, last = renamed_keys.get(key, key).split(".")
+        for part in (last, *reversed(parents)):
+            branch = {part: branch}
+        result = merged(result, branch)
+    return result
+
+
+def _current_override(override: str, renamed_keys: Mapping[str, str]) -> str:
+    first = re.split(r"[.=]", override, maxsplit=1)[0]
+    return renamed_keys.get(first, first) + override[len(first) :]
+
+
 def _read_preset(name_or_file: str) -> dict[str, Any]:
     if Path(name_or_file).suffix in {".yaml", ".yml"}:
         candidates = [Path(name_or_file), Path(resolve_address(name_or_file))]  # as given, and among the runs
@@ -161,12 +189,17 @@ def _key(node: Any, part: str, dotted: str) -> str | int:
     return int(part)
 
 
-def build_config(model: type[Model], tree: Mapping[str, Any]) -> Model:
-    """Validate a tree.
+def build_config(model: type[Model], tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> Model:
+    """Validate a tree after its dotted overrides.
 
     Raises:
         ConfigError: naming every invalid key, its value and a remedy.
     """
+    renamed = model.renamed_keys if issubclass(model, ConfigModel) else {}
+    # Renamed before the overrides are applied, so that those count more than the file whichever name either uses.
+    tree = current_names(tree, renamed) if renamed else tree
+    if given := [_current_override(override, renamed) for override in overrides]:
+        tree = apply_overrides(tree, given)
     try:
         return model.model_validate(tree)
     except ValidationError as error:

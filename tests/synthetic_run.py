@@ -190,28 +190,35 @@ MICROWORLD = {"num_people": 40, "languages": ["en", "zh"], "num_documents": 120}
 def grown_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, model: Any) -> Path:
     """A run directory whose manifests can be loaded: the random model of `model` at depths 1 and 2."""
     from growtx.data.tokenizer import tokenizer_fingerprint
-    from growtx.growth.assembly import SUBSTRATE_KEY, block_prefix, describe_model, head_state, split_state
+    from growtx.growth.assembly import SUBSTRATE_KEY, block_prefix, head_state, stage_manifest, store_stage
+    from growtx.models.configuration import GrowtxConfig
     from growtx.store.blobs import BlobStore
+    from tests import tiny
 
     path = tmp_path_factory.mktemp("grown")
     store = BlobStore(str(path))
     state = model.state_dict()
-    substrate, head = store.put({SUBSTRATE_KEY: state[SUBSTRATE_KEY]}), store.put(head_state(state))
-    blocks = [store.put(split_state(state, block_prefix(index))) for index in range(2)]
+    substrate = store.put({SUBSTRATE_KEY: state[SUBSTRATE_KEY]})
+    identity = {"tokenizer_fingerprint": tokenizer_fingerprint(tokenizer), "substrate_fingerprint": sha("substrate")}
     tokenizer.save_pretrained(path / "tokenizer")
-    parent: str | None = None
-    for depth in (1, 2):
-        manifest = make_manifest(
-            depth,
-            parent,
-            model=describe_model(model.config) | {"num_hidden_layers": depth},
-            substrate=substrate,
-            head=head,
-            blocks=tuple(BlockRef(blob=blob) for blob in blocks[:depth]),
-            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+    parent: Manifest | None = None
+    for stage in tiny.stages(grow={"blocks": 2}):
+        prefix = block_prefix(stage.num_frozen)
+        trained = head_state(state) | {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        stored = store_stage(store, stage, trained, substrate=substrate, parent=parent, untrained_head=dict)
+        parent = stage_manifest(
+            stage,
+            GrowtxConfig(**{**model.config.to_dict(), **identity, "num_hidden_layers": stage.num_blocks}),
+            stored,
+            parent=parent,
+            frozen=FrozenCheck(num_tensors=1, before=sha("frozen"), after=sha("frozen")),
+            num_tokens=1000 * stage.index,
+            ended_by="steps",
+            data_fingerprint=sha("data"),
+            config_fingerprint=sha("config"),
+            metrics=make_manifest(stage.index, None).metrics,
         )
-        write_manifest(Storage(path), manifest)
-        parent = manifest.digest()
+        write_manifest(Storage(path), parent)
     data = {"sources": [{"microworld": MICROWORLD}], "validation_fraction": 0.1}
     (path / "run.yaml").write_text(yaml.safe_dump({"name": "grown", "data": data}))
     return path

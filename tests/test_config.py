@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -247,3 +248,49 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(text: str) -> None:
 
 def test_merged_keys_may_be_overridden() -> None:
     assert parse_yaml("b: &b {a: 1}\nc: {<<: *b, a: 2}", "f")["c"] == {"a": 2}
+
+
+class Inner(ConfigModel):
+    renamed_keys: ClassVar[Mapping[str, str]] = {"breadth": "width"}
+    width: int = Field(1, ge=1)
+    depth: int = 1
+
+
+class Renamed(ConfigModel):
+    renamed_keys: ClassVar[Mapping[str, str]] = {"form": "shape", "depth": "shape.depth", "lanes": "num_lanes"}
+    shape: Inner = Inner()
+    num_lanes: int = 1
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"form": {"breadth": 3, "depth": 4}, "lanes": 2},
+        {"form": {"width": 3}, "depth": 4, "num_lanes": 2},
+        {"shape": {"width": 3, "depth": 9}, "depth": 4, "lanes": 2},
+        {"depth": 9, "shape": {"breadth": 3, "depth": 4}, "num_lanes": 9, "lanes": 2},
+    ],
+)
+def test_old_names_of_keys_are_read_as_their_new_ones(tree: dict[str, Any]) -> None:
+    expected = Renamed(shape=Inner(width=3, depth=4), num_lanes=2)
+    assert build_config(Renamed, tree) == Renamed.model_validate(tree) == expected
+    assert "form" not in to_yaml(expected)
+
+
+@pytest.mark.parametrize("old", [["form.width=3", "depth=4"], ["form={width: 3, depth: 4}"]])
+@pytest.mark.parametrize("tree", [{"shape": {"width": 7}}, {"form": {"width": 7}}, {}, {"shape": {}, "depth": 9}])
+def test_an_override_counts_more_than_the_file_whichever_name_each_uses(tree: dict[str, Any], old: list[str]) -> None:
+    new = [f"shape{override.removeprefix('form')}" if "form" in override else f"shape.{override}" for override in old]
+    expected = Inner(width=3, depth=4)
+    assert build_config(Renamed, tree, old).shape == build_config(Renamed, tree, new).shape == expected
+
+
+def test_errors_use_the_new_name_of_a_key() -> None:
+    assert str(error_of_renamed({"form": {"width": 0}})).startswith("shape.width=0: input should be greater")
+    assert "shape.dept: unknown key (value 2). Did you mean 'depth'" in str(error_of_renamed({"form": {"dept": 2}}))
+
+
+def error_of_renamed(tree: dict[str, Any]) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        build_config(Renamed, tree)
+    return caught.value

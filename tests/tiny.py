@@ -15,21 +15,19 @@ from growtx.config import build_config
 from growtx.growth.assembly import (
     SUBSTRATE_KEY,
     State,
-    block_prefix,
     build_stage_model,
-    describe_model,
     head_state,
     read_state,
-    split_state,
+    stage_manifest,
+    store_stage,
 )
-from growtx.growth.flops import active_parameters
 from growtx.growth.freezing import frozen_parameters, hash_frozen, prepare_for_stage
-from growtx.growth.lora import adapters_by_block
+from growtx.growth.lora import without_peft_prefix
 from growtx.growth.plan import PlanConfig, Stage, resolve
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.counting import num_params
+from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
-from growtx.store.manifest import BlockRef, FrozenCheck, Manifest, write_manifest
+from growtx.store.manifest import FrozenCheck, Manifest, write_manifest
 from growtx.substrate.build import SUBSTRATE_FILE, Substrate, SubstrateRecord
 
 VOCAB_SIZE = 275  # odd, so that nothing divides evenly
@@ -80,7 +78,13 @@ def disturb(model: nn.Module, seed: int = 0) -> State:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for parameter in trained.values():
         parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return {name.removeprefix("base_model.model."): parameter.detach() for name, parameter in trained.items()}
+    return without_peft_prefix({name: parameter.detach() for name, parameter in trained.items()})
+
+
+def config_like(manifest: Manifest, num_blocks: int) -> GrowtxConfig:
+    """A decoder of `num_blocks` blocks on the tokenizer and substrate of a manifest."""
+    kept = ("tokenizer_fingerprint", "substrate_fingerprint", "eos_token_id", "pad_token_id")
+    return config(num_blocks, **{key: manifest.model[key] for key in kept})
 
 
 def build_tokenizer() -> Any:
@@ -125,46 +129,49 @@ def write_run(
 
 
 def write_stage(
-    store: BlobStore, stage: Stage, model_config: GrowtxConfig, substrate_blob: str, parent: Manifest | None
+    store: BlobStore,
+    stage: Stage,
+    model_config: GrowtxConfig,
+    substrate_blob: str,
+    parent: Manifest | None,
+    *,
+    metrics: dict[str, Any] | None = None,
+    target: Storage | None = None,
 ) -> Manifest:
-    """Grow, disturb and seal one stage."""
+    """Grow, disturb and finalize one stage.
+
+    Args:
+        metrics: of the manifest, in place of and beside the usual ones.
+        target: directory of the manifest; None: that of the blobs.
+    """
     state = read_state(store, parent) if parent else None
     model = build_stage_model(model_config, stage, state, store.get(substrate_blob)[SUBSTRATE_KEY], seed=0)
     wrapped = prepare_for_stage(model, stage, seed=0)
     frozen, num_frozen = hash_frozen(frozen_parameters(wrapped))
     trained = disturb(wrapped, seed=stage.index)
-    blocks = list(parent.blocks) if parent else []
-    for index, adapter in (adapters_by_block(trained, stage.lora) if stage.lora else {}).items():
-        blocks[index] = BlockRef(blob=blocks[index].blob, adapters=(*blocks[index].adapters, store.put(adapter)))
-    for index in range(stage.num_frozen, stage.num_blocks):
-        blocks[index : index + 1] = [BlockRef(blob=store.put(split_state(trained, block_prefix(index))))]
-    used = parent.substrate if parent else substrate_blob
-    if stage.train_substrate:
-        used = store.put({SUBSTRATE_KEY: trained[SUBSTRATE_KEY]})
-    head = store.put(head_state(trained))
-    made = [used, *(blob for ref in blocks for blob in (ref.blob, *ref.adapters)), head]
-    old = parent.blobs() if parent else []
-    new = dict.fromkeys([*([] if parent else [substrate_blob]), *(blob for blob in made if blob not in old)])
-    manifest = Manifest(
-        name=stage.name,
-        index=stage.index,
-        parent=parent.digest() if parent else None,
-        stage=stage.model_dump(mode="json"),
-        model=describe_model(model_config),
-        substrate=used,
-        blocks=tuple(blocks),
-        head=head,
-        tokenizer_fingerprint=model_config.tokenizer_fingerprint or "",
-        substrate_fingerprint=model_config.substrate_fingerprint or "",
+    stored = store_stage(
+        store,
+        stage,
+        trained,
+        substrate=substrate_blob,
+        parent=parent,
+        untrained_head=lambda: head_state(model.state_dict()),
+    )
+    manifest = stage_manifest(
+        stage,
+        model_config,
+        stored,
+        parent=parent,
+        frozen=FrozenCheck(num_tensors=num_frozen, before=frozen, after=frozen),
+        num_tokens=1000 * stage.index,
+        ended_by="steps",
         data_fingerprint="d" * 64,
         config_fingerprint="c" * 64,
-        active_parameters=active_parameters(model_config, stage),
-        total_parameters=num_params(model_config).total,
-        num_tokens=1000 * stage.index,
-        new_blobs=tuple(new),
-        frozen_check=FrozenCheck(num_tensors=num_frozen, before=frozen, after=frozen),
-        ended_by="steps",
-        metrics={"eval/bits_per_byte_start": 4.0 - stage.index, "eval/bits_per_byte": 3.5 - stage.index},
+        metrics={
+            "eval/bits_per_byte_start": 4.0 - stage.index,
+            "eval/bits_per_byte": 3.5 - stage.index,
+            **(metrics or {}),
+        },
     )
-    write_manifest(store.storage, manifest)
+    write_manifest(target or store.storage, manifest)
     return manifest

@@ -22,12 +22,10 @@ from torch.nn import functional as F
 from growtx.data.tokenizer import document_ids, token_num_bytes
 from growtx.evaluate.intervals import Interval, bootstrap_ratio
 from growtx.exceptions import DataError
+from growtx.models.loss import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-IGNORE_INDEX = -100
-Int32Array = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -42,37 +40,6 @@ class BitsPerByte:
     @property
     def value(self) -> float:
         return self.interval.value
-
-
-def of_windows(
-    model: torch.nn.Module,
-    windows_NT: Int32Array,
-    num_bytes_V: Int32Array,
-    pad_token_id: int | None,
-    *,
-    batch_size: int = 8,
-    seed: int = 0,
-) -> BitsPerByte:
-    """Bits per byte on packed windows; the first token of a window is given, not predicted.
-
-    Args:
-        num_bytes_V: UTF-8 bytes of every token id, see `growtx.data.tokenizer.token_num_bytes`.
-        pad_token_id: what fills the last window, never predicted; None where every window is full.
-
-    Raises:
-        DataError: there is nothing to predict.
-    """
-    nats, tokens, num_bytes = (np.zeros(len(windows_NT)) for _ in range(3))
-    device = next(model.parameters()).device
-    for start in range(0, len(windows_NT), batch_size):
-        rows = slice(start, min(start + batch_size, len(windows_NT)))
-        ids_BT = torch.from_numpy(windows_NT[rows].astype(np.int64)).to(device)
-        labels_BT = ids_BT if pad_token_id is None else ids_BT.masked_fill(ids_BT == pad_token_id, IGNORE_INDEX)
-        nats[rows] = token_nll(model, ids_BT, labels_BT).double().sum(1).cpu().numpy()
-        predicted_BT = (labels_BT[:, 1:] != IGNORE_INDEX).cpu().numpy()
-        tokens[rows] = predicted_BT.sum(1)
-        num_bytes[rows] = (num_bytes_V[windows_NT[rows][:, 1:]] * predicted_BT).sum(1)
-    return _summary(nats, tokens, num_bytes, seed)
 
 
 def of_documents(

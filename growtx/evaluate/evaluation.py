@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from growtx.config import ConfigModel, apply_overrides, build_config
+from growtx.config import ConfigModel, build_config
 from growtx.evaluate import bits_per_byte
 from growtx.evaluate.outcomes import scores_of
-from growtx.evaluate.results import COMPRESSION_TASK, Evaluation, Score
+from growtx.evaluate.results import COMPRESSION_TASK, Score
 from growtx.evaluate.training_text import Groups
-from growtx.exceptions import ConfigError, DataError, GrowtxError
+from growtx.exceptions import ConfigError, DataError
 from growtx.microworld import MicroworldConfig
+from growtx.storage import resolve_address
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -25,19 +26,34 @@ UNKNOWN_LANGUAGE = 1.1  # times the bits per byte of a uniform guess; an untrain
 PROBE_PROMPTS = 24
 
 
-class BenchmarkConfig(ConfigModel):
-    """What to measure, and how."""
+class TaskSelection(ConfigModel):
+    """Which tasks to score, on how many questions: the block `benchmarks` of a study, and the core of a run's."""
 
-    tasks: tuple[str, ...] = Field(min_length=1, description="bits_per_byte, microworld, growtx tasks or lm-eval tasks")
+    tasks: tuple[str, ...] = Field((), description="bits_per_byte, microworld, growtx tasks or lm-eval tasks")
+    data_dir: str | None = Field(None, description="directory of the JSON Lines files that growtx tasks read")
+    limit: int | None = Field(None, ge=1, description="questions per task; null: all")
     protocols: tuple[Literal["log-likelihood", "sampled letter"], ...] = Field(
         ("log-likelihood", "sampled letter"), description="ways to score multiple choice"
     )
-    data_dir: str | None = Field(None, description="directory of the JSON Lines files that growtx tasks read")
+
+    def benchmark(self) -> BenchmarkConfig:
+        """The same selection as `growtx evaluate` would be told; a relative directory lies where runs lie.
+
+        Raises:
+            ConfigError: no task is selected.
+        """
+        chosen = {key: getattr(self, key) for key in TaskSelection.model_fields}
+        return build_config(BenchmarkConfig, {**chosen, "data_dir": self.data_dir and resolve_address(self.data_dir)})
+
+
+class BenchmarkConfig(TaskSelection):
+    """What to measure, and how."""
+
+    tasks: tuple[str, ...] = Field(min_length=1, description="bits_per_byte, microworld, growtx tasks or lm-eval tasks")
     texts: tuple[str, ...] = Field((), description="text files for bits per byte; default: the run's held-out text")
     text_column: str = "text"
     max_text_bytes: int = Field(100_000, gt=0, description="bytes of text per group for bits per byte")
     microworld: MicroworldConfig | None = Field(None, description="world of the microworld tasks; default: the run's")
-    limit: int | None = Field(None, ge=1, description="questions per task; null: all")
     num_fewshot: int | None = Field(None, ge=0, description="solved examples before each question")
     overlap: bool = Field(True, description="look for the questions in the training text, if the run records it")
     num_runs: int = Field(10, ge=1, description="number of runs of the sampled-letter protocol")
@@ -53,34 +69,7 @@ def benchmark_config(overrides: Iterable[str], **values: Any) -> BenchmarkConfig
         ConfigError: naming key, value and remedy.
     """
     given = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if value}
-    return build_config(BenchmarkConfig, apply_overrides(given, overrides))
-
-
-def evaluate_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    config: BenchmarkConfig,
-    *,
-    name: str = "model",
-    texts: Groups | None = None,
-) -> Evaluation:
-    """Score a loaded model on every task of `config`; a task that cannot be scored becomes a note.
-
-    Args:
-        name: of the model, as the evaluation records it.
-        texts: groups of documents for the task `bits_per_byte`.
-
-    Raises:
-        ConfigError: a task does not exist.
-    """
-    scores: list[Score] = []
-    notes: list[str] = []
-    for task in resolve_tasks(config):
-        try:
-            scores.extend(score_task(model, tokenizer, task, config, texts=texts))
-        except GrowtxError as error:
-            notes.append(f"{task}: {error}")
-    return Evaluation(model=name, scores=tuple(scores), notes=tuple(notes))
+    return build_config(BenchmarkConfig, given, overrides)
 
 
 def resolve_tasks(config: BenchmarkConfig) -> list[str]:

@@ -1,21 +1,24 @@
-"""From manifests to models: assemble a finished depth, or grow the next stage on top of it."""
+"""From manifests to models and back: assemble a finished depth, grow the next stage on it, store what trained."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from growtx.exceptions import FingerprintError
-from growtx.growth.lora import merge_adapter
+from growtx.growth.flops import active_parameters
+from growtx.growth.lora import adapters_by_block, merge_adapter
 from growtx.growth.plan import Init, Stage
 from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM, initialize_block
 from growtx.models.configuration import GrowtxConfig
+from growtx.models.counting import num_params
 from growtx.store.blobs import BlobStore
-from growtx.store.manifest import Manifest
+from growtx.store.manifest import BlockRef, FrozenCheck, Manifest
 
 SUBSTRATE_KEY = "model.embed_tokens.weight"
 HEAD_PREFIXES = ("model.norm.", "lm_head.")
@@ -136,3 +139,109 @@ def check_same(kind: str, expected: str | None, found: str | None, where: str) -
             f"{where}: the {kind} is a different one (fingerprint {str(found)[:12]}, expected {str(expected)[:12]})",
             f"Use the {kind} that the model was grown on",
         )
+
+
+# From a trained model back to a manifest: what trained goes into blobs, everything else keeps its parent's.
+
+
+@dataclass(frozen=True)
+class StoredStage:
+    """The blobs of the model that a stage leaves, lowest block first, and which of them the stage wrote."""
+
+    substrate: str
+    blocks: tuple[BlockRef, ...]
+    head: str
+    new: tuple[str, ...]
+
+
+def store_stage(
+    store: BlobStore,
+    stage: Stage,
+    trained: Mapping[str, torch.Tensor],
+    *,
+    substrate: str,
+    parent: Manifest | None,
+    untrained_head: Callable[[], State],
+) -> StoredStage:
+    """Put the tensors that trained into blobs.
+
+    Args:
+        trained: by their names in the model, adapters as peft names them.
+        substrate: blob that the first stage starts from.
+        untrained_head: gives the head of a first stage that does not train it; called in that case only.
+
+    Raises:
+        StoreError: a blob cannot be written.
+    """
+    blocks = _store_blocks(store, stage, trained, parent)
+    head = head_state(trained)
+    head_blob = store.put(head or untrained_head()) if head or parent is None else parent.head
+    used = parent.substrate if parent else substrate
+    if stage.train_substrate:
+        used = store.put({SUBSTRATE_KEY: trained[SUBSTRATE_KEY]})
+    # A first stage also counts the substrate that it starts from as its own, even if it then trains another.
+    known = parent.blobs() if parent else []
+    blobs = [] if parent else [substrate]
+    blobs += [used, *(blob for ref in blocks for blob in (ref.blob, *ref.adapters)), head_blob]
+    new = tuple(dict.fromkeys(blob for blob in blobs if blob not in known))
+    return StoredStage(used, blocks, head_blob, new)
+
+
+def _store_blocks(
+    store: BlobStore, stage: Stage, trained: Mapping[str, torch.Tensor], parent: Manifest | None
+) -> tuple[BlockRef, ...]:
+    """The parent's blocks, with the stage's adapters on the frozen ones and new blobs for those that trained."""
+    blocks = list(parent.blocks) if parent else []
+    adapters = adapters_by_block(trained, stage.lora) if stage.lora else {}
+    for index, tensors in adapters.items():
+        old = blocks[index]
+        blocks[index] = BlockRef(blob=old.blob, adapters=(*old.adapters, store.put(tensors)))
+    for index in range(stage.num_frozen, stage.num_blocks):
+        blocks[index : index + 1] = [BlockRef(blob=store.put(split_state(trained, block_prefix(index))))]
+    return tuple(blocks)
+
+
+def stage_manifest(
+    stage: Stage,
+    config: GrowtxConfig,
+    stored: StoredStage,
+    *,
+    parent: Manifest | None,
+    frozen: FrozenCheck,
+    num_tokens: int,
+    ended_by: str,
+    data_fingerprint: str,
+    config_fingerprint: str,
+    metrics: Mapping[str, Any],
+    versions: Mapping[str, str] | None = None,
+) -> Manifest:
+    """The manifest of a stored stage, not written yet.
+
+    Args:
+        config: of the depth that the stage reaches.
+        num_tokens: trained on since the first stage.
+        ended_by: the limit that the stage reached: `tokens`, `steps`, `seconds` or `convergence`.
+        versions: of Python and of the packages that the stage was trained with.
+    """
+    return Manifest(
+        name=stage.name,
+        index=stage.index,
+        parent=parent.digest() if parent else None,
+        stage=stage.model_dump(mode="json"),
+        model=describe_model(config),
+        substrate=stored.substrate,
+        blocks=stored.blocks,
+        head=stored.head,
+        tokenizer_fingerprint=config.tokenizer_fingerprint or "",
+        substrate_fingerprint=config.substrate_fingerprint or "",
+        data_fingerprint=data_fingerprint,
+        config_fingerprint=config_fingerprint,
+        active_parameters=active_parameters(config, stage),
+        total_parameters=num_params(config).total,
+        num_tokens=num_tokens,
+        new_blobs=stored.new,
+        frozen_check=frozen,
+        ended_by=ended_by,
+        metrics=dict(metrics),
+        versions=dict(versions or {}),
+    )

@@ -130,12 +130,10 @@ MAX_CACHE_COST_RATIO = (
 
 @dataclass(frozen=True)
 class PrefixPlan:
-    """What each way costs for all trials together, and the one to take."""
+    """The way to take, why, and what the cache would hold."""
 
     choice: Literal["recompute", "cache"]
     reason: str
-    recompute_flops: float
-    cache_flops: float
     cache_bytes: int
 
 
@@ -174,4 +172,4 @@ def plan_prefix(
         reason = "windows are seen too rarely for the cache to pay off"
     else:
         choice, reason = "cache", f"the cache saves {1 - cache / recompute:.0%} of the prefix's FLOPs"
-    return PrefixPlan(choice, reason, recompute, cache, size)
+    return PrefixPlan(choice, reason, size)

@@ -62,7 +62,12 @@ class StageForecast:
 def forecast(
     config: GrowtxConfig, stages: Sequence[Stage], placement: Placement, *, tokens_per_step: int
 ) -> list[StageForecast]:
-    """Forecast every stage; `config` gives the shape, its depth is not used."""
+    """Forecast every stage.
+
+    Args:
+        config: gives the shape, its depth is not used.
+        tokens_per_step: of stages that have no batch size of their own.
+    """
     return [_stage(config, stage, placement, tokens_per_step) for stage in stages]
 
 
@@ -71,7 +76,8 @@ def _stage(config: GrowtxConfig, stage: Stage, placement: Placement, tokens_per_
     fixed = counts.total - counts.num_blocks * counts.per_block
     total = fixed + stage.num_blocks * counts.per_block
     active = active_parameters(config, stage)
-    num_tokens = stage.train.num_steps(tokens_per_step) * tokens_per_step
+    per_step = stage.train.tokens_per_step(config.max_position_embeddings, default=tokens_per_step)
+    num_tokens = stage.train.num_steps(per_step) * per_step
     flops = stage_flops(config, stage, activation_checkpointing=placement.activation_checkpointing).total * num_tokens
     return StageForecast(stage, total, active, num_tokens, flops, _memory(config, stage, placement, total, active))
 

@@ -16,6 +16,7 @@ from torch import nn
 from growtx.growth.plan import ATTENTION_TARGETS, LoraConfig
 from growtx.models.causal_lm import GrowtxForCausalLM
 
+_PEFT_PREFIX = "base_model.model."  # of every name in a peft model, before the name in the model that it wraps
 _LORA_NAME = re.compile(r"model\.layers\.(\d+)\.(.+)\.(lora_[AB])\.default\.weight$")
 
 
@@ -82,3 +83,8 @@ def base_model(model: nn.Module) -> GrowtxForCausalLM:
     inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     assert isinstance(inner, GrowtxForCausalLM)
     return inner
+
+
+def without_peft_prefix(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of a peft model under the names that they have in the model inside it; others keep their names."""
+    return {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in state.items()}

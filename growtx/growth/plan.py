@@ -91,6 +91,10 @@ class StageTraining(ConfigModel):
             )
         return self
 
+    def tokens_per_step(self, context_length: int, *, default: int) -> int:
+        """Tokens of an optimizer step: of this stage's own batch, or `default` where it has none."""
+        return default if self.global_batch_size is None else self.global_batch_size * context_length
+
     def num_steps(self, tokens_per_step: int) -> int:
         """Optimizer steps of the whole stage, unless time or convergence end it sooner."""
         limits = [self.steps] if self.steps else []
@@ -280,7 +284,7 @@ def resolve(plan: PlanConfig, *, num_stages_before: int = 0, num_blocks_before: 
     Args:
         num_stages_before, num_blocks_before: of the lineage that the plan continues, if it does.
 
-    A control gets the plan's tokens here; for one of equal FLOPs, which depend on the shape, see `matching.py`.
+    A control gets the plan's tokens here; for one of equal FLOPs, which depend on the shape, see `scaling.py`.
 
     Raises:
         ConfigError: naming the stage and the invalid key.
@@ -331,17 +335,19 @@ def _monolithic(stages: Sequence[Stage]) -> tuple[Stage, ...]:
             f"plan.mode=monolithic: the stages are limited by {' and '.join(used)}, which do not add up to one length",
             "Limit every stage by train.tokens alone, or every stage by train.steps alone",
         )
-    first, depth = stages[0], stages[-1].num_blocks
-    return (
-        first.model_copy(
-            update={
-                "name": "monolithic",
-                "add": depth - first.num_blocks_before,
-                "num_active": depth,
-                "head": True,
-                "init": "random",
-                "lora": None,
-                "train": first.train.model_copy(update={used[0]: sum(limits[used[0]])}),
-            }
-        ),
+    train = stages[0].train.model_copy(update={used[0]: sum(limits[used[0]])})
+    return (monolithic_stage(stages[0], stages[-1].num_blocks).model_copy(update={"train": train}),)
+
+
+def monolithic_stage(first: Stage, num_blocks: int) -> Stage:
+    """The one stage of a control: it trains as `first` does, but all of `num_blocks` blocks and the head at once."""
+    return first.model_copy(
+        update={
+            "name": "monolithic",
+            "add": num_blocks - first.num_blocks_before,
+            "num_active": num_blocks,
+            "head": True,
+            "init": "random",
+            "lora": None,
+        }
     )

@@ -1,4 +1,8 @@
-"""The same plan, longer or shorter, so that plans are compared at equal tokens or at equal FLOPs."""
+"""Plans of equal cost: a plan made longer or shorter, and the monolithic control of a plan.
+
+Costs are tokens or FLOPs of whole optimizer steps. `tokens_per_step` is always that of stages without a batch size of
+their own; a stage with `train.global_batch_size` is counted with that.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any, Literal
 
 from growtx.exceptions import ConfigError
 from growtx.growth.flops import stage_flops
-from growtx.growth.plan import PlanConfig, Stage, StageConfig, resolve
+from growtx.growth.plan import PlanConfig, Stage, StageConfig, monolithic_stage, resolve
 from growtx.models.configuration import GrowtxConfig
 
 Measure = Literal["tokens", "flops"]
@@ -15,11 +19,25 @@ Measure = Literal["tokens", "flops"]
 
 def plan_cost(config: GrowtxConfig, stages: Sequence[Stage], measure: Measure, *, tokens_per_step: int) -> float:
     """Tokens of all stages together, or FLOPs: the forward pass of the frozen prefix in every step included."""
-    per_token = [1.0 if measure == "tokens" else stage_flops(config, stage).total for stage in stages]
-    return sum(
-        cost * stage.train.num_steps(tokens_per_step) * tokens_per_step
-        for cost, stage in zip(per_token, stages, strict=True)
-    )
+    total = 0.0
+    for stage in stages:
+        per_step = _tokens_of_step(config, stage, tokens_per_step)
+        total += _cost_of_token(config, stage, measure) * stage.train.num_steps(per_step) * per_step
+    return total
+
+
+def steps_for(config: GrowtxConfig, stage: Stage, measure: Measure, wanted: float, *, tokens_per_step: int) -> int:
+    """How many steps of `stage` cost `wanted`: the nearest whole number, at least one."""
+    per_step = _cost_of_token(config, stage, measure) * _tokens_of_step(config, stage, tokens_per_step)
+    return max(1, round(wanted / per_step))
+
+
+def _cost_of_token(config: GrowtxConfig, stage: Stage, measure: Measure) -> float:
+    return 1.0 if measure == "tokens" else stage_flops(config, stage).total
+
+
+def _tokens_of_step(config: GrowtxConfig, stage: Stage, default: int) -> int:
+    return stage.train.tokens_per_step(config.max_position_embeddings, default=default)
 
 
 def scaled_to(
@@ -28,7 +46,7 @@ def scaled_to(
     """The plan with every stage longer or shorter by one factor, so that all stages together cost `wanted`.
 
     Stages keep their shares. Lengths are whole steps; what rounding leaves goes to the next stage, so the sum is right
-    to about half a step.
+    to about half a step. A plan of mode monolithic becomes its control, written out.
 
     Raises:
         ConfigError: a stage ends by time or convergence, so that its cost is not known before it has run.
@@ -39,40 +57,64 @@ def scaled_to(
             "plan: a stage ends by seconds or convergence, so that its tokens and FLOPs are not known in advance",
             "Limit every stage of a study by train.tokens or train.steps",
         )
-    factor = wanted / plan_cost(config, stages, measure, tokens_per_step=tokens_per_step)
     if plan.mode == "monolithic":
-        (stage,) = stages
-        written: tuple[StageConfig, ...] = (_as_written(stage),)
-    else:
-        written = plan.stage_configs()
-    lengths, left = [], 0.0
-    for stage in stages:
-        exact = stage.train.num_steps(tokens_per_step) * factor + left
-        lengths.append(max(1, round(exact)))
-        left = exact - lengths[-1]
-    changed = tuple(_with_steps(stage, steps) for stage, steps in zip(written, lengths, strict=True))
-    train = {key: value for key, value in plan.train.items() if key not in ("tokens", "steps")}
-    tree: dict[str, Any] = {**plan.model_dump(), "mode": "grow", "grow": None, "stages": changed, "train": train}
-    return PlanConfig.model_validate(tree)
+        return control_plan(plan, config, measure, wanted, tokens_per_step=tokens_per_step)
+    factor = wanted / plan_cost(config, stages, measure, tokens_per_step=tokens_per_step)
+    changed, left = [], 0.0
+    for stage, written in zip(stages, plan.stage_configs(), strict=True):
+        exact = stage.train.num_steps(_tokens_of_step(config, stage, tokens_per_step)) * factor + left
+        num_steps = max(1, round(exact))
+        left = exact - num_steps
+        changed.append(_with_steps(written, num_steps))
+    return _written_out(plan, changed)
 
 
-def _as_written(stage: Stage) -> StageConfig:
-    """The control's one stage, into which `mode: monolithic` turns them all."""
-    return StageConfig(name=stage.name, add=stage.add, train_substrate=stage.train_substrate, init=stage.init)
+def _with_steps(stage: StageConfig, num_steps: int) -> StageConfig:
+    return stage.model_copy(update={"train": {**_without_length(stage.train), "steps": num_steps}})
 
 
-def _with_steps(stage: StageConfig, steps: int) -> StageConfig:
-    train = {key: value for key, value in stage.train.items() if key != "tokens"}
-    return stage.model_copy(update={"train": {**train, "steps": steps}})
+def _written_out(plan: PlanConfig, stages: Sequence[StageConfig]) -> PlanConfig:
+    """A plan of these stages, each with a length of its own, and of everything else that `plan` says."""
+    changes = {"mode": "grow", "grow": None, "stages": tuple(stages), "train": _without_length(plan.train)}
+    return PlanConfig.model_validate({**plan.model_dump(), **changes})
 
 
-# Controls of equal cost: how long a control must train to use as many FLOPs as a plan.
+def _without_length(train: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in train.items() if key not in ("tokens", "steps", "seconds", "convergence")}
 
 
-def tokens_for_flops(config: GrowtxConfig, stage: Stage, flops: float, *, tokens_per_step: int) -> int:
-    """Tokens of `stage` that cost `flops`, in whole steps (at least one): the nearest number of them."""
-    per_step = stage_flops(config, stage).total * tokens_per_step
-    return max(1, round(flops / per_step)) * tokens_per_step
+# Controls: the shape of a plan's last depth, every block trained from the start, at the cost of the plan.
+
+
+def control_plan(
+    plan: PlanConfig,
+    config: GrowtxConfig,
+    measure: Measure,
+    wanted: float,
+    *,
+    tokens_per_step: int,
+    num_blocks: int | None = None,
+    num_blocks_before: int = 0,
+) -> PlanConfig:
+    """The control of a plan, written as a plan of one stage that costs `wanted`; it trains as the first stage does.
+
+    Args:
+        num_blocks: depth of the control; None: that of the plan.
+        num_blocks_before: of the lineage that plan and control continue, if they do.
+    """
+    first, *_ = stages = resolve(plan.model_copy(update={"mode": "grow"}), num_blocks_before=num_blocks_before)
+    stage = monolithic_stage(first, stages[-1].num_blocks if num_blocks is None else num_blocks)
+    written = StageConfig(
+        name=stage.name,
+        add=stage.add,
+        active=None if stage.num_active == stage.add else stage.num_active,
+        train_substrate=stage.train_substrate,
+        init=stage.init,
+        num_workers=stage.num_workers,
+        train=plan.stage_configs()[0].train,
+    )
+    num_steps = steps_for(config, stage, measure, wanted, tokens_per_step=tokens_per_step)
+    return _written_out(plan, [_with_steps(written, num_steps)])
 
 
 def resolve_matched(
@@ -95,6 +137,6 @@ def resolve_matched(
     (control,) = stages
     grown = resolve(plan.model_copy(update={"mode": "grow"}), **before)
     flops = plan_cost(config, grown, "flops", tokens_per_step=tokens_per_step)
-    tokens = tokens_for_flops(config, control, flops, tokens_per_step=tokens_per_step)
-    train = control.train.model_copy(update={"tokens": tokens, "steps": None})
-    return (control.model_copy(update={"train": train}),)
+    num_steps = steps_for(config, control, "flops", flops, tokens_per_step=tokens_per_step)
+    length = {"tokens": num_steps * _tokens_of_step(config, control, tokens_per_step), "steps": None}
+    return (control.model_copy(update={"train": control.train.model_copy(update=length)}),)

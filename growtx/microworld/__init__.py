@@ -37,7 +37,7 @@ from importlib import resources
 from growtx.microworld.config import LANGUAGES, Language, MicroworldConfig
 from growtx.microworld.corpus import Corpus
 from growtx.microworld.exercises import TASKS
-from growtx.microworld.forms import ExtractiveQA, MultipleChoice, Question, Translation, prompt, target, to_jsonl
+from growtx.microworld.forms import ExtractiveQA, MultipleChoice, Question, Translation, prompt, target
 from growtx.microworld.held_out import questions
 
 __all__ = [
@@ -54,7 +54,6 @@ __all__ = [
     "prompt",
     "questions",
     "target",
-    "to_jsonl",
 ]
 
 

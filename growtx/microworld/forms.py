@@ -1,16 +1,13 @@
 """Questions in the forms of the paper's benchmarks, and how a document shows them.
 
-The JSON forms are those of common evaluation files: multiple choice `{task, question, choices, answer_index}`
+Fields have the names of common evaluation files: multiple choice `{task, question, choices, answer_index}`
 (with a `context` where the answer lies in one), extractive question answering `{task, context, question, answers}`,
 translation `{task, src, tgt, src_lang, tgt_lang}`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from growtx.microworld.config import Language
 
@@ -33,13 +30,6 @@ class MultipleChoice:
     answer_index: int
     context: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """The record as in evaluation files; no `context` where there is none."""
-        record = asdict(self)
-        if not self.context:
-            del record["context"]
-        return record
-
 
 @dataclass(frozen=True)
 class ExtractiveQA:
@@ -49,10 +39,6 @@ class ExtractiveQA:
     context: str
     question: str
     answers: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The record as in evaluation files."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -65,17 +51,8 @@ class Translation:
     src_lang: Language
     tgt_lang: Language
 
-    def to_json(self) -> dict[str, Any]:
-        """The record as in evaluation files."""
-        return asdict(self)
-
 
 Question = MultipleChoice | ExtractiveQA | Translation
-
-
-def to_jsonl(questions: Iterable[Question]) -> str:
-    """One JSON object per line."""
-    return "".join(json.dumps(question.to_json(), ensure_ascii=False) + "\n" for question in questions)
 
 
 def open_prompt(question: str, language: Language) -> str:

@@ -5,9 +5,9 @@ Importing this package registers them with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM, GrowtxModel, GrowtxOutput, initialize_block
+from growtx.models.causal_lm import GrowtxForCausalLM, GrowtxModel
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.counting import ParameterCounts, num_params
+from growtx.models.counting import num_params
 from growtx.models.ensemble import (
     GrowtxEnsembleConfig,
     GrowtxEnsembleForCausalLM,
@@ -27,18 +27,13 @@ for _config, _model in (
 AutoModel.register(GrowtxConfig, GrowtxModel)
 
 __all__ = [
-    "GrowtxBlock",
     "GrowtxConfig",
     "GrowtxEnsembleConfig",
     "GrowtxEnsembleForCausalLM",
     "GrowtxForCausalLM",
     "GrowtxFusedEnsembleConfig",
     "GrowtxFusedEnsembleForCausalLM",
-    "GrowtxModel",
-    "GrowtxOutput",
-    "ParameterCounts",
     "from_members",
-    "initialize_block",
     "num_params",
     "to_fused",
 ]

@@ -28,11 +28,6 @@ class ParameterCounts:
         """All parameters, the frozen substrate included."""
         return self.embedding + self.num_blocks * self.per_block + self.final_norm + self.head
 
-    def active(self, num_blocks: int, *, head: bool = True, final_norm: bool = True, embedding: bool = False) -> int:
-        """Parameters that receive gradients when `num_blocks` blocks and the named parts train."""
-        parts = ((embedding, self.embedding), (final_norm, self.final_norm), (head, self.head))
-        return num_blocks * self.per_block + sum(count for trains, count in parts if trains)
-
 
 def num_params(config: GrowtxConfig) -> ParameterCounts:
     """Counts of the paper's accounting: 12 D^2 + 9 D a block, 2 D final norm, V D + V head, V E embedding."""
@@ -92,18 +87,3 @@ def forward_flops(config: GrowtxConfig, context_length: int) -> TokenFlops:
 def monolithic_flops(config: GrowtxConfig, context_length: int) -> TokenFlops:
     """A training step with every block in training: 6 (L b + h), b = 12 D^2, h = D V."""
     return forward_flops(config, context_length) * 3
-
-
-def growing_flops(
-    config: GrowtxConfig, context_length: int, *, num_new_blocks: int, prefix_cached: bool = False
-) -> TokenFlops:
-    """A training step of a stage whose newest `num_new_blocks` blocks and head train.
-
-    2 F b + 6 (K b + h) while the F blocks of the prefix are recomputed, 6 (K b + h) on their cached activations.
-    What adapters, a frozen head and activation checkpointing change is counted by `growth/flops.py`.
-    """
-    block = block_forward_flops(config, context_length)
-    trained = (block * num_new_blocks + head_forward_flops(config)) * 3
-    if prefix_cached:
-        return trained
-    return trained + block * (config.num_hidden_layers - num_new_blocks)

@@ -224,9 +224,6 @@ class TextScore:
     def bits_per_byte(self) -> float:
         return self.nats / log(2) / self.num_bytes
 
-    def __add__(self, other: TextScore) -> TextScore:
-        return TextScore(self.nats + other.nats, self.num_tokens + other.num_tokens, self.num_bytes + other.num_bytes)
-
 
 def labels_of(tokens_BT: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
     """The windows themselves as labels, padding ignored; the model shifts them."""

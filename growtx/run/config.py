@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, apply_overrides, build_config, load_preset
+from growtx.config import ConfigModel, build_config, load_preset
 from growtx.data.sources import DataConfig
 from growtx.data.tokenizer import TokenizerConfig
+from growtx.evaluate.evaluation import TaskSelection, resolve_tasks
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import BudgetConfig, ModelConfig, PlanConfig, resolve
 from growtx.substrate.build import SubstrateConfig
 from growtx.train.settings import ResourcesConfig, TrainingConfig
 from growtx.train.tracking import TrackingConfig
 
-if TYPE_CHECKING:
-    from growtx.evaluate.evaluation import BenchmarkConfig
-
-
-# The block `capability`: what is measured when a run has ended, and the controls it is compared with.
+# The block `benchmarks`: what is measured when a run has ended, and the controls it is compared with.
 
 
 Controls = Literal["none", "last", "all"]
 
 
-class BenchmarksConfig(ConfigModel):
-    """The block `capability`: what is measured when a run has ended."""
+class BenchmarksConfig(TaskSelection):
+    """The block `benchmarks`: what is measured at every depth when a run has ended; no tasks: nothing."""
 
-    tasks: tuple[str, ...] = Field((), description="tasks to score at every depth; empty: none")
-    data_dir: str | None = Field(None, description="directory of the JSON Lines files for growtx's own tasks")
-    limit: int | None = Field(None, ge=1, description="questions per task; null: all")
     protocols: tuple[Literal["log-likelihood", "sampled letter"], ...] = ("log-likelihood",)
     controls: Controls = Field(
         "none", description="monolithic models of equal FLOPs to train as well: for the final depth, or for every depth"
     )
-
-    def benchmark(self) -> BenchmarkConfig:
-        """The same as growtx evaluate would be told."""
-        from growtx.evaluate.evaluation import BenchmarkConfig
-
-        return BenchmarkConfig(tasks=self.tasks, data_dir=self.data_dir, limit=self.limit, protocols=self.protocols)
 
     def check(self) -> None:
         """Check the block before anything is trained.
@@ -49,11 +38,9 @@ class BenchmarksConfig(ConfigModel):
             ConfigError: a task does not exist, its package is not installed, or there are controls but no tasks.
         """
         if self.tasks:
-            from growtx.evaluate.evaluation import resolve_tasks
-
             resolve_tasks(self.benchmark())
         elif self.controls != "none":
-            raise ConfigError(f"capability.controls={self.controls} without tasks", "Set capability.tasks too")
+            raise ConfigError(f"benchmarks.controls={self.controls} without tasks", "Set benchmarks.tasks too")
 
 
 def control_plans(plan: PlanConfig, which: Controls) -> dict[int, PlanConfig]:
@@ -69,8 +56,8 @@ def control_plans(plan: PlanConfig, which: Controls) -> dict[int, PlanConfig]:
     stages, written = resolve(plan), plan.stage_configs()
     if plan.mode == "monolithic" or any(stage.train.seconds or stage.train.convergence for stage in stages):
         raise ConfigError(
-            f"capability.controls={which}: the plan is monolithic itself, or a stage ends by seconds or convergence",
-            "Set capability.controls=none, or limit every stage by train.tokens or train.steps",
+            f"benchmarks.controls={which}: the plan is monolithic itself, or a stage ends by seconds or convergence",
+            "Set benchmarks.controls=none, or limit every stage by train.tokens or train.steps",
         )
     ends = {stage.num_blocks: index for index, stage in enumerate(stages, start=1)}  # the last stage of each depth
     depths = [depth for depth, index in ends.items() if index > 1]
@@ -84,7 +71,7 @@ def control_plans(plan: PlanConfig, which: Controls) -> dict[int, PlanConfig]:
 DEFAULT_RUN_PRESET = "demo"
 
 # What may differ between a run and its resumption: nothing that affects the results.
-_FREE_ON_RESUME = ("name", "description", "license", "resources", "tracking", "capability", "cache_dir", "provenance")
+_FREE_ON_RESUME = ("name", "description", "license", "resources", "tracking", "benchmarks", "cache_dir", "provenance")
 _FREE_TRAINING = (
     "zero_stage", "offload_optimizer", "micro_batch_size", "log_every_steps", "checkpoint", "compile",
     "activation_checkpointing", "loss_kernel", "prefix", "prefix_cache_gib",
@@ -118,9 +105,11 @@ class JobConfig(ConfigModel):
 class RunConfig(JobConfig):
     """Everything that `growtx grow` needs."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {"capability": "benchmarks"}
+
     data: DataConfig = DataConfig()
     plan: PlanConfig
-    capability: BenchmarksConfig = BenchmarksConfig()
+    benchmarks: BenchmarksConfig = BenchmarksConfig()
 
     @property
     def tokens_per_step(self) -> int:
@@ -150,7 +139,7 @@ def load_run_config(preset: str | None, overrides: list[str]) -> RunConfig:
     tree = load_preset(preset or DEFAULT_RUN_PRESET)
     if kind := tree.get("kind"):
         raise ConfigError(f"--preset {preset}: a {kind} preset, not one for a run", f"Use `growtx {kind}` with it")
-    return build_config(RunConfig, apply_overrides(tree, overrides))
+    return build_config(RunConfig, tree, overrides)
 
 
 def differing_keys(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Benchmark scores of a run at every depth, and of monolithic models of the same cost: the block `capability`.
+"""Benchmark scores of a run at every depth, and of monolithic models of the same cost: the block `benchmarks`.
 
 The controls are runs of their own in `RUN/controls/depth-N`; they share the run's tokenizer and substrate.
 """
@@ -32,30 +32,30 @@ def checked_benchmarks(config: RunConfig) -> BenchmarksConfig:
     Raises:
         ConfigError: a task does not exist, its package is not installed, or a control cannot be made.
     """
-    capability = config.capability
-    capability.check()
+    benchmarks = config.benchmarks
+    benchmarks.check()
     if not any(source.microworld for source in config.data.sources):
-        tasks = tuple(task for task in capability.tasks if not task.startswith(MICROWORLD_TASK))
-        controls = capability.controls if tasks else "none"
-        capability = capability.model_copy(update={"tasks": tasks, "controls": controls})
-    if capability.controls != "none" and config.parent is not None:
+        tasks = tuple(task for task in benchmarks.tasks if not task.startswith(MICROWORLD_TASK))
+        controls = benchmarks.controls if tasks else "none"
+        benchmarks = benchmarks.model_copy(update={"tasks": tasks, "controls": controls})
+    if benchmarks.controls != "none" and config.parent is not None:
         raise ConfigError(
-            f"capability.controls={capability.controls}: a run that continues another has no control",
-            "Set capability.controls=none",
+            f"benchmarks.controls={benchmarks.controls}: a run that continues another has no control",
+            "Set benchmarks.controls=none",
         )
-    control_plans(config.plan, capability.controls)
-    return capability
+    control_plans(config.plan, benchmarks.controls)
+    return benchmarks
 
 
 def prepare_controls(config: RunConfig, run: Storage) -> dict[int, TrainJob]:
     """The controls by depth, each in a run directory of its own."""
     jobs = {}
-    for depth, plan in control_plans(config.plan, config.capability.controls).items():
+    for depth, plan in control_plans(config.plan, config.benchmarks.controls).items():
         changes = {
             "name": f"{config.name}-control-{depth}",
             "description": f"monolithic, with the FLOPs that {config.name} took to grow {depth} blocks",
             "plan": plan,
-            "capability": BenchmarksConfig(),
+            "benchmarks": BenchmarksConfig(),
             "tracking": TrackingConfig(),
             "cache_dir": cache_dir(config, run),
         }

@@ -20,7 +20,7 @@ from rich.console import Console
 from growtx import __version__
 from growtx.command import command_line
 from growtx.compat.ray import submission_id
-from growtx.config import apply_overrides, build_config, parse_yaml, to_yaml
+from growtx.config import build_config, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
 from growtx.run.config import JobConfig, RunConfig, differing_keys
 from growtx.storage import Storage, resolve_address
@@ -116,7 +116,7 @@ def resumed_config(
     storage = Storage(resolve_address(run_dir))
     if not storage.exists(RUN_FILE):
         raise ConfigError(f"--resume: {storage.root} holds no run", "Check it, or add --preset to start one there")
-    return build_config(kind, apply_overrides(recorded_config(storage, kind).model_dump(mode="json"), overrides))
+    return build_config(kind, recorded_config(storage, kind).model_dump(mode="json"), overrides)
 
 
 def _check_same_run(run_dir: str, recorded: JobConfig, config: JobConfig) -> None:

@@ -175,7 +175,8 @@ def _prefix_table(
         if stage.lora is not None or stage.train_substrate:
             table.add_row(name, "recompute", "-", "-", "the prefix changes in this stage")
             continue
-        samples = stage.train.num_steps(config.tokens_per_step) * config.training.global_batch_size
+        per_step = stage.train.tokens_per_step(config.model.context_length, default=config.tokens_per_step)
+        samples = stage.train.num_steps(per_step) * per_step // config.model.context_length
         windows = min(samples, max(1, data_tokens // config.model.context_length)) if data_tokens else samples
         plan = plan_prefix(
             architecture,

@@ -67,22 +67,22 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
         GrowtxError: in one sentence; everything already finished is kept.
     """
     console = console or Console()
-    capability = checked_benchmarks(config)
+    benchmarks = checked_benchmarks(config)
     run = begin_run(run_dir, config, resume=resume, console=console)
     clock = _PhaseTimer()
     with recording_status(run) as status:
         with connected(config.largest_group()):
             with clock("preparing"), console.status("Preparing tokenizer, substrate and data ..."):
                 prepared = prepare(config, run)
-                controls = prepare_controls(config.model_copy(update={"capability": capability}), run)
+                controls = prepare_controls(config.model_copy(update={"benchmarks": benchmarks}), run)
             console.print(_plan_table(prepared.job, controls))
             status.begin(prepared.job.num_stages)
             with clock("training"):
                 status.is_stopped = _train_with_progress([prepared.job, *controls.values()], status, console)
-            if capability.tasks and not status.is_stopped:
+            if benchmarks.tasks and not status.is_stopped:
                 with clock("evaluating"):
                     finish_controls(controls)
-                    score_benchmarks(capability, run, controls, partial(console.print, highlight=False, markup=False))
+                    score_benchmarks(benchmarks, run, controls, partial(console.print, highlight=False, markup=False))
         with clock("reporting"):
             report = finish_run(run, finished=not status.is_stopped)
     return GrowthResult(run.root, latest_manifest(run), report, status.is_stopped, clock.seconds)

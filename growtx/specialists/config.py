@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, apply_overrides, build_config, load_preset
+from growtx.config import ConfigModel, build_config, load_preset
 from growtx.data.sources import DataConfig, SourceConfig
 from growtx.exceptions import ConfigError
-from growtx.growth.plan import BudgetConfig, PlanConfig, StageConfig, resolve
+from growtx.growth.plan import BudgetConfig, PlanConfig
+from growtx.growth.scaling import control_plan
 from growtx.merge.driver import MergeConfig
+from growtx.models.configuration import GrowtxConfig
 from growtx.run.config import JobConfig, RunConfig
 from growtx.train.settings import ResourcesConfig
 
@@ -87,15 +89,24 @@ class SpecialistsConfig(JobConfig):
         """A run on all data that is never trained: its tokenizer, substrate and packed data are shared by all."""
         return self._run("shared", all_data(self), self.plan, self.resources, self.seed)
 
-    def control_config(self, *, num_blocks: int, num_blocks_before: int, num_tokens: int) -> RunConfig:
-        """The control: the shape of a specialist, every block trained in one stage on all data."""
-        first = resolve(self.plan, num_blocks_before=num_blocks_before)[0].train
-        train = first.model_dump(mode="json", exclude={"steps", "seconds", "convergence"}) | {"tokens": num_tokens}
-        add = num_blocks - num_blocks_before
-        stage = StageConfig(name="monolithic", add=add, active=num_blocks, train=train)
-        plan = self.plan.model_copy(
-            update={"grow": None, "stages": (stage,), "train": {}, "budget": BudgetConfig(), "init": "random"}
+    def control_config(
+        self, shape: GrowtxConfig, flops: float, *, num_blocks: int, num_blocks_before: int
+    ) -> RunConfig:
+        """The control: a model of `num_blocks` blocks, all trained in one stage on all data, for `flops` FLOPs.
+
+        Args:
+            shape: of the specialists' models; its depth is not used.
+        """
+        plan = control_plan(
+            self.plan,
+            shape,
+            "flops",
+            flops,
+            tokens_per_step=self.training.global_batch_size * self.model.context_length,
+            num_blocks=num_blocks,
+            num_blocks_before=num_blocks_before,
         )
+        plan = plan.model_copy(update={"budget": BudgetConfig()})  # which is for stages; a control trains everything
         return self._run(CONTROL_RUN, all_data(self), plan, self.resources, self.seed)
 
     def _run(self, name: str, data: DataConfig, plan: PlanConfig, resources: ResourcesConfig, seed: int) -> RunConfig:
@@ -151,4 +162,4 @@ def load_specialists_config(preset: str | None, overrides: list[str]) -> Special
             f"--preset {preset}: not a specialists preset",
             f"Use one with `kind: specialists`: {DEFAULT_SPECIALISTS_PRESET}",
         )
-    return build_config(SpecialistsConfig, apply_overrides(tree, overrides))
+    return build_config(SpecialistsConfig, tree, overrides)

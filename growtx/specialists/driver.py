@@ -92,9 +92,10 @@ def prepare_tasks(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
         tasks.append(TrainTask(specialist.name, tuple(jobs)))
     if config.control:
         control = config.control_config(
+            shared.job.model_at(depth),
+            total_flops,
             num_blocks=depth,
             num_blocks_before=shared.job.stages[0].num_blocks_before,
-            num_tokens=round(total_flops / monolithic_flops(shared.job.model_at(depth), _context(shared.job)).total),
         )
         tasks.append(TrainTask(CONTROL_RUN, (_prepare_member(control, run, shared_dir).job,)))
     return tasks

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, apply_overrides, build_config, load_preset, merged
+from growtx.config import ConfigModel, build_config, load_preset, merged
 from growtx.data.sources import DataConfig
+from growtx.evaluate.evaluation import TaskSelection
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import PlanConfig
 from growtx.growth.scaling import Measure
@@ -15,7 +17,7 @@ from growtx.run.config import JobConfig, RunConfig
 
 DEFAULT_STUDY_PRESET = "study-demo"
 # What may change when a study is resumed: each of its runs has an identity of its own.
-_FREE = ("variants", "control", "seeds", "equal", "learning_rates", "tasks", "task_limit", "data_dir", "max_concurrent")
+_FREE = ("variants", "control", "seeds", "equal", "learning_rates", "max_concurrent")
 
 
 class VariantConfig(ConfigModel):
@@ -29,6 +31,13 @@ class VariantConfig(ConfigModel):
 class StudyConfig(JobConfig):
     """Everything that `growtx study` needs."""
 
+    renamed_keys: ClassVar[Mapping[str, str]] = {
+        "tasks": "benchmarks.tasks",
+        "task_limit": "benchmarks.limit",
+        "data_dir": "benchmarks.data_dir",
+        "lanes": "max_concurrent",
+    }
+
     kind: Literal["study"] = "study"
     data: DataConfig = DataConfig()
     plan: PlanConfig
@@ -39,9 +48,7 @@ class StudyConfig(JobConfig):
     learning_rates: tuple[float, ...] = Field(
         (), description="all are tried on the first seed, the best is used for the others; empty: the plan's"
     )
-    tasks: tuple[str, ...] = Field((), description="tasks scored at all depths of the first seed's runs")
-    task_limit: int | None = Field(None, ge=1, description="questions per task; null: all")
-    data_dir: str | None = Field(None, description="directory of the JSON Lines files for growtx's own tasks")
+    benchmarks: TaskSelection = Field(TaskSelection(), description="scored at all depths of the first seed's runs")
     max_concurrent: int | None = Field(None, ge=1, description="concurrency: runs at a time; null: as many as fit")
 
     @model_validator(mode="after")
@@ -62,7 +69,8 @@ class StudyConfig(JobConfig):
 
     def base_run(self, variant: VariantConfig) -> RunConfig:
         """The variant as a run, before its length, learning rate and seed are set."""
-        base = self.model_dump(mode="json", include=set(RunConfig.model_fields) - {"provenance", "description"})
+        own = {"provenance", "description", "benchmarks"}
+        base = self.model_dump(mode="json", include=set(RunConfig.model_fields) - own)
         try:
             return build_config(RunConfig, merged(base, variant.change))
         except ConfigError as error:
@@ -90,10 +98,11 @@ def load_study_config(preset: str | None, overrides: list[str]) -> StudyConfig:
         taken = {key: protocol[key] for key in ("kind", "control", "variants", "seeds", "equal")}
         tree = merged(tree, {**taken, "training": {"prefix": "recompute"}})
         tree["plan"].pop("budget", None)
-        tree.pop("capability", None)  # a study has tasks of its own
+        for block in ("benchmarks", *RunConfig.renamed_keys):  # a study has tasks of its own
+            tree.pop(block, None)
     elif kind != "study":
         raise ConfigError(
             f"--preset {preset}: neither a study preset nor a run preset with plan.grow",
             f"Use one with `kind: study`: {DEFAULT_STUDY_PRESET}",
         )
-    return build_config(StudyConfig, apply_overrides(tree, overrides))
+    return build_config(StudyConfig, tree, overrides)

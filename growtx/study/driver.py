@@ -16,7 +16,6 @@ from rich.console import Console
 
 from growtx.command import command_line
 from growtx.evaluate.cluster import evaluate_path
-from growtx.evaluate.evaluation import benchmark_config
 from growtx.evaluate.results import read_evaluation, save_evaluation
 from growtx.exceptions import ConfigError, GrowtxError, RunsFailedError, TrainingError
 from growtx.models.configuration import GrowtxConfig
@@ -167,9 +166,9 @@ def concurrent_tasks(jobs: Sequence[TrainJob], *, max_concurrent: int | None) ->
 
 def _score_tasks(config: StudyConfig, study: Storage, results: StudyResults) -> None:
     """Score the configured tasks at all depths of the best run of the first seed; existing scores are kept."""
-    if not config.tasks:
+    if not config.benchmarks.tasks:
         return
-    benchmark = benchmark_config([], tasks=list(config.tasks), data_dir=config.data_dir, limit=config.task_limit)
+    benchmark = config.benchmarks.benchmark()
     for row in variant_summaries(results):
         run: RunResult | None = next((run for run in row.runs if run.seed == config.seeds[0]), None)
         if run is None:

@@ -100,14 +100,12 @@ class Substrate:
         expansion: how a row of E fills the hidden size D.
         recipe: JSON-able description from which the same weight is built again.
         fingerprint: sha256 over recipe and weight (recipe only if trainable).
-        trainable: whether the vectors are learned instead of frozen.
     """
 
     weight: torch.Tensor
     expansion: Expansion
     recipe: dict[str, Any]
     fingerprint: str
-    trainable: bool = False
 
 
 def build_substrate(
@@ -175,7 +173,6 @@ def _finish(recipe: dict[str, Any], weight: NDArray[np.float32]) -> Substrate:
         expansion="none" if weight.shape[1] == recipe["hidden_size"] else recipe.get("layout", "none"),
         recipe=recipe,
         fingerprint=substrate_fingerprint(recipe, weight),
-        trainable=recipe["kind"] == "learned",
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from growtx.config import ConfigModel, apply_overrides, build_config, load_preset
+from growtx.config import ConfigModel, build_config, load_preset
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import Stage, resolve
 from growtx.run.config import RunConfig
@@ -90,6 +90,6 @@ def load_sweep_config(preset: str | None, overrides: list[str]) -> SweepConfig:
             f"Use one with `kind: sweep` ({DEFAULT_SWEEP_PRESET}), "
             f"or a file with `extends: {preset}` and a `sweep` block",
         )
-    config = build_config(SweepConfig, apply_overrides(tree, overrides))
+    config = build_config(SweepConfig, tree, overrides)
     config.stages()
     return config

@@ -16,8 +16,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from growtx.exceptions import StoreError
+from growtx.growth.assembly import State
 from growtx.storage import Storage
-from growtx.train.engine import MOMENTS, State
+from growtx.train.engine import MOMENTS
 
 logger = logging.getLogger(__name__)
 CHECKPOINTS_DIR = "checkpoints"

@@ -83,7 +83,3 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     total = values.detach().to("cpu", torch.float64)
     dist.all_reduce(total, group=control_group())
     return total
-
-
-def barrier() -> None:
-    dist.barrier(group=control_group())

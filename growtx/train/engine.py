@@ -25,6 +25,7 @@ from growtx.compat.deepspeed import (
     restore_linear,
     torch_optimizer,
 )
+from growtx.growth.assembly import State
 from growtx.growth.forecast import bucket_elements
 from growtx.growth.freezing import frozen_parameters, hash_frozen
 from growtx.growth.plan import Stage
@@ -34,7 +35,6 @@ from growtx.train.memory import AllocatedBytes, GradientPeak, storage_bytes
 from growtx.train.settings import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-State = dict[str, torch.Tensor]
 
 
 def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: int) -> dict[str, Any]:

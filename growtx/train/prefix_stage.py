@@ -39,7 +39,7 @@ def use_prefix_cache(
                 f"training.prefix=cache: stage {stage.index} changes what its prefix computes (LoRA or substrate)",
                 "Use training.prefix=auto",
             )
-        return PrefixPlan("recompute", "the prefix changes in this stage", 0.0, 0.0, 0)
+        return PrefixPlan("recompute", "the prefix changes in this stage", 0)
     dtype = torch.bfloat16 if use_bf16(settings) else torch.float32
     config = job.model_at(stage.num_blocks)
     work = PrefixWork(

@@ -1,4 +1,4 @@
-"""One stage on one worker: grow the model, train it, resume it, stop it in time.
+"""One stage on one worker: grow the model, train it, resume it, stop it in time, finalize it.
 
 All ranks run the same code; what only one may do (files, samples) goes through `on_rank_zero`.
 """
@@ -9,34 +9,36 @@ import logging
 import math
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import nn
 
 from growtx import __version__
+from growtx.data.tokenizer import INCOMPLETE, document_ids, visible_text
 from growtx.exceptions import TrainingError
 from growtx.growth.assembly import (
-    HEAD_PREFIXES,
-    SUBSTRATE_KEY,
+    State,
     assemble,
-    block_prefix,
     build_stage_model,
-    describe_model,
+    head_state,
     read_state,
-    split_state,
+    stage_manifest,
+    store_stage,
 )
 from growtx.growth.flops import PrefixPlan, active_parameters, count_trainable
 from growtx.growth.freezing import prepare_for_stage
-from growtx.growth.lora import adapters_by_block
+from growtx.growth.lora import without_peft_prefix
 from growtx.growth.plan import Stage, StageTraining
 from growtx.models.causal_lm import GrowtxForCausalLM
-from growtx.models.counting import num_params
 from growtx.models.loss import TextScore
+from growtx.sampling import Sampling, continue_text, eos_token_ids, seed_of_choice
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
-from growtx.store.manifest import BlockRef, FrozenCheck, Manifest, write_manifest
+from growtx.store.manifest import FrozenCheck, Manifest, write_manifest
 from growtx.store.runs import MetricsLog
 from growtx.train.batches import Batches
 from growtx.train.checkpoints import CheckpointInfo, find_checkpoint, read_checkpoint, write_checkpoint
@@ -49,7 +51,7 @@ from growtx.train.distributed import (
     worker_device,
     world_size,
 )
-from growtx.train.engine import State, TrainEngine
+from growtx.train.engine import TrainEngine
 from growtx.train.kernels import set_kernels, use_bf16
 from growtx.train.memory import memory_metrics, peak_memory_bytes, reset_peak_memory
 from growtx.train.prefix_stage import use_prefix_cache
@@ -387,6 +389,126 @@ class StageRun:
         self.record.rewind(info.step)
         return True
 
+    # Finalizing: store what the stage produced, prove that the rest is unchanged, write the manifest last.
+
+    def finalize(self, ended_by: str) -> Manifest:
+        """Finalize the trained stage: store it and return its manifest. Collective.
+
+        Args:
+            ended_by: what `train` returned.
+
+        Raises:
+            TrainingError: a frozen tensor changed, the held-out loss is not finite, or merging the adapters changed
+                the logits.
+        """
+        frozen = self._check_frozen()
+        scores = self._final_scores()
+        probe = Probe.of(self.engine.evaluation_model(), self.context.held_out.tokens_NT[:1], self.engine.device)
+        trained = without_peft_prefix(self.engine.trainable_state())
+        metrics = self._final_metrics(scores)
+        return on_rank_zero(lambda: self._store(trained, probe, frozen, metrics, ended_by))
+
+    def _check_frozen(self) -> FrozenCheck:
+        after, num_tensors = self.engine.frozen_hash()
+        if after != self.frozen_before:
+            raise TrainingError(
+                f"a frozen tensor changed during {self._where}; the stage was not stored",
+                "This is a bug: please report it with the run's configuration",
+            )
+        return FrozenCheck(num_tensors=num_tensors, before=self.frozen_before, after=after)
+
+    def _final_scores(self) -> dict[str, TextScore]:
+        scores = self.evaluate("end")
+        if not math.isfinite(scores[""].loss):
+            raise TrainingError(
+                f"the held-out loss of {self._where} is not finite; the stage was not stored",
+                "Lower train.learning_rate",
+            )
+        return scores
+
+    @property
+    def _where(self) -> str:
+        return f"stage {self.stage.index} ({self.stage.name})"
+
+    def _final_metrics(self, scores: Mapping[str, TextScore]) -> dict[str, Any]:
+        """What the manifest records beside the blobs; `scores` are those of all held-out text ("") and by source."""
+        total, position = scores[""], self.position
+        return {
+            "eval/loss": total.loss,
+            "eval/bits_per_byte": total.bits_per_byte,
+            "eval/bits_per_byte_start": position.first_score,
+            "eval/bits_per_byte_by_source": {name: score.bits_per_byte for name, score in scores.items() if name},
+            "eval/num_bytes": total.num_bytes,
+            "seconds": position.seconds,
+            "steps": position.step,
+            "tokens_per_second": position.step * self.tokens_per_step / max(position.seconds, 1e-9),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "num_workers": world_size(),
+            "pause_seconds": self.pause_seconds,
+            "prefix_cached": self.prefix_cached,
+            **self.memory_metrics(),
+        }
+
+    def _store(
+        self, trained: State, probe: Probe, frozen: FrozenCheck, metrics: dict[str, Any], ended_by: str
+    ) -> Manifest:
+        """Write blobs, read them back and compare, then write the manifest."""
+        stored = store_stage(
+            self.store,
+            self.stage,
+            trained,
+            substrate=self.job.substrate.blob,
+            parent=self.parent,
+            untrained_head=lambda: head_state(self.engine.model.state_dict()),
+        )
+        manifest = stage_manifest(
+            self.stage,
+            self.config,
+            stored,
+            parent=self.parent,
+            frozen=frozen,
+            num_tokens=self.num_tokens,
+            ended_by=ended_by,
+            data_fingerprint=self.job.data_fingerprint,
+            config_fingerprint=self.job.config_fingerprint,
+            metrics=metrics,
+            versions=_versions(),
+        )
+        model = assemble(self.store, manifest)  # read back from the store: what is finalized is what is checked
+        difference = probe.difference(model)
+        if not use_bf16(self.settings):
+            manifest.metrics["seal_max_logit_difference"] = difference
+            _check_difference(self.stage, difference)
+        manifest = manifest.model_copy(update={"samples": tuple(self._samples(model))})
+        write_manifest(self.storage, manifest)
+        return manifest
+
+    def _samples(self, model: GrowtxForCausalLM) -> list[dict[str, str]]:
+        """Continuations of the configured prompts, or of the beginnings of held-out windows."""
+        settings, tokenizer = self.settings.evaluation, self.context.tokenizer
+        windows_NT = self.context.held_out.tokens_NT
+        length = min(16, windows_NT.shape[1] // 2)
+        chosen = torch.unique(torch.linspace(0, len(windows_NT) - 1, settings.num_samples).round().long())
+        prompts = [document_ids(tokenizer, prompt) for prompt in settings.prompts]
+        num_hidden = 1 if prompts else 0  # windows are what was trained on, from wherever they begin
+        prompts = prompts or [windows_NT[row, :length].tolist() for row in chosen]
+        room = max(1, model.config.max_position_embeddings - settings.sample_tokens)
+        samples = []
+        for number, prompt in enumerate(prompts):
+            given = prompt[-room:]
+            sampling = Sampling(seed=seed_of_choice(self.job.seed, number), temperature=settings.temperature)
+            new = continue_text(
+                model,
+                given,
+                settings.sample_tokens,
+                sampling,
+                eos_ids=eos_token_ids(model.config),
+                num_hidden=num_hidden if len(given) == len(prompt) else 0,
+            )
+            text = visible_text(tokenizer, new, after=given)
+            samples.append({"prompt": visible_text(tokenizer, given).lstrip(INCOMPLETE), "text": text})
+        return samples
+
 
 class StopRequested(Exception):
     """The run was asked to save and stop."""
@@ -396,188 +518,47 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-# Finalizing a stage: store what it produced, prove that the rest is unchanged, write the manifest last.
+# Parts of finalizing that need no run.
 
 
 MERGE_TOLERANCE = 1e-4  # largest logit difference that merging adapters may cause in fp32
-PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
-class _StoredBlobs:
-    substrate: str
-    blocks: tuple[BlockRef, ...]
-    head: str
-    new: tuple[str, ...]
+class Probe:
+    """Logits of a model as it trained, adapters unmerged, on a few windows: what the stored model must repeat."""
+
+    tokens_BT: torch.Tensor
+    logits_BTV: torch.Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, tokens_BT: torch.Tensor, device: torch.device) -> Probe:
+        """Collective: with ZeRO stage 3 every rank holds a part of the model."""
+        model.eval()
+        logits_BTV = model(input_ids=tokens_BT.to(device), use_cache=False).logits
+        return cls(tokens_BT, logits_BTV.float().cpu())
+
+    @torch.no_grad()
+    def difference(self, model: GrowtxForCausalLM) -> float:
+        """Largest absolute difference of the logits of `model` from those recorded."""
+        model.eval()
+        return float((model(input_ids=self.tokens_BT, use_cache=False).logits - self.logits_BTV).abs().max())
 
 
-def finalize_stage(run: StageRun, ended_by: str) -> Manifest:
-    """Finalize a trained stage: store it and return its manifest. Collective.
-
-    Raises:
-        TrainingError: a frozen tensor changed, or merging the adapters changed the logits.
-    """
-    after, num_tensors = run.engine.frozen_hash()
-    if after != run.frozen_before:
-        raise TrainingError(
-            f"a frozen tensor changed during stage {run.stage.index} ({run.stage.name}); the stage was not stored",
-            "This is a bug: please report it with the run's configuration",
-        )
-    scores = run.evaluate("end")
-    if not math.isfinite(scores[""].loss):
-        raise TrainingError(
-            f"the held-out loss of stage {run.stage.index} ({run.stage.name}) is not finite; the stage was not stored",
-            "Lower train.learning_rate",
-        )
-    probe_BT, logits_BTV = _probe(run)
-    trained = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in run.engine.trainable_state().items()}
-    frozen = FrozenCheck(num_tensors=num_tensors, before=run.frozen_before, after=after)
-    seconds = run.position.seconds
-    total = scores.pop("")
-    metrics: dict[str, Any] = {
-        "eval/loss": total.loss,
-        "eval/bits_per_byte": total.bits_per_byte,
-        "eval/bits_per_byte_start": run.position.first_score,
-        "eval/bits_per_byte_by_source": {name: score.bits_per_byte for name, score in scores.items()},
-        "eval/num_bytes": total.num_bytes,
-        "seconds": seconds,
-        "steps": run.position.step,
-        "tokens_per_second": run.position.step * run.tokens_per_step / max(seconds, 1e-9),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "num_workers": world_size(),
-        "pause_seconds": run.pause_seconds,
-        "prefix_cached": run.prefix_cached,
-        **run.memory_metrics(),
-    }
-
-    def store() -> Manifest:
-        written = _write_blobs(run, trained)
-        manifest = _manifest(run, written, frozen, ended_by, metrics)
-        model = assemble(run.store, manifest)  # read back from the store: what is finalized is what is checked
-        difference = _difference(model, probe_BT, logits_BTV)
-        if not use_bf16(run.settings):
-            manifest.metrics["seal_max_logit_difference"] = difference
-            _check_difference(run, difference)
-        manifest = manifest.model_copy(update={"samples": tuple(_samples(run, model))})
-        write_manifest(run.storage, manifest)
-        return manifest
-
-    return on_rank_zero(store)
-
-
-def _write_blobs(run: StageRun, trained: State) -> _StoredBlobs:
-    """Put the tensors that trained into blobs; everything else keeps its parent's."""
-    stage, parent, put = run.stage, run.parent, run.store.put
-    before = parent.blobs() if parent else [run.job.substrate.blob]
-    blocks = list(parent.blocks) if parent else []
-    adapters = adapters_by_block(trained, stage.lora) if stage.lora else {}
-    for index, tensors in adapters.items():
-        old = blocks[index]
-        blocks[index] = BlockRef(blob=old.blob, adapters=(*old.adapters, put(tensors)))
-    for index in range(stage.num_frozen, stage.num_blocks):
-        ref = BlockRef(blob=put(split_state(trained, block_prefix(index))))
-        blocks[index : index + 1] = [ref]
-    head = {name: tensor for name, tensor in trained.items() if name.startswith(HEAD_PREFIXES)}
-    substrate = parent.substrate if parent else run.job.substrate.blob
-    if stage.train_substrate:
-        substrate = put({SUBSTRATE_KEY: trained[SUBSTRATE_KEY]})
-    written = _StoredBlobs(substrate, tuple(blocks), put(head) if head else _parent_head(run), ())
-    blobs = [substrate, *(b for ref in blocks for b in (ref.blob, *ref.adapters)), written.head]
-    new = tuple(dict.fromkeys(blob for blob in blobs if blob not in before))
-    if parent is None:
-        new = (run.job.substrate.blob, *(blob for blob in new if blob != run.job.substrate.blob))
-    return _StoredBlobs(substrate, tuple(blocks), written.head, new)
-
-
-def _parent_head(run: StageRun) -> str:
-    if run.parent is not None:
-        return run.parent.head
-    state = run.engine.model.state_dict()  # a first stage whose head stays as initialized
-    return run.store.put({name: tensor for name, tensor in state.items() if name.startswith(HEAD_PREFIXES)})
-
-
-def _manifest(
-    run: StageRun, written: _StoredBlobs, frozen: FrozenCheck, ended_by: str, metrics: dict[str, Any]
-) -> Manifest:
-    job = run.job
-    return Manifest(
-        name=run.stage.name,
-        index=run.stage.index,
-        parent=run.parent.digest() if run.parent else None,
-        stage=run.stage.model_dump(mode="json"),
-        model=describe_model(run.config),
-        substrate=written.substrate,
-        blocks=written.blocks,
-        head=written.head,
-        tokenizer_fingerprint=job.architecture["tokenizer_fingerprint"],
-        substrate_fingerprint=job.architecture["substrate_fingerprint"],
-        data_fingerprint=job.data_fingerprint,
-        config_fingerprint=job.config_fingerprint,
-        active_parameters=active_parameters(run.config, run.stage),
-        total_parameters=num_params(run.config).total,
-        num_tokens=run.num_tokens,
-        new_blobs=written.new,
-        frozen_check=frozen,
-        ended_by=ended_by,
-        metrics=metrics,
-        versions={
-            "python": platform.python_version(),
-            "growtx": __version__,
-            **{name: version(name) for name in ("torch", "ray", "deepspeed", "transformers", "peft")},
-        },
-    )
-
-
-def _probe(run: StageRun) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the model as trained, adapters unmerged, on the first held-out window. Collective."""
-    probe_BT = run.context.held_out.tokens_NT[:1]
-    model = run.engine.evaluation_model()
-    model.eval()
-    with torch.no_grad():
-        logits_BTV = model(input_ids=probe_BT.to(run.engine.device), use_cache=False).logits
-    return probe_BT, logits_BTV.float().cpu()
-
-
-@torch.no_grad()
-def _difference(model: GrowtxForCausalLM, probe_BT: torch.Tensor, logits_BTV: torch.Tensor) -> float:
-    model.eval()
-    return float((model(input_ids=probe_BT, use_cache=False).logits - logits_BTV).abs().max())
-
-
-def _check_difference(run: StageRun, difference: float) -> None:
+def _check_difference(stage: Stage, difference: float) -> None:
     if not difference <= MERGE_TOLERANCE:  # also when it is not a number
         raise TrainingError(
-            f"stage {run.stage.index}: the stored model's logits differ by {difference:.2g} from the trained one's",
+            f"stage {stage.index}: the stored model's logits differ by {difference:.2g} from the trained one's",
             "Lower the adapters' alpha or rank; the previous stage is kept",
         )
 
 
 @torch.no_grad()
-def _samples(run: StageRun, model: GrowtxForCausalLM) -> list[dict[str, str]]:
-    """Continuations of the configured prompts, or of the beginnings of held-out windows."""
-    settings, tokenizer = run.settings.evaluation, run.context.tokenizer
-    windows_NT = run.context.held_out.tokens_NT
-    length = min(16, windows_NT.shape[1] // 2)
-    chosen = torch.unique(torch.linspace(0, len(windows_NT) - 1, settings.num_samples).round().long())
-    prompts = [tokenizer(prompt)["input_ids"] for prompt in settings.prompts] or [
-        windows_NT[row, :length].tolist() for row in chosen
-    ]
-    room = run.config.max_position_embeddings - settings.sample_tokens
-    samples = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.job.seed)
-        for prompt in prompts:
-            prompt_1T = torch.tensor([prompt[-max(1, room) :]])
-            sampling: dict[str, Any] = {"do_sample": settings.temperature > 0}
-            if settings.temperature > 0:
-                sampling["temperature"] = settings.temperature
-            output_1T = model.generate(
-                prompt_1T,
-                attention_mask=torch.ones_like(prompt_1T),
-                max_new_tokens=settings.sample_tokens,
-                pad_token_id=run.config.pad_token_id,
-                **sampling,
-            )
-            text = tokenizer.decode(output_1T[0, prompt_1T.shape[1] :], skip_special_tokens=True)
-            samples.append({"prompt": tokenizer.decode(prompt_1T[0], skip_special_tokens=True), "text": text})
-    return samples
+def _versions() -> dict[str, str]:
+    packages = ("torch", "ray", "deepspeed", "transformers", "peft")
+    return {
+        "python": platform.python_version(),
+        "growtx": __version__,
+        **{name: version(name) for name in packages},
+    }

@@ -13,7 +13,7 @@ from growtx.train.claims import RunClaims
 from growtx.train.distributed import on_rank_zero
 from growtx.train.job import TrainJob
 from growtx.train.progress import RunPosition
-from growtx.train.stage_run import StageRun, StopRequested, finalize_stage
+from growtx.train.stage_run import StageRun, StopRequested
 from growtx.train.worker_context import WorkerContext
 
 
@@ -59,7 +59,7 @@ def train_job(job: TrainJob, progress_actor: Any, run_position: RunPosition) -> 
             run = StageRun(context, stage, parent)
             try:
                 ended_by = run.train()
-                finalize_stage(run, ended_by)
+                run.finalize(ended_by)
             except StopRequested:
                 return True
             finally:

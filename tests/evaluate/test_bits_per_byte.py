@@ -3,13 +3,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from growtx.data.tokenizer import token_num_bytes
 from growtx.evaluate import bits_per_byte
 from growtx.exceptions import DataError
+from growtx.models.loss import TextScore, labels_of, score_windows
 
 
 class Uniform(torch.nn.Module):
@@ -37,11 +37,14 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary_per_token(tokenizer: Any) 
 def test_windows_and_documents_agree_where_a_window_is_a_document(model: Any, tokenizer: Any) -> None:
     text = "Anna lives in Berlin and works as a teacher."
     ids = [tokenizer.eos_token_id, *tokenizer.encode(text)]
-    window = np.array([ids + [tokenizer.pad_token_id] * 5], dtype=np.int32)
-    by_window = bits_per_byte.of_windows(model, window, token_num_bytes(tokenizer), tokenizer.pad_token_id)
+    window_1T = torch.tensor([ids + [tokenizer.pad_token_id] * 5])
+    bytes_V = torch.from_numpy(token_num_bytes(tokenizer))
+    by_window = TextScore(
+        *score_windows(model, window_1T, labels_of(window_1T, tokenizer.pad_token_id), bytes_V)[0].tolist()
+    )
     by_document = bits_per_byte.of_documents(model, tokenizer, [text], context_length=128)
     assert by_window.num_bytes == by_document.num_bytes == len(text)
-    assert by_window.value == pytest.approx(by_document.value, rel=1e-5)
+    assert by_window.bits_per_byte == pytest.approx(by_document.value, rel=1e-5)
 
 
 def test_every_token_of_a_long_document_is_predicted_exactly_once(model: Any, tokenizer: Any) -> None:

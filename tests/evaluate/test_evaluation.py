@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from growtx.evaluate.evaluation import BenchmarkConfig, benchmark_config, check_language, evaluate_model
+from growtx.evaluate import cluster
+from growtx.evaluate.evaluation import BenchmarkConfig, benchmark_config, check_language, score_task
 from growtx.exceptions import ConfigError, DataError
 
 pytest.importorskip("lm_eval")
@@ -14,22 +16,29 @@ pytest.importorskip("lm_eval")
 
 def test_both_protocols_stand_side_by_side(model: Any, tokenizer: Any, questions_dir: Path) -> None:
     config = BenchmarkConfig(tasks=("growtx_mmlu",), data_dir=str(questions_dir), num_runs=3)
-    evaluation = evaluate_model(model, tokenizer, config)
-    whole = {score.protocol: score for score in evaluation.scores if not score.group}
+    scores = score_task(model, tokenizer, "growtx_mmlu", config)
+    whole = {score.protocol: score for score in scores if not score.group}
     assert set(whole) == {"log-likelihood", "sampled letter"}
     assert whole["sampled letter"].num_runs == 3
-    assert all(score.depth == 2 for score in evaluation.scores)
+    assert all(score.depth == 2 for score in scores)
 
 
 def test_bits_per_byte_come_by_group(model: Any, tokenizer: Any) -> None:
     texts = {"en": ["Anna lives in Berlin"], "zh": ["安娜住在柏林"]}
-    evaluation = evaluate_model(model, tokenizer, BenchmarkConfig(tasks=("bits_per_byte",)), texts=texts)
-    assert [score.group for score in evaluation.scores] == ["en", "zh"]
+    config = BenchmarkConfig(tasks=("bits_per_byte",))
+    scores = score_task(model, tokenizer, "bits_per_byte", config, texts=texts)
+    assert [score.group for score in scores] == ["en", "zh"]
 
 
-def test_a_task_that_cannot_be_scored_leaves_the_others_alone(model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    config = BenchmarkConfig(tasks=("growtx_mmlu", "bits_per_byte"), data_dir=str(tmp_path))
-    evaluation = evaluate_model(model, tokenizer, config, texts={"en": ["Anna"]})
+def test_a_task_that_cannot_be_scored_leaves_the_others_alone(
+    grown_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_this_process(jobs: cluster.Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:
+        return ((key, function(*arguments)) for key, (function, arguments) in jobs.items())
+
+    monkeypatch.setattr(cluster, "_outcomes_on_cluster", in_this_process)
+    config = BenchmarkConfig(tasks=("growtx_mmlu", "bits_per_byte"), data_dir=str(tmp_path), overlap=False)
+    evaluation = cluster.evaluate_path(str(grown_run), config)
     assert evaluation.tasks == ["bits_per_byte"]
     assert len(evaluation.notes) == 1 and "growtx_mmlu" in evaluation.notes[0]
 

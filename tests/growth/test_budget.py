@@ -75,6 +75,9 @@ def test_the_published_active_parameters_come_out() -> None:
     study = GrowtxConfig(vocab_size=65_536, hidden_size=1024, num_hidden_layers=9, num_attention_heads=32)
     counts = [active_parameters(study, stage) for stage in tiny.stages(grow={"blocks": 9, "per_stage": 3})]
     assert [f"{count / 1e6:.1f}M" for count in counts] == ["105.0M"] * 3
+    (whole,) = tiny.stages(grow={"blocks": 9, "per_stage": 9})
+    assert f"{active_parameters(study, whole) / 1e6:.1f}M" == "180.5M"
+    assert active_parameters(study, whole.model_copy(update={"train_substrate": True})) == num_params(study).total
     abs_bvv = GrowtxConfig(vocab_size=131_072, hidden_size=4096, num_hidden_layers=6, num_attention_heads=32)
     assert f"{active_parameters(abs_bvv, tiny.stages(grow={'blocks': 1})[0]) / 1e9:.2f}B" == "0.74B"
 

@@ -26,11 +26,11 @@ from growtx.growth.ensembles import (
 from growtx.growth.lineage import open_lineage
 from growtx.growth.results import load_model
 from growtx.models import GrowtxEnsembleForCausalLM
-from growtx.models.ensemble import member_of
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path
 from growtx.store.manifest import write_manifest
 from tests import tiny
+from tests.models.ensemble.taking_apart import member_of
 
 # Drawn and disturbed alike, so that they share lower blocks.
 PLANS: dict[str, Any] = {"en": [{"add": 1}, {"add": 1}], "ru": [{"add": 1}, {"add": 2}], "zh": [{"add": 2}]}
@@ -121,8 +121,8 @@ def test_a_member_stays_at_the_stage_that_was_merged(home: Path) -> None:
     before = members(home / "merged")
     parent = open_lineage(str(home / "zh")).last
     stage = tiny.stages(stages=[{"add": 2}, {"add": 1}])[1]
-    identity = {key: parent.model[key] for key in ("tokenizer_fingerprint", "substrate_fingerprint")}
-    tiny.write_stage(BlobStore(str(home / "zh")), stage, tiny.config(3, **identity), parent.substrate, parent)
+    store = BlobStore(str(home / "zh"))
+    tiny.write_stage(store, stage, tiny.config_like(parent, 3), parent.substrate, parent)
     assert torch.equal(members(home / "merged")["zh"], before["zh"])
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.growth import growing_flops
 from growtx.growth.assembly import build_model, build_stage_model
 from growtx.growth.flops import num_blocks_with_gradients, stage_flops
 from growtx.growth.freezing import checkpoint_activations, prepare_for_stage
 from growtx.growth.lora import base_model
 from growtx.growth.plan import Stage
-from growtx.models.counting import growing_flops, monolithic_flops
+from growtx.models.counting import monolithic_flops
 from tests import tiny
 
 BATCH = 2

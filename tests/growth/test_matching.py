@@ -9,7 +9,7 @@ import pytest
 from growtx.config import build_config
 from growtx.growth.flops import stage_flops
 from growtx.growth.plan import PlanConfig, Stage
-from growtx.growth.scaling import plan_cost, resolve_matched, tokens_for_flops
+from growtx.growth.scaling import plan_cost, resolve_matched, steps_for
 from tests import tiny
 
 TOKENS_PER_STEP = 64
@@ -50,4 +50,15 @@ def test_growing_itself_is_never_changed() -> None:
 
 
 def test_a_length_is_at_least_one_step() -> None:
-    assert tokens_for_flops(tiny.config(3), matched()[0], 1.0, tokens_per_step=TOKENS_PER_STEP) == TOKENS_PER_STEP
+    assert steps_for(tiny.config(3), matched()[0], "flops", 1.0, tokens_per_step=TOKENS_PER_STEP) == 1
+
+
+def test_a_stage_is_counted_with_its_own_batch() -> None:
+    own = {"stages": [{"add": 1}, {"add": 2, "train": {"global_batch_size": 4}}], "grow": None, "train": {"steps": 10}}
+    assert tiny.CONTEXT_LENGTH * 4 == 2 * TOKENS_PER_STEP
+    stages = matched(**own)
+    tokens = plan_cost(tiny.config(3), stages, "tokens", tokens_per_step=TOKENS_PER_STEP)
+    assert tokens == 10 * TOKENS_PER_STEP + 10 * 2 * TOKENS_PER_STEP
+    (control,) = matched(**own, mode="monolithic", match="flops")
+    assert flops(control) == pytest.approx(flops(*stages), rel=0.05)
+    assert steps_for(tiny.config(3), stages[1], "tokens", 6 * TOKENS_PER_STEP, tokens_per_step=TOKENS_PER_STEP) == 3

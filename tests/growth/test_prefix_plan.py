@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from growtx.growth.flops import PrefixPlan, plan_prefix
-from growtx.models.counting import block_forward_flops
 from tests import tiny
 
 
@@ -21,8 +20,6 @@ def plan(**changes: Any) -> PrefixPlan:
 def test_windows_that_are_seen_again_and_again_are_cached() -> None:
     found = plan()
     assert (found.choice, found.reason) == ("cache", "the cache saves 90% of the prefix's FLOPs")
-    per_window = 2 * block_forward_flops(tiny.config(), tiny.CONTEXT_LENGTH).total * tiny.CONTEXT_LENGTH
-    assert (found.recompute_flops, found.cache_flops) == (1000 * per_window, 100 * per_window)
     assert found.cache_bytes == 100 * tiny.CONTEXT_LENGTH * tiny.HIDDEN_SIZE * 4
 
 

@@ -9,7 +9,7 @@ import pytest
 from growtx.config import build_config
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import PlanConfig, resolve
-from growtx.growth.scaling import plan_cost, scaled_to
+from growtx.growth.scaling import control_plan, plan_cost, scaled_to
 from tests import tiny
 
 TOKENS = 64  # of one step
@@ -58,3 +58,20 @@ def test_a_stage_is_never_shorter_than_a_step() -> None:
 def test_what_ends_by_time_cannot_be_compared_at_equal_cost() -> None:
     with pytest.raises(ConfigError, match="not known in advance"):
         scaled_to(plan(train={"steps": 5, "seconds": 3}), tiny.config(), "flops", 1e9, tokens_per_step=TOKENS)
+
+
+def test_a_control_is_written_out_with_what_the_first_stage_has_of_its_own() -> None:
+    stages = [{"add": 2, "num_workers": 2, "train": {"learning_rate": 0.5, "tokens": 64_000}}, {"add": 1, "lora": {}}]
+    given = plan(grow=None, stages=stages, init="identity", mode="monolithic")
+    written = scaled_to(given, tiny.config(3), "tokens", 70 * TOKENS, tokens_per_step=TOKENS)
+    (stage,) = resolve(written)
+    assert (stage.num_blocks, stage.num_active, stage.lora, stage.init) == (3, 3, None, "random")
+    assert (stage.train.steps, stage.train.tokens, stage.train.learning_rate, stage.num_workers) == (70, None, 0.5, 2)
+
+
+def test_a_control_on_a_lineage_trains_the_blocks_below_too() -> None:
+    written = control_plan(
+        plan(), tiny.config(), "tokens", 9 * TOKENS, tokens_per_step=TOKENS, num_blocks=6, num_blocks_before=2
+    )
+    (stage,) = resolve(written, num_blocks_before=2)
+    assert (stage.add, stage.num_blocks, stage.num_active, stage.train.steps) == (4, 6, 6, 9)

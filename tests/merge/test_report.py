@@ -16,7 +16,6 @@ from growtx.cli.main import main
 from growtx.config import build_config
 from growtx.data.sources import DataConfig
 from growtx.data.tokenizer import token_num_bytes
-from growtx.evaluate.bits_per_byte import of_windows
 from growtx.evaluate.intervals import Interval
 from growtx.exceptions import ConfigError, DataError, GrowtxError
 from growtx.growth.ensembles import read_ensemble
@@ -26,7 +25,9 @@ from growtx.merge.scores import Measured, MergeScores, fitting, prepared_rules, 
 from growtx.merge.text import MIXED, MergeText, OwnText, merge_text, own_text
 from growtx.models import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble import RULES, from_members
+from growtx.models.loss import TextScore, labels_of, score_windows
 from tests import tiny
+from tests.models.ensemble.taking_apart import member_of
 
 OTHER_TEXT = "newest weights learn while a frozen block reads its own write"
 WORDS = {"a": tiny.TEXT.split(), "b": OTHER_TEXT.split()}
@@ -84,14 +85,8 @@ def ensemble(home: Path) -> GrowtxEnsembleForCausalLM:
 def scores(ensemble: GrowtxEnsembleForCausalLM, text: MergeText, tokenizer: Any) -> MergeScores:
     fit = fitting(ensemble, text, num_steps=3, batch_size=4, seed=0)
     rules, notes = prepared_rules(ensemble, text, RULES_TRIED, fit)
-    control = {"control": load_control(ensemble)}
+    control = {"control": member_of(ensemble, "a")}
     return score_merge(ensemble, text, rules, token_num_bytes(tokenizer), controls=control, batch_size=4, notes=notes)
-
-
-def load_control(ensemble: GrowtxEnsembleForCausalLM) -> torch.nn.Module:
-    from growtx.models.ensemble import member_of
-
-    return member_of(ensemble, "a")
 
 
 def test_a_source_that_several_members_read_is_one_group(home: Path) -> None:
@@ -141,8 +136,9 @@ def test_members_score_as_they_do_alone(scores: MergeScores, text: MergeText, ho
     for member in "ab":
         model, _ = load_model(str(home / member))
         for domain, windows in text.measured.items():
-            alone = of_windows(model, windows.numpy().astype(np.int32), token_num_bytes(tokenizer), None)
-            assert scores.domains[domain].interval(member).value == pytest.approx(alone.value, rel=1e-5)
+            bytes_V = torch.from_numpy(token_num_bytes(tokenizer))
+            alone = TextScore(*score_windows(model, windows, labels_of(windows, None), bytes_V).sum(0).tolist())
+            assert scores.domains[domain].interval(member).value == pytest.approx(alone.bits_per_byte, rel=1e-5)
 
 
 def test_every_rule_is_measured_before_and_after_fitting(scores: MergeScores) -> None:

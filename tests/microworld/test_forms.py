@@ -1,25 +1,11 @@
 from __future__ import annotations
 
-import json
-
-from growtx.microworld.forms import ExtractiveQA, MultipleChoice, Translation, prompt, solved, target, to_jsonl
+from growtx.microworld.forms import ExtractiveQA, MultipleChoice, Translation, prompt, solved, target
 
 CHOICE = MultipleChoice("microworld/recall/en", "Where?", ("Rome", "Oslo", "Bern", "Lima"), 2)
 PUZZLE = MultipleChoice("microworld/count/zh", "几个？", ("1", "2", "3", "4"), 0, "他们住在奥斯陆。")
 READING = ExtractiveQA("microworld/reading/ru", "Анна родилась в Осло.", "Где?", ("Осло", "в Осло"))
 TRANSLATION = Translation("microworld/translation/en-zh", "Good day.", "你好。", "en", "zh")
-
-
-def test_records_have_the_keys_of_common_evaluation_files() -> None:
-    records = [json.loads(line) for line in to_jsonl([CHOICE, PUZZLE, READING, TRANSLATION]).splitlines()]
-    assert [set(record) for record in records] == [
-        {"task", "question", "choices", "answer_index"},
-        {"task", "question", "choices", "answer_index", "context"},
-        {"task", "context", "question", "answers"},
-        {"task", "src", "tgt", "src_lang", "tgt_lang"},
-    ]
-    assert records[0]["choices"][records[0]["answer_index"]] == "Bern"
-    assert records[3]["tgt"] == "你好。"
 
 
 def test_multiple_choice_ends_where_the_letter_belongs() -> None:

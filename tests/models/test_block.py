@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from growtx.models import GrowtxConfig, GrowtxForCausalLM, initialize_block
-from growtx.models.causal_lm import SubstrateEmbedding, apply_rotary, rotary_angles
+from growtx.models import GrowtxConfig, GrowtxForCausalLM
+from growtx.models.causal_lm import SubstrateEmbedding, apply_rotary, initialize_block, rotary_angles
 
 
 @pytest.mark.parametrize(("expansion", "expected"), [("interleave", [1, 1, 2, 2]), ("tile", [1, 2, 1, 2])])

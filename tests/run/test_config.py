@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from growtx.config import build_config
 from growtx.exceptions import ConfigError
-from growtx.run.config import differing_keys, load_run_config
+from growtx.run.config import RunConfig, differing_keys, load_run_config
 from tests.run.configs import config
 
 
@@ -65,3 +66,13 @@ def test_differing_keys_are_named_by_their_path(tmp_path: Any) -> None:
     assert differing_keys(first, second) == ["data.sources", "seed"]
     assert differing_keys({"a": {"b": 1}}, {"a": 2, "c": 3}) == ["a", "c"]
     assert differing_keys(first, first) == []
+
+
+def test_the_block_benchmarks_is_still_read_under_its_first_name() -> None:
+    new = load_run_config("demo", ["benchmarks.tasks=[growtx_boolq]", "benchmarks.limit=3"])
+    assert load_run_config("demo", ["capability.tasks=[growtx_boolq]", "capability.limit=3"]) == new
+    assert (new.benchmarks.tasks, new.benchmarks.controls) == (("growtx_boolq",), "last")
+    recorded = new.model_dump(mode="json")
+    recorded["capability"] = recorded.pop("benchmarks")
+    assert build_config(RunConfig, recorded) == new
+    assert new.identity_fields() == load_run_config("demo", []).identity_fields()

@@ -43,14 +43,14 @@ def test_a_stage_that_adapts_counts_into_its_depths_control() -> None:
 
 @pytest.mark.parametrize("change", [{"mode": "monolithic"}, {"train": {"steps": 5, "seconds": 9.0}}])
 def test_a_plan_of_unknown_flops_has_no_control(change: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"capability.controls=last: .*Set capability.controls=none"):
+    with pytest.raises(ConfigError, match=r"benchmarks.controls=last: .*Set benchmarks.controls=none"):
         control_plans(build_config(PlanConfig, PLAN | change), "last")
 
 
 def test_controls_are_runs_with_the_substrate_and_the_flops_of_the_grown_model(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path)
     run = Storage(str(tmp_path / "run"))
-    whole = config(corpus, plan=PLAN, capability={"tasks": ["growtx_arc_easy"], "controls": "all"})
+    whole = config(corpus, plan=PLAN, benchmarks={"tasks": ["growtx_arc_easy"], "controls": "all"})
     grown = prepare(whole, run).job
     jobs = controls.prepare_controls(whole, run)
     assert list(jobs) == [2, 3]
@@ -73,21 +73,21 @@ def test_questions_of_a_microworld_are_left_out_where_the_data_have_none(tmp_pat
     pytest.importorskip("lm_eval")
     corpus = write_corpus(tmp_path)
     block = {"tasks": ["microworld", "growtx_arc_easy"], "controls": "last"}
-    assert controls.checked_benchmarks(config(corpus, capability=block)).tasks == ("growtx_arc_easy",)
-    only = controls.checked_benchmarks(config(corpus, capability={**block, "tasks": ["microworld"]}))
+    assert controls.checked_benchmarks(config(corpus, benchmarks=block)).tasks == ("growtx_arc_easy",)
+    only = controls.checked_benchmarks(config(corpus, benchmarks={**block, "tasks": ["microworld"]}))
     assert (only.tasks, only.controls) == ((), "none")
-    kept = config(corpus, capability=block, data={"sources": [{"microworld": {"num_documents": 50}}]})
-    assert controls.checked_benchmarks(kept) == kept.capability
+    kept = config(corpus, benchmarks=block, data={"sources": [{"microworld": {"num_documents": 50}}]})
+    assert controls.checked_benchmarks(kept) == kept.benchmarks
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_trains(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     corpus = write_corpus(tmp_path)
     with pytest.raises(ConfigError, match="without tasks"):
-        controls.checked_benchmarks(config(corpus, capability={"controls": "all"}))
+        controls.checked_benchmarks(config(corpus, benchmarks={"controls": "all"}))
     with pytest.raises(ConfigError, match="continues another"):
         controls.checked_benchmarks(
-            config(corpus, parent="runs/old", capability={"tasks": ["growtx_boolq"], "controls": "last"})
+            config(corpus, parent="runs/old", benchmarks={"tasks": ["growtx_boolq"], "controls": "last"})
         )
 
 

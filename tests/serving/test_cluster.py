@@ -16,9 +16,9 @@ import aiohttp
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from growtx.models.ensemble import members_of
 from growtx.serving.app import build
 from growtx.serving.local import APP, local_endpoint
+from tests.models.ensemble.taking_apart import members_of
 from tests.processes import descendants
 from tests.serving.conftest import make_ensemble
 

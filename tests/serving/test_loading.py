@@ -9,9 +9,10 @@ import yaml
 
 from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
 from growtx.exceptions import ConfigError, GrowtxError, StoreError
-from growtx.models.ensemble import GrowtxEnsembleForCausalLM, members_of
+from growtx.models.ensemble import GrowtxEnsembleForCausalLM
 from growtx.serving.loading import load_depths, member_names, share_equal_tensors
 from growtx.serving.settings import ServeSettings, parse_settings
+from tests.models.ensemble.taking_apart import members_of
 from tests.serving.conftest import TEXT, make_ensemble, make_model
 
 PROJECT = Path(__file__).parents[2]

@@ -9,8 +9,10 @@ import pytest
 from growtx.config import build_config
 from growtx.exceptions import ConfigError
 from growtx.growth.plan import resolve
+from growtx.models.counting import monolithic_flops
 from growtx.run.config import RunConfig
 from growtx.specialists.config import SpecialistsConfig, all_data, load_specialists_config
+from tests import tiny
 
 
 def tree(**changes: Any) -> dict[str, Any]:
@@ -56,11 +58,14 @@ def test_a_specialist_is_a_run_with_what_it_has_of_its_own() -> None:
 
 
 def test_the_control_trains_every_block_at_once_on_all_data() -> None:
-    control = config(plan={**tree()["plan"], "budget": {"active_parameters": 5}}).control_config(
-        num_blocks=3, num_blocks_before=0, num_tokens=777
-    )
+    given = config(plan={**tree()["plan"], "budget": {"active_parameters": 5}})
+    length = given.model.context_length
+    shape = tiny.config(3, max_position_embeddings=length)
+    per_step = given.training.global_batch_size * length * monolithic_flops(shape, length).total
+    control = given.control_config(shape, 7.4 * per_step, num_blocks=3, num_blocks_before=0)
     (stage,) = resolve(control.plan)
-    assert (stage.add, stage.num_active, stage.train.tokens, stage.train.learning_rate) == (3, 3, 777, 2e-3)
+    assert (stage.add, stage.num_active, stage.train.steps, stage.train.tokens) == (3, 3, 7, None)
+    assert stage.train.learning_rate == 2e-3
     assert control.plan.budget.active_parameters is None and len(control.data.sources) == 3
     assert build_config(RunConfig, control.model_dump(mode="json")) == control
 

@@ -41,7 +41,7 @@ def config(directory: Path, **changes: Any) -> SpecialistsConfig:
 
 
 def trained(job: TrainJob) -> None:
-    """Seal every stage of a job as training would, without training."""
+    """Finalize every stage of a job as training would, without training."""
     store = BlobStore(job.run_dir)
     for stage in job.stages:
         before = latest_manifest(store.storage)
@@ -51,7 +51,7 @@ def trained(job: TrainJob) -> None:
 
 @pytest.fixture
 def without_cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """`train_concurrently` seals at once and remembers which runs it trained; no Ray, no figures."""
+    """`train_concurrently` finalizes at once and remembers which runs it trained; no Ray, no figures."""
     names: list[str] = []
 
     def together(tasks: list[TrainTask], **_: Any) -> PoolResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +59,10 @@ class Trainer:
         store = BlobStore(job.run_dir)
         for stage in job.stages:
             before = latest_manifest(store.storage)
-            manifest = tiny.write_stage(store, stage, job.model_at(stage.num_blocks), job.substrate.blob, before)
-            path = next(Path(job.run_dir, "manifests").glob(f"{stage.index:02d}-*.json"))
-            metrics = {"eval/bits_per_byte": 1 + rate, "eval/bits_per_byte_start": 2.0}
-            written = json.loads(path.read_text())
-            written["metrics"] = {**manifest.metrics, **metrics, "peak_memory_bytes": 1, "seconds": 1.0}
-            path.write_text(json.dumps(written))
+            scores = {"eval/bits_per_byte": 1 + rate, "eval/bits_per_byte_start": 2.0}
+            metrics = {**scores, "peak_memory_bytes": 1, "seconds": 1.0}
+            model = job.model_at(stage.num_blocks)
+            tiny.write_stage(store, stage, model, job.substrate.blob, before, metrics=metrics)
 
 
 @pytest.fixture
@@ -163,3 +160,16 @@ def test_the_demo_too_can_be_the_base_of_a_study() -> None:
 @pytest.mark.parametrize("preset", ["study-demo", "study-growth"])
 def test_shipped_studies_are_valid(preset: str) -> None:
     assert load_study_config(preset, []).kind == "study"
+
+
+def test_the_first_names_of_a_studys_keys_are_still_read(tmp_path: Path) -> None:
+    old = ["tasks=[growtx_boolq]", "task_limit=3", "data_dir=/questions", "lanes=2"]
+    chosen = {"tasks": ["growtx_boolq"], "limit": 3, "data_dir": "/questions"}
+    new = config(tmp_path, benchmarks=chosen, max_concurrent=2)
+    given = {"tasks": ["growtx_boolq"], "task_limit": 3, "data_dir": "/questions", "lanes": 2}
+    assert config(tmp_path, **given) == new
+    assert load_study_config(None, old).benchmarks == new.benchmarks
+    assert load_study_config(None, old).max_concurrent == 2
+    benchmark = new.benchmarks.benchmark()
+    assert (benchmark.limit, benchmark.protocols) == (3, ("log-likelihood", "sampled letter"))
+    assert not new.base_run(new.variants[0]).benchmarks.tasks

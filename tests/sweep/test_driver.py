@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from tests.sweep.test_config import config
 @pytest.fixture
 def swept(tmp_path: Path, tokenizer: Any) -> tuple[Storage, TrialRecord]:
     """A run of one stage; a second one was grown by a trial, another trial left a blob and failed."""
-    tiny.write_run(tmp_path / "run", tokenizer, {"stages": [{"add": 1}, {"add": 1}]})
+    (first,) = tiny.write_run(tmp_path / "run", tokenizer, {"stages": [{"add": 1}]})
     run = Storage(tmp_path / "run")
     best = TrialRecord(
         stage=2, stage_name="depth-2", number=1, values={"learning_rate": 2e-3, "init": "identity"}, state="finished",
@@ -33,8 +32,9 @@ def swept(tmp_path: Path, tokenizer: Any) -> tuple[Storage, TrialRecord]:
         flops=1e9, monolithic_flops=3e9,
     )  # fmt: skip
     trial = run.child(trial_dir(2, 1))
-    (tmp_path / "run" / "trials/stage-02/001/manifests").mkdir(parents=True)
-    shutil.move(tmp_path / "run/manifests/02-depth-2.json", tmp_path / "run/trials/stage-02/001/manifests")
+    _, second = tiny.stages(stages=[{"add": 1}, {"add": 1}])
+    deeper = tiny.config_like(first, 2)
+    tiny.write_stage(BlobStore(run.root), second, deeper, first.substrate, first, target=trial)
     row = {"step": 4, "stage": 2, "train/loss": 1.0, "num_tokens": 2000, "num_blocks": 2}
     MetricsLog(trial).append(row)
     planned = best.model_copy(

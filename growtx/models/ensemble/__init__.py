@@ -5,14 +5,7 @@ from __future__ import annotations
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM, GrowtxEnsembleOutput
 from growtx.models.ensemble.fused import GrowtxFusedEnsembleConfig, GrowtxFusedEnsembleForCausalLM, to_fused
-from growtx.models.ensemble.members import (
-    from_members,
-    member_of,
-    members_of,
-    replace_member,
-    with_member,
-    without_member,
-)
+from growtx.models.ensemble.members import from_members
 from growtx.models.ensemble.rules import RULES, CombinationRule, build_rule
 
 __all__ = [
@@ -25,10 +18,5 @@ __all__ = [
     "GrowtxFusedEnsembleForCausalLM",
     "build_rule",
     "from_members",
-    "member_of",
-    "members_of",
-    "replace_member",
     "to_fused",
-    "with_member",
-    "without_member",
 ]

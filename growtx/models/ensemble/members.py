@@ -1,6 +1,6 @@
-"""From specialists to an ensemble and back, without copying a weight.
+"""From specialists to an ensemble, without copying a weight.
 
-An ensemble holds the very tensors of its members, so adding, removing or replacing one cannot touch the others.
+An ensemble holds the very tensors of its members, so combining them cannot change one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from growtx.exceptions import ConfigError, FingerprintError, StoreError
 from growtx.models.causal_lm import GrowtxForCausalLM, build_around
-from growtx.models.configuration import IDENTITY, SPECIAL_TOKENS, GrowtxConfig
+from growtx.models.configuration import IDENTITY, SPECIAL_TOKENS
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
 
@@ -72,53 +72,6 @@ def from_members(members: Members, *, rule: dict[str, Any] | str = "mean") -> Gr
     ensemble = build_around(GrowtxEnsembleForCausalLM, config, _tensors(parts), like=first)
     ensemble.set_rule(rule)
     return ensemble
-
-
-def members_of(ensemble: GrowtxEnsembleForCausalLM) -> dict[str, GrowtxForCausalLM]:
-    """The specialists of an ensemble, sharing its parameters."""
-    return {name: member_of(ensemble, name) for name in ensemble.config.member_names or []}
-
-
-def member_of(ensemble: GrowtxEnsembleForCausalLM, name: str) -> GrowtxForCausalLM:
-    """One specialist of an ensemble as a model of its own, sharing its parameters."""
-    index = _index_of(ensemble, name)
-    blocks = ensemble.config.blocks_of_members[index]
-    own = {key: value for key, value in ensemble.config.to_dict().items() if key in GrowtxConfig().to_dict()}
-    own |= {"num_hidden_layers": len(blocks), "dtype": ensemble.dtype, "architectures": None}
-    own.pop("model_type")
-    parts: dict[str, nn.Module] = {"model.embed_tokens": ensemble.embed_tokens, "model.norm": ensemble.norms[index]}
-    parts |= {f"model.layers.{depth}": ensemble.layers[block] for depth, block in enumerate(blocks)}
-    parts["lm_head"] = ensemble.lm_heads[index]
-    return build_around(GrowtxForCausalLM, GrowtxConfig(**own), _tensors(parts), like=ensemble)
-
-
-def with_member(ensemble: GrowtxEnsembleForCausalLM, name: str, model: GrowtxForCausalLM) -> GrowtxEnsembleForCausalLM:
-    """The ensemble and one more member. What its rule had learned is for other members and is dropped."""
-    if name in (ensemble.config.member_names or []):
-        raise ConfigError(f"the ensemble already has a member {name}", "Choose another name, or replace the member")
-    return from_members({**members_of(ensemble), name: model}, rule=ensemble.rule.name)
-
-
-def without_member(ensemble: GrowtxEnsembleForCausalLM, name: str) -> GrowtxEnsembleForCausalLM:
-    """The ensemble without one member; its rule starts anew."""
-    _index_of(ensemble, name)
-    rest = {other: model for other, model in members_of(ensemble).items() if other != name}
-    return from_members(rest, rule=ensemble.rule.name)
-
-
-def replace_member(
-    ensemble: GrowtxEnsembleForCausalLM, name: str, model: GrowtxForCausalLM
-) -> GrowtxEnsembleForCausalLM:
-    """The ensemble with another specialist under the same name; its rule starts anew."""
-    _index_of(ensemble, name)
-    return from_members({**members_of(ensemble), name: model}, rule=ensemble.rule.name)
-
-
-def _index_of(ensemble: GrowtxEnsembleForCausalLM, name: str) -> int:
-    names = ensemble.config.member_names or []
-    if name not in names:
-        raise ConfigError(f"the ensemble has no member {name}", f"Its members are {', '.join(names)}")
-    return names.index(name)
 
 
 def _check_pair(first_name: str, first: GrowtxForCausalLM, name: str, model: GrowtxForCausalLM) -> None:

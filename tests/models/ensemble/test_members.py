@@ -5,8 +5,8 @@ import torch
 
 from growtx.exceptions import ConfigError, FingerprintError, StoreError
 from growtx.models import GrowtxEnsembleConfig, GrowtxForCausalLM, from_members
-from growtx.models.ensemble import member_of, replace_member, with_member, without_member
 from tests.models.conftest import small_model
+from tests.models.ensemble.taking_apart import member_of, members_of
 
 Members = dict[str, GrowtxForCausalLM]
 
@@ -34,11 +34,11 @@ def test_a_member_taken_out_is_the_model_that_went_in(members: Members, tokens_B
 def test_continual_growth_leaves_the_other_members_bit_identical(members: Members, tokens_BT: torch.Tensor) -> None:
     before, logits = snapshot(members), {name: model(tokens_BT).logits for name, model in members.items()}
     two = from_members({name: members[name] for name in ("ru", "zh")})
-    three = with_member(two, "de", members["de"])
-    rest = without_member(three, "ru")
+    three = from_members({**members_of(two), "de": members["de"]})
+    rest = from_members({name: members_of(three)[name] for name in ("zh", "de")})
     another = small_model(9)
     another.model.embed_tokens.load_state_dict(members["ru"].model.embed_tokens.state_dict())
-    replaced = replace_member(three, "de", another)
+    replaced = from_members({**members_of(three), "de": another})
     assert three.config.member_names == ["ru", "zh", "de"]
     assert rest.config.member_names == ["zh", "de"]
     assert rest.config.member_blocks == [[0, 1, 2, 3], [4, 5, 6]]
@@ -79,12 +79,7 @@ def test_values_that_are_not_finite_are_refused(members: Members) -> None:
         from_members(members)
 
 
-def test_unknown_and_double_names_are_refused(members: Members) -> None:
-    ensemble = from_members(members)
-    with pytest.raises(ConfigError, match="no member fr"):
-        without_member(ensemble, "fr")
-    with pytest.raises(ConfigError, match="already has a member ru"):
-        with_member(ensemble, "ru", members["ru"])
+def test_an_ensemble_of_nobody_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one member"):
         from_members({})
 
