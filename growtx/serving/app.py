@@ -19,6 +19,7 @@ from ray.serve.handle import DeploymentHandle
 
 from growtx.growth.results import find_result
 from growtx.sampling import Sampling
+from growtx.serving.chat_template import TRANSCRIPT
 from growtx.serving.requests import Generation, ModelInfo, Token
 from growtx.serving.settings import ServeSettings, parse_settings
 
@@ -97,9 +98,13 @@ class Ingress:
 
 
 def absolute(settings: ServeSettings) -> ServeSettings:
-    """Resolve the paths of the models here: replicas run in another directory."""
+    """Resolve the paths of models, and read the chat template here: replicas run in another directory."""
     paths = [find_result(path).address for path in settings.models]
-    return settings.model_copy(update={"model": paths[0] if isinstance(settings.model, str) else paths})
+    model = paths[0] if isinstance(settings.model, str) else paths
+    template = settings.chat_template_text()
+    return settings.model_copy(
+        update={"model": model, "chat_template": "transcript" if template == TRANSCRIPT else template}
+    )
 
 
 def build(arguments: dict[str, Any]) -> Application:
