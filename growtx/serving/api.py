@@ -9,12 +9,12 @@ import hmac
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from importlib import resources
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -57,6 +57,7 @@ BEARER = HTTPBearer(auto_error=False)
 UTF8_BOM = b"\xef\xbb\xbf"
 EVENTS = "text/event-stream"
 DOCS_HOST, DOCS_ICON_HOST = "https://cdn.jsdelivr.net", "https://fastapi.tiangolo.com"  # what FastAPI's page loads
+Locks = Sequence[Any]  # FastAPI's dependencies that every request must pass
 Body = TypeVar("Body", bound=BaseModel)
 Answer = TypeVar("Answer")
 Part = TypeVar("Part", Completion, ChatChunk)
@@ -138,13 +139,13 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
 
     app = FastAPI(title="growtx", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     errors.install(app)
-    for router in (_text_routes(service), _model_routes(service), _tokenizer_routes(service)):
-        app.include_router(router, dependencies=[Depends(authenticated)])
-    app.include_router(_document_routes(app), dependencies=[Depends(authenticated)])
-    app.include_router(
-        _metrics_route(service), dependencies=[] if settings.public_metrics else [Depends(authenticated)]
-    )
-    app.include_router(_open_routes(service))
+    locked = [Depends(authenticated)]
+    _add_text_routes(app, service, locked)
+    _add_model_routes(app, service, locked)
+    _add_tokenizer_routes(app, service, locked)
+    _add_documents(app, locked)
+    _add_metrics(app, service, [] if settings.public_metrics else locked)
+    _add_open_routes(app, service)
     app.mount(STATIC, StaticFiles(directory=str(PAGE_FILES)))
     _add_schemas(app, service.schemas)
     app.add_middleware(Front, count=service.count_answer)
@@ -159,14 +160,14 @@ def create_app(backend: Backend, settings: ServeSettings) -> FastAPI:
     return app
 
 
-def _text_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+def _add_text_routes(app: FastAPI, service: Service, locked: Locks) -> None:
     streamed: dict[int | str, dict[str, Any]] = {200: {"content": {EVENTS: {"schema": {"type": "string"}}}}}
 
-    @router.post(
+    @app.post(
         "/v1/completions",
         response_model=Completion,
         responses={**streamed, **ERROR_RESPONSES},
+        dependencies=locked,
         openapi_extra=service.documented(CompletionRequest),
     )
     async def complete(request: Request) -> Response:
@@ -177,10 +178,11 @@ def _text_routes(service: Service) -> APIRouter:
             return await _streamed(completions.run(body), body.stream_options)
         return _json(await _cancel_on_disconnect(request, completions.answer(body)))
 
-    @router.post(
+    @app.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
         responses={**streamed, **ERROR_RESPONSES},
+        dependencies=locked,
         openapi_extra=service.documented(ChatRequest),
     )
     async def chat(request: Request) -> Response:
@@ -191,12 +193,8 @@ def _text_routes(service: Service) -> APIRouter:
             return await _streamed(chat.run(body), body.stream_options)
         return _json(await _cancel_on_disconnect(request, chat.answer(body)))
 
-    return router
 
-
-def _model_routes(service: Service) -> APIRouter:
-    router = APIRouter()
-
+def _add_model_routes(app: FastAPI, service: Service, locked: Locks) -> None:
     async def the_model() -> Model:
         card = (await service.completions()).card
         about = ModelDetails(
@@ -208,28 +206,26 @@ def _model_routes(service: Service) -> APIRouter:
         )
         return Model(id=service.name, created=service.started, max_model_len=card.longest_text, growtx=about)
 
-    @router.get("/v1/models", responses=_only(401, 503))
+    @app.get("/v1/models", dependencies=locked, responses=_only(401, 503))
     async def models() -> ModelList:
         """The served model and what can be asked of it."""
         return ModelList(data=[await the_model()])
 
-    @router.get("/v1/models/{name:path}", responses=_only(401, 404, 503))
+    @app.get("/v1/models/{name:path}", dependencies=locked, responses=_only(401, 404, 503))
     async def model(name: str) -> Model:
         """The same by its name."""
         (await service.completions()).check_model(name)
         return await the_model()
 
-    return router
 
-
-def _tokenizer_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+def _add_tokenizer_routes(app: FastAPI, service: Service, locked: Locks) -> None:
     body_errors = _only(400, 401, 404, 413, 503)
 
-    @router.post(
+    @app.post(
         "/tokenize",
         response_model=TokenizeResponse,
         responses=body_errors,
+        dependencies=locked,
         openapi_extra=service.documented(TokenizeRequest),
     )
     async def to_ids(request: Request) -> TokenizeResponse:
@@ -237,10 +233,11 @@ def _tokenizer_routes(service: Service) -> APIRouter:
         body = await service.read_body(request, TokenizeRequest)
         return await tokenize(await service.completions(), await service.chat(), body)
 
-    @router.post(
+    @app.post(
         "/detokenize",
         response_model=DetokenizeResponse,
         responses=body_errors,
+        dependencies=locked,
         openapi_extra=service.documented(DetokenizeRequest),
     )
     async def to_text(request: Request) -> DetokenizeResponse:
@@ -248,33 +245,25 @@ def _tokenizer_routes(service: Service) -> APIRouter:
         body = await service.read_body(request, DetokenizeRequest)
         return await detokenize(await service.completions(), body)
 
-    @router.get("/tokenizer_info", response_model_exclude_none=True, responses=_only(401, 503))
+    @app.get("/tokenizer_info", dependencies=locked, response_model_exclude_none=True, responses=_only(401, 503))
     async def about() -> TokenizerInfo:
         """Special tokens and the chat template."""
         return tokenizer_info((await service.completions()).card, await service.chat_template())
 
-    return router
 
-
-def _metrics_route(service: Service) -> APIRouter:
-    router = APIRouter()
-
-    @router.get("/metrics", response_class=PlainTextResponse, responses=_only(401))
+def _add_metrics(app: FastAPI, service: Service, locked: Locks) -> None:
+    @app.get("/metrics", dependencies=locked, response_class=PlainTextResponse, responses=_only(401))
     async def metrics() -> PlainTextResponse:
         """Metrics of all replicas in Prometheus' text format."""
         return PlainTextResponse(await service.backend.metrics(), media_type="text/plain; version=0.0.4")
 
-    return router
 
-
-def _document_routes(app: FastAPI) -> APIRouter:
-    router = APIRouter(include_in_schema=False)
-
-    @router.get("/openapi.json")
+def _add_documents(app: FastAPI, locked: Locks) -> None:
+    @app.get("/openapi.json", include_in_schema=False, dependencies=locked)
     async def document() -> JSONResponse:
         return JSONResponse(app.openapi())
 
-    @router.get("/docs")
+    @app.get("/docs", include_in_schema=False, dependencies=locked)
     async def docs() -> Response:
         """FastAPI's page, which loads Swagger UI from a CDN; its one inline script is allowed by its hash."""
         page = get_swagger_ui_html(openapi_url="openapi.json", title="growtx")
@@ -286,26 +275,21 @@ def _document_routes(app: FastAPI) -> APIRouter:
         )
         return page
 
-    return router
 
-
-def _open_routes(service: Service) -> APIRouter:
+def _add_open_routes(app: FastAPI, service: Service) -> None:
     """What needs no key: the page, which asks for it, and what load balancers look at."""
-    router = APIRouter()
 
-    @router.get("/health", response_class=PlainTextResponse, responses=_only(503))
-    @router.get("/healthz", response_class=PlainTextResponse, responses=_only(503))
+    @app.get("/health", response_class=PlainTextResponse, responses=_only(503))
+    @app.get("/healthz", response_class=PlainTextResponse, responses=_only(503))
     async def health() -> str:
         """200 once the engines answer."""
         await service.completions()
         return "ok\n"
 
-    @router.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         """The built-in page."""
         return FileResponse(str(PAGE_FILES / "index.html"))
-
-    return router
 
 
 def _add_schemas(app: FastAPI, schemas: dict[str, Any]) -> None:
