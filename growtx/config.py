@@ -22,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from growtx.exceptions import ConfigError
+from growtx.redaction import ENVIRONMENT, masked_keys, redact_tree
 from growtx.storage import resolve_address
 
 
@@ -159,13 +160,23 @@ def _read_preset(name_or_file: str) -> dict[str, Any]:
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return `tree` with dotted `section.key=YAML` overrides applied in order; list items by index."""
+    """Return `tree` with dotted `section.key=YAML` overrides applied in order; list items by index.
+
+    Raises:
+        ConfigError: an override cannot be applied, or a credential that was masked is not given again.
+    """
     result = copy.deepcopy(dict(tree))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {override!r} is not a key and a value", "Write it as section.key=value")
         _set(result, key, parse_yaml(text, f"override {key}"))
+    if masked := list(masked_keys(result)):
+        raise ConfigError(
+            f"{', '.join(masked)}: *** stands for a credential, which is never written down",
+            f"Give it again ({masked[0]}=...), or leave it out there and set it in the environment of every node "
+            f"({ENVIRONMENT})",
+        )
     return result
 
 
@@ -269,6 +280,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def to_yaml(model: BaseModel) -> str:
-    """The resolved configuration as YAML, in declaration order."""
-    tree = model.model_dump(mode="json")
+    """The resolved configuration as YAML, in declaration order, credentials masked."""
+    tree = redact_tree(model.model_dump(mode="json"))
     return str(yaml.dump(tree, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True, width=110))

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from growtx.exceptions import StoreError
+from growtx.redaction import redact_tree
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, list_manifests, read_manifest
 from growtx.store.runs import METRICS_FILE, RUN_FILE, read_metrics
@@ -163,7 +164,7 @@ def _read_run_yaml(storage: Storage, missing: list[str]) -> Json:
         missing.append(f"{RUN_FILE}: neither the configuration nor the versions of this run are known")
         return {}
     tree = yaml.safe_load(storage.read_text(RUN_FILE))
-    return tree if isinstance(tree, dict) else {}
+    return redact_tree(tree) if isinstance(tree, dict) else {}  # older versions recorded credentials
 
 
 def _rows_by_stage(storage: Storage, missing: list[str]) -> dict[int, list[Json]]:
