@@ -200,8 +200,11 @@ def _key(node: Any, part: str, dotted: str) -> str | int:
     return int(part)
 
 
-def build_config(model: type[Model], tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> Model:
+def build_config(model: type[Model], tree: Mapping[str, Any], overrides: Iterable[str] | None = None) -> Model:
     """Validate a tree after its dotted overrides.
+
+    Args:
+        overrides: None where a tree is read as it was written; a list, also an empty one, where it is used again.
 
     Raises:
         ConfigError: naming every invalid key, its value and a remedy.
@@ -209,8 +212,8 @@ def build_config(model: type[Model], tree: Mapping[str, Any], overrides: Iterabl
     renamed = model.renamed_keys if issubclass(model, ConfigModel) else {}
     # Renamed before the overrides are applied, so that those count more than the file whichever name either uses.
     tree = current_names(tree, renamed) if renamed else tree
-    if given := [_current_override(override, renamed) for override in overrides]:
-        tree = apply_overrides(tree, given)
+    if overrides is not None:
+        tree = apply_overrides(tree, [_current_override(override, renamed) for override in overrides])
     try:
         return model.model_validate(tree)
     except ValidationError as error:
