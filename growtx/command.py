@@ -51,8 +51,12 @@ def command_line() -> str:
     return redact_text(shlex.join(words))
 
 
-def run_command(action: Callable[[], int]) -> int:
-    """Run a command; a user-facing error becomes a sentence and an exit status."""
+def run_command(action: Callable[[], int], *, resumable: bool = False) -> int:
+    """Run a command; a user-facing error becomes a sentence and an exit status.
+
+    Args:
+        resumable: whether the command takes --resume.
+    """
     if not sys.stdout.isatty():  # logs and files have no width; rich would break tables at 80 characters
         os.environ.setdefault("COLUMNS", "160")
     try:
@@ -61,5 +65,6 @@ def run_command(action: Callable[[], int]) -> int:
         print(f"error: {redact_text(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted: finished stages are kept; use --resume to continue", file=sys.stderr)
+        kept = ": finished stages are kept; use --resume to continue" if resumable else ""
+        print(f"interrupted{kept}", file=sys.stderr)
         return 130

@@ -26,7 +26,7 @@ INTERMIXED = ("grow", "specialists", "sweep", "study", "evaluate", "plan")  # ov
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the `growtx` command; returns the exit status."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
-    return run_command(lambda: int(arguments.handler(arguments)))
+    return run_command(lambda: int(arguments.handler(arguments)), resumable=hasattr(arguments, "resume"))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

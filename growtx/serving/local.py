@@ -52,6 +52,8 @@ def serve_in_foreground(arguments: dict[str, Any], *, host: str, port: int) -> N
         print(f"serving on http://{host}:{port}; Ctrl-C lets running answers end, then stops", flush=True)
         stop.asked.wait()
         serve.shutdown()
+    except KeyboardInterrupt:  # a second signal while it starts; one while it drains is answered by the drain
+        print("stopping at once", flush=True)
     finally:
         ray.shutdown()
 

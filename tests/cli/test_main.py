@@ -244,6 +244,8 @@ def test_a_command_ends_with_the_status_of_its_error(capsys: Capture) -> None:
     assert run_command(fail(ConfigError("seed=x: no number"))) == 2
     assert error_of(capsys) == "seed=x: no number."
     assert run_command(fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert run_command(fail(KeyboardInterrupt()), resumable=True) == 130
     assert "use --resume to continue" in capsys.readouterr().err
 
 

@@ -301,7 +301,8 @@ def test_ctrl_c_lets_running_streams_end(settings: dict[str, Any], command: str,
             assert [reading.text[:40] for reading in ended] == [reading.text[:40] for reading in undisturbed]
             return list(ended)
 
-    with foreground(command, settings) as endpoint:
+    small = {**settings, "cpus_per_replica": 0.25}  # `serve run` takes the machine's CPUs as they are
+    with foreground(command, small) as endpoint:
         endpoint.wait_until_up()
         readings = asyncio.run(scenario(endpoint))
         assert all(reading.is_complete for reading in readings)
