@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -23,9 +24,9 @@ from typing import Any
 
 import fsspec
 
-from growtx.config import fingerprint
+from growtx.config import fingerprint, parse_json
 from growtx.data.sources import SourceConfig, load_arguments, source_files
-from growtx.exceptions import DataError
+from growtx.exceptions import DataError, StoreError
 from growtx.microworld import generator_fingerprint
 from growtx.storage import is_local, open_filesystem, replace_file
 
@@ -143,14 +144,16 @@ def damage(directory: Path) -> str | None:
                 return f"{entry['file']} has {size} bytes instead of {entry['size_bytes']}"
     except OSError as error:
         return f"{Path(error.filename or directory).name}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (StoreError, ValueError, KeyError, TypeError, AttributeError):
         return f"{INDEX} is not readable"
     return None
 
 
 def read_index(directory: Path) -> dict[str, Any]:
     """The index of an entry."""
-    index: dict[str, Any] = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    index = parse_json((directory / INDEX).read_bytes(), str(directory / INDEX), "Delete it; it will be rebuilt")
+    if not isinstance(index, dict):
+        raise StoreError(f"{directory / INDEX} is damaged", "Delete it; it will be rebuilt")
     return index
 
 
@@ -207,15 +210,20 @@ def _hub_content(source: SourceConfig) -> list[str]:
     return [builder.hash or "", builder.config_id, source.split]
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
 class HashMemo:
     """sha256 of local files, remembered by path, size and times, so that large corpora are hashed once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # absent, or damaged: it only saves time
-            self._known = {}
+            known = parse_json(path.read_bytes(), str(path), "")
+        except (OSError, StoreError):  # absent, or damaged: it only saves time
+            known = {}
+        known = known if isinstance(known, dict) else {}
+        self._known: dict[str, str] = {key: value for key, value in known.items() if _SHA256.fullmatch(str(value))}
 
     def sha256(self, path: str) -> str:
         """Identity of a file's content: "sha256:..." for local files, "ukey:..." for others."""

@@ -7,6 +7,7 @@ The bytes are canonical (tensors sorted by name, contiguous, no metadata), so eq
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 
 import safetensors.torch
@@ -18,6 +19,7 @@ from growtx.storage import Storage
 
 BLOBS_DIR = "blobs"
 Tensors = Mapping[str, torch.Tensor]
+_BLOB_FILE = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 def canonical_bytes(tensors: Tensors) -> bytes:
@@ -85,8 +87,8 @@ class BlobStore:
 
     def list(self) -> list[str]:
         """Names of all blobs in the store."""
-        paths = self.storage.list_files(BLOBS_DIR, suffix=".safetensors")
-        return [path.rsplit("/", 1)[-1].removesuffix(".safetensors") for path in paths]
+        names = [path.rsplit("/", 1)[-1] for path in self.storage.list_files(BLOBS_DIR, suffix=".safetensors")]
+        return [name.removesuffix(".safetensors") for name in names if _BLOB_FILE.fullmatch(name)]
 
     def copy_from(self, other: BlobStore, blob: str) -> None:
         """Copy a blob from another store, verified."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from pydantic import Field
 
-from pydantic import Field, ValidationError
-
-from growtx.config import ConfigModel
-from growtx.exceptions import StoreError
+from growtx.config import ConfigModel, parse_record
 from growtx.storage import Storage
 
 DATA_FILE = "data.json"
@@ -58,13 +55,8 @@ def read_data_record(run: Storage) -> DataRecord | None:
     """
     if not run.exists(DATA_FILE):
         return None
-    try:
-        return DataRecord.model_validate(json.loads(run.read_bytes(DATA_FILE)))
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise StoreError(
-            f"{run.path(DATA_FILE)} is damaged, so what the run was trained on is not known",
-            "Restore it from a copy; without one, delete it and resume with --accept-new-data",
-        ) from error
+    remedy = "Restore it from a copy; without one, delete it and resume with --accept-new-data"
+    return parse_record(DataRecord, run.read_bytes(DATA_FILE), run.path(DATA_FILE), remedy)
 
 
 def write_data_record(run: Storage, record: DataRecord) -> None:

@@ -15,10 +15,10 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, RootModel
 from ray.util.metrics import Gauge
 
-from growtx.config import ConfigModel, parse_yaml
+from growtx.config import ConfigModel, parse_record, parse_yaml
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.storage import Storage
 from growtx.store.runs import RUN_FILE
@@ -279,7 +279,8 @@ def _recorded_config(storage: Storage) -> dict[str, Any]:
     if not storage.exists(RUN_FILE):
         return {}
     tree = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
-    return {key: value for key, value in tree.items() if key not in ("provenance", "tracking")}
+    items = tree.items() if isinstance(tree, dict) else ()
+    return {key: value for key, value in items if key not in ("provenance", "tracking")}
 
 
 def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -290,7 +291,14 @@ def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _recorded_ids(storage: Storage) -> dict[str, str]:
-    return json.loads(storage.read_text(TRACKING_FILE)) if storage.exists(TRACKING_FILE) else {}
+    if not storage.exists(TRACKING_FILE):
+        return {}
+    remedy = "Delete it: the services then begin a new run each"
+    return parse_record(_Ids, storage.read_bytes(TRACKING_FILE), storage.path(TRACKING_FILE), remedy).root
+
+
+class _Ids(RootModel[dict[str, str]]):
+    """What `tracking.json` holds: a run's id in each service."""
 
 
 def _record_ids(storage: Storage, ids: Mapping[str, str]) -> None:
