@@ -7,6 +7,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -116,6 +117,12 @@ class Storage:
                 self.write_text(relative, (self.read_text(relative) if self.exists(relative) else "") + text)
         except OSError as error:
             raise write_error(self.path(relative), error) from error
+
+    def touch(self, relative: str) -> None:
+        """Make a local file young; object stores cannot, and a file of somebody else stays as it is."""
+        if self.is_local:
+            with suppress(OSError):
+                os.utime(self._at(relative))
 
     def remove(self, relative: str) -> None:
         self._fs.rm(self._at(relative), recursive=True)

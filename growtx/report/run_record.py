@@ -15,7 +15,8 @@ from growtx.config import parse_yaml
 from growtx.exceptions import ConfigError, StoreError
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, list_manifests, read_manifest
-from growtx.store.runs import METRICS_FILE, RUN_FILE, read_metrics
+from growtx.store.runs import METRICS_FILE, read_metrics
+from growtx.store.status import RUN_FILE
 
 Json = dict[str, Any]
 

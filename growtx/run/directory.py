@@ -27,7 +27,8 @@ from growtx.storage import Storage, resolve_address
 from growtx.store.data_record import DATA_FILE
 from growtx.store.manifest import list_manifests
 from growtx.store.run_lock import acquire
-from growtx.store.runs import METRICS_FILE, RUN_FILE, STATUS_FILE, read_status
+from growtx.store.runs import METRICS_FILE
+from growtx.store.status import RUN_FILE, STATUS_FILE, read_status
 from growtx.substrate.build import SUBSTRATE_FILE
 
 Config = TypeVar("Config", bound=JobConfig)

@@ -48,11 +48,16 @@ class BlobStore:
         self.storage = Storage(root)
 
     def put(self, tensors: Tensors) -> str:
-        """Store tensors and return their blob name; nothing is written if the blob already exists."""
+        """Store tensors and return their blob name; nothing is written if the blob already exists.
+
+        Then it is made young, so that pruning does not take it before something refers to it again.
+        """
         data = canonical_bytes(tensors)
         blob = hashlib.sha256(data).hexdigest()
         path = blob_path(blob)
-        if not (self.storage.exists(path) and self.is_intact(blob)):
+        if self.is_intact(blob):
+            self.storage.touch(path)
+        else:
             self.storage.write_bytes(path, data)
         return blob
 
@@ -77,6 +82,10 @@ class BlobStore:
         except SafetensorError as error:
             raise CorruptBlobError(f"blob {self.storage.path(path)} is not a safetensors file: {error}") from error
 
+    def has(self, blob: str) -> bool:
+        """Whether the blob is there, whatever its bytes are."""
+        return self.storage.exists(blob_path(blob))
+
     def is_intact(self, blob: str) -> bool:
         """Whether the blob exists and its bytes hash to its name."""
         path = blob_path(blob)
@@ -92,5 +101,7 @@ class BlobStore:
 
     def copy_from(self, other: BlobStore, blob: str) -> None:
         """Copy a blob from another store, verified."""
-        if not self.is_intact(blob):
+        if self.is_intact(blob):
+            self.storage.touch(blob_path(blob))
+        else:
             self.put(other.get(blob))

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
-
-from growtx.config import parse_json, parse_record
+from growtx.config import parse_json
 from growtx.exceptions import StoreError
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests
 from growtx.store.run_lock import is_locked
+from growtx.store.status import RUN_FILE, STATUS_FILE, read_status
 
 # `metrics.jsonl`: one row per logging step, rewound when a stage resumes from a checkpoint.
 
@@ -68,8 +67,6 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-RUN_FILE = "run.yaml"
-STATUS_FILE = "status.json"
 SILENT_AFTER = timedelta(minutes=10)  # a first step on a large cluster may take minutes before anything is written
 
 RunState = Literal["running", "finished", "failed", "interrupted"]
@@ -132,22 +129,6 @@ def _state_of_silent_run(storage: Storage, updated: datetime | None, now: dateti
     if held is None:
         held = updated is not None and now - updated < SILENT_AFTER
     return "running" if held else "interrupted"
-
-
-class Status(BaseModel):
-    """What `status.json` says of a run."""
-
-    state: str = ""
-    job_id: str | None = None
-    num_stages: int | None = Field(None, ge=0)
-
-
-def read_status(storage: Storage) -> Status:
-    """The status file, a hint that no work depends on: where it is missing or damaged, nothing is known."""
-    if storage.exists(STATUS_FILE):
-        with suppress(StoreError):
-            return parse_record(Status, storage.read_bytes(STATUS_FILE), storage.path(STATUS_FILE), "")
-    return Status()
 
 
 def _last_rows(storage: Storage) -> list[dict[str, Any]]:

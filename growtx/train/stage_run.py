@@ -19,7 +19,7 @@ from torch import nn
 
 from growtx import __version__
 from growtx.data.tokenizer import INCOMPLETE, document_ids, visible_text
-from growtx.exceptions import TrainingError
+from growtx.exceptions import StoreError, TrainingError
 from growtx.growth.assembly import (
     State,
     assemble,
@@ -480,6 +480,11 @@ class StageRun:
             manifest.metrics["seal_max_logit_difference"] = difference
             _check_difference(self.stage, difference)
         manifest = manifest.model_copy(update={"samples": tuple(self._samples(model))})
+        if any(not self.store.has(blob) for blob in manifest.blobs()):  # a look, since a manifest is a promise
+            raise StoreError(
+                f"a blob of {self._where} vanished while the stage was being stored",
+                "Run the same command with --resume",
+            )
         write_manifest(self.storage, manifest)
         return manifest
 

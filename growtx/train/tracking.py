@@ -21,7 +21,7 @@ from ray.util.metrics import Gauge
 from growtx.config import ConfigModel, parse_record, parse_yaml
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.storage import Storage
-from growtx.store.runs import RUN_FILE
+from growtx.store.status import RUN_FILE
 
 # The newest row of `metrics.jsonl` as Prometheus gauges, for the dashboards in cluster/monitoring.
 #
