@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -147,6 +148,26 @@ class Storage:
             if file.is_file():
                 self.write_bytes(f"{relative}/{file.relative_to(local_dir).as_posix()}", file.read_bytes())
 
+    def replace_directory(self, local_dir: str, relative: str, *, last: str) -> None:
+        """Replace a directory by a local one: readers see the old or the new one, never some files of each.
+
+        Args:
+            last: the file without which readers take the directory for none. On object stores, which cannot rename, it
+                goes first and comes last.
+        """
+        if not self.is_local:
+            for file in sorted(self.list_files(relative), key=lambda file: file != f"{relative}/{last}"):
+                self.remove(file)
+            for path in sorted(Path(local_dir).rglob("*"), key=lambda path: (path.name == last, path)):
+                if path.is_file():
+                    self.write_bytes(f"{relative}/{path.relative_to(local_dir).as_posix()}", path.read_bytes())
+            return
+        target = Path(self._at(relative))
+        try:
+            _replace_directory(Path(local_dir), target)
+        except OSError as error:
+            raise write_error(str(target), error) from error
+
     def download(self, relative: str) -> str:
         """A local directory with the content of `relative` (itself when the storage is local)."""
         if self.is_local:
@@ -175,6 +196,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
     Raises:
         OSError: of the file system; nothing half-written is left.
     """
+    made = [parent.parent for parent in path.parents if not parent.exists()]  # their names are on no disk yet
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART_SUFFIX)
     try:
@@ -185,9 +207,30 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
                 os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~current_umask())
         Path(temporary).replace(path)
+        if durable:
+            for directory in (path.parent, *made):
+                sync(directory)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk; some network file systems cannot say."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Wait until a directory and everything in it is on the disk."""
+    for path in (*directory.rglob("*"), directory):
+        sync(path)
 
 
 def current_umask() -> int:
@@ -199,6 +242,25 @@ def current_umask() -> int:
         mask = os.umask(0o077)
         os.umask(mask)
         return mask
+
+
+def _replace_directory(source: Path, target: Path) -> None:
+    """Two renames: a crash between them leaves no directory, and who finds none makes it again."""
+    for leftover in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new, old = (target.with_name(f".{target.name}-{kind}-{uuid.uuid4().hex[:8]}") for kind in ("new", "old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(source, new)
+        new.chmod(0o777 & ~current_umask())  # a temporary directory is its owner's alone
+        sync_tree(new)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        sync(target.parent)
+    finally:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_error(path: str, error: OSError) -> StoreError:

@@ -193,6 +193,7 @@ def _verify_run(result: Result, arguments: argparse.Namespace) -> bool:
     from growtx.growth.lineage import tokenizer_of
     from growtx.growth.substrate_proof import verify_substrate
     from growtx.store.verify import verify
+    from growtx.train.data_proof import verify_data
 
     lineage = result.require_lineage()
     report = verify(lineage.storage.root, prune=arguments.prune)  # of all stages, also after the one that was named
@@ -203,12 +204,15 @@ def _verify_run(result: Result, arguments: argparse.Namespace) -> bool:
         print(f"moved: frozen tensors changed during {name}")
     _print_orphans(report, asked=arguments.prune)
     print(*_data_sentences(lineage), sep="", end="")
+    problems = verify_data(lineage.storage, lineage.manifests)
+    print(*(f"{problem}\n" for problem in problems), sep="", end="")
     tokenizer_of(lineage)  # raises when it is not the one that the manifests name
     if arguments.substrate:
         print(verify_substrate(lineage, arguments.font))
     summary = f"{report.num_manifests} manifests, {report.num_blobs} blobs, {report.num_bytes:,} bytes"
-    print(f"{'intact' if report.is_intact else 'NOT intact'}: {summary}")
-    return report.is_intact
+    is_intact = report.is_intact and not problems
+    print(f"{'intact' if is_intact else 'NOT intact'}: {summary}")
+    return is_intact
 
 
 def _print_orphans(report: VerifyReport, *, asked: bool) -> None:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, Field, field_validator
 
+from growtx.checked import check_once
 from growtx.config import fingerprint, parse_record
 from growtx.data.pack_cache import INDEX, HashMemo, PackCache, content_fingerprint, read_index
 from growtx.data.sources import DataConfig, Document, SourceConfig, Split, iterate_source
@@ -170,7 +171,9 @@ def map_windows(path: Path) -> WindowArray:
         pyarrow.ArrowException, OSError: not a complete window file.
     """
     with pa.ipc.open_file(pa.memory_map(str(path), "r")) as reader:
-        column = reader.get_batch(0).column(0)
+        batch = reader.get_batch(0)
+    batch.validate()
+    column = batch.column(0)
     windows: WindowArray = column.flatten().to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)
     return windows
 
@@ -341,7 +344,11 @@ class PackedData:
         return fingerprint([FORMAT, tokens, list(self.mix.shares), self.context_length, self.tokenizer_fingerprint])
 
     def verify(self) -> None:
-        """Hash all tokens again. Raises DataError naming the source whose tokens are not as recorded."""
+        """Hash all tokens again, whatever was checked before.
+
+        Raises:
+            DataError: naming the source whose tokens are not as recorded.
+        """
         for side, split in zip(SPLITS, (self.train, self.validation), strict=True):
             for source in split.sources:
                 if sha256_of_windows(source.windows) != source.sha256:
@@ -361,7 +368,7 @@ def pack(config: DataConfig, tokenizer: PreTrainedTokenizerFast, *, context_leng
     Raises:
         DataError: text is missing or unreadable, nothing is held out or nothing is left, or the disk is full.
     """
-    cache = PackCache(f"{cache_dir.rstrip('/')}/packed")
+    cache = PackCache(f"{cache_dir.rstrip('/')}/packed", _find_problem)
     packer = SourcePacker(tokenizer, context_length)
     memo = HashMemo(cache.local / "content-hashes.json")
     members, indexes = [], []
@@ -403,7 +410,7 @@ def open_packed(path: str) -> PackedData:
         DataError: missing or damaged.
     """
     members = _read_mix(path).sources
-    cache = PackCache(path.rpartition("/")[0])
+    cache = PackCache(path.rpartition("/")[0], _find_problem)
     directories = [cache.entry(member.key) for member in members]
     if None in directories:
         missing = members[directories.index(None)].key
@@ -486,6 +493,32 @@ class SourceIndex(BaseModel):
         if set(files) != set(SPLITS):
             raise ValueError("a side of the split is missing")
         return files
+
+
+def _find_problem(directory: Path, force: bool) -> str | None:
+    """What is wrong with the packed form of a source, by the hashes of its tokens; asked once on every node."""
+    try:
+        index = _read_index(directory)
+        for entry in index.files.values():
+            path, shape = directory / entry.file, (entry.num_windows, index.context_length)
+            problem = check_once(path, entry.sha256, partial(_windows_problem, path, shape, entry.sha256), force=force)
+            if problem is not None:
+                return problem
+    except DataError as error:
+        return error.problem
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+def _windows_problem(path: Path, shape: tuple[int, int], sha256: str) -> str | None:
+    try:
+        windows = map_windows(path)
+    except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError, TypeError):
+        return f"{path.name} is not a file of windows"
+    if windows.shape != shape or sha256_of_windows(windows) != sha256:
+        return f"{path.name} does not hold the tokens that were written"
+    return None
 
 
 def _read_mix(path: str) -> MixFile:

@@ -111,7 +111,10 @@ def _files_to_import(source: Storage) -> list[str]:
     files = source.list_files(TOKENIZER_DIR)
     if odd := [file for file in files if not _TOKENIZER_FILE.fullmatch(file)]:
         raise StoreError(f"{source.root} has a file that is no part of a tokenizer: {odd[0][:80]!r}", "Remove it")
-    return [*files, SUBSTRATE_FILE]
+    return [
+        *sorted(files, key=lambda file: file.endswith("/tokenizer.json")),
+        SUBSTRATE_FILE,
+    ]  # what is asked for, last
 
 
 _TOKENIZER_FILE = re.compile(rf"{TOKENIZER_DIR}/[A-Za-z0-9._-]{{1,100}}")

@@ -37,12 +37,14 @@ class DataRecord(ConfigModel):
     Attributes:
         data_fingerprint: of all data, as manifests name it.
         sources: a fingerprint of each source's tokens, on both sides of the held-out split.
+        packed_path: where the packed tokens were when the run last used them; None: of an earlier version.
         parent: hash of the manifest that the run continues; it may have been continued itself since.
     """
 
     format_version: int = 1
     data_fingerprint: str
     sources: dict[str, str]
+    packed_path: str | None = None
     parent: str | None = None
     changes: tuple[DataChange, ...] = ()
 

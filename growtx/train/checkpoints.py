@@ -102,9 +102,19 @@ def _is_intact(run: Storage, directory: str, info: CheckpointInfo) -> bool:
     return run.exists(path) and hashlib.sha256(run.read_bytes(path)).hexdigest() == info.state_sha256
 
 
-def read_checkpoint(run: Storage, directory: str) -> tuple[State, dict[str, State]]:
-    """Weights and moments of a checkpoint, by parameter name."""
-    tensors: dict[str, torch.Tensor] = safetensors.torch.load(run.read_bytes(f"{directory}/{STATE_FILE}"))
+def read_checkpoint(run: Storage, directory: str, sha256: str) -> tuple[State, dict[str, State]]:
+    """Weights and moments of a checkpoint, by parameter name.
+
+    Args:
+        sha256: of its state: what one rank has found intact, another may not read intact.
+
+    Raises:
+        StoreError: the state is missing or damaged.
+    """
+    data = run.read_bytes(f"{directory}/{STATE_FILE}")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise StoreError(f"{run.path(directory)}/{STATE_FILE} is damaged", "Run the same command with --resume")
+    tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
     parts: dict[str, State] = {part: {} for part in ("weights", *MOMENTS)}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")

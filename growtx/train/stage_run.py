@@ -369,7 +369,7 @@ class StageRun:
             self.record.rewind(-1)
             return False
         directory, info = found
-        weights, moments = read_checkpoint(self.storage, directory)
+        weights, moments = on_all_ranks(lambda: read_checkpoint(self.storage, directory, info.state_sha256))
         self.engine.load(weights, moments, info.step)
         if info.frozen_before != self.frozen_before:
             raise TrainingError(

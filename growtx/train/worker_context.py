@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from growtx.data.packing import PackedData, open_packed
 from growtx.data.tokenizer import load_tokenizer, token_num_bytes, tokenizer_fingerprint
-from growtx.exceptions import ConfigError
+from growtx.exceptions import ConfigError, DataError
 from growtx.growth.assembly import check_same
 from growtx.growth.lineage import TOKENIZER_DIR
 from growtx.storage import STORAGE_VARIABLE, Storage
@@ -41,7 +41,7 @@ class WorkerContext:
         torch.set_num_threads(max(1, int(job.resources.cpus_per_worker)))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         on_all_ranks(partial(_check_visible, job))
-        self.data: PackedData = open_packed(job.packed_path)
+        self.data: PackedData = on_all_ranks(partial(_open_data, job))
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(Storage(job.store_dir).download(TOKENIZER_DIR))
         found = tokenizer_fingerprint(self.tokenizer)
         check_same("tokenizer", job.architecture["tokenizer_fingerprint"], found, f"{job.store_dir}/{TOKENIZER_DIR}")
@@ -78,6 +78,20 @@ class WorkerContext:
         """Let trackers send what they hold."""
         if self._trackers is not None:
             self._trackers.close(finished=finished)
+
+
+def _open_data(job: TrainJob) -> PackedData:
+    """Raises DataError: the packed data is damaged, or was replaced by another since the driver has looked at it."""
+    try:
+        data = open_packed(job.packed_path)
+    except DataError as error:
+        raise DataError(error.problem, "Run the same command with --resume: it is packed again") from error
+    if data.fingerprint != job.data_fingerprint:
+        raise DataError(
+            f"packed data {job.packed_path} is not what this run was prepared with",
+            "Run the same command with --resume",
+        )
+    return data
 
 
 def _check_visible(job: TrainJob) -> None:
