@@ -7,9 +7,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -17,6 +18,7 @@ import fsspec
 
 from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError, StoreError
+from growtx.fence import Fence
 
 PART_SUFFIX = ".part"  # of a file that is being written
 
@@ -25,9 +27,13 @@ class Storage:
     """Bytes under a root such as `runs/demo`, `/mnt/nfs/runs/demo`, `s3://bucket/runs/demo`.
 
     Paths are relative to the root, with `/` between parts.
+
+    Args:
+        fences: what every write asks first, in a run that another process may take over; reading asks nothing.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, fences: tuple[Fence, ...] = ()) -> None:
+        self.fences = fences
         self.root = os.fspath(root).rstrip("/")
         try:
             self._fs, self._base = open_filesystem(self.root)
@@ -44,7 +50,22 @@ class Storage:
         return f"{base}/{relative}" if relative else str(base)
 
     def child(self, relative: str) -> Storage:
-        return Storage(self.path(relative))
+        return Storage(self.path(relative), fences=self.fences)
+
+    @contextmanager
+    def _writing(self, relative: str) -> Iterator[None]:
+        """Nobody takes the run over meanwhile; what the file system says against a write becomes a sentence.
+
+        Raises:
+            FencedError: somebody has taken it over.
+        """
+        try:
+            with ExitStack() as stack:
+                for fence in self.fences:
+                    stack.enter_context(fence.permitted())
+                yield
+        except OSError as error:
+            raise write_error(self.path(relative), error) from error
 
     def exists(self, relative: str = "") -> bool:
         return bool(self._fs.exists(self._at(relative)))
@@ -82,33 +103,29 @@ class Storage:
 
     def write_bytes(self, relative: str, data: bytes) -> None:
         """Write atomically: readers see the old file or the whole new one, also after a crash."""
-        try:
+        with self._writing(relative):
             if self.is_local:
                 replace_file(Path(self._at(relative)), lambda file: file.write(data))
             else:
                 self._fs.pipe_file(self._at(relative), data)  # object stores make an upload visible when it is complete
-        except OSError as error:
-            raise write_error(self.path(relative), error) from error
 
     def write_file(self, relative: str, write: Callable[[IO[bytes]], object]) -> None:
         """Write what is too large to be held twice in memory: `write` gets the open file. Atomic like `write_bytes`."""
         unfinished = f"{self._at(relative)}.{uuid.uuid4().hex}{PART_SUFFIX}"
-        try:
+        with self._writing(relative):
             if self.is_local:
                 replace_file(Path(self._at(relative)), write)
                 return
             with self._fs.open(unfinished, "wb") as file:
                 write(file)
             self._fs.mv(unfinished, self._at(relative))
-        except OSError as error:
-            raise write_error(self.path(relative), error) from error
 
     def write_text(self, relative: str, text: str) -> None:
         self.write_bytes(relative, text.encode("utf-8"))
 
     def append_text(self, relative: str, text: str) -> None:
         """Append to a local file; object stores cannot, so there the file is written anew."""
-        try:
+        with self._writing(relative):
             if self.is_local:
                 path = Path(self._at(relative))
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,8 +133,6 @@ class Storage:
                     file.write(text)
             else:
                 self.write_text(relative, (self.read_text(relative) if self.exists(relative) else "") + text)
-        except OSError as error:
-            raise write_error(self.path(relative), error) from error
 
     def touch(self, relative: str) -> None:
         """Make a local file young; object stores cannot, and a file of somebody else stays as it is."""
@@ -126,7 +141,8 @@ class Storage:
                 os.utime(self._at(relative))
 
     def remove(self, relative: str) -> None:
-        self._fs.rm(self._at(relative), recursive=True)
+        with self._writing(relative):
+            self._fs.rm(self._at(relative), recursive=True)
 
     def list_files(self, relative: str = "", suffix: str = "") -> list[str]:
         """Relative paths of all files below `relative`, sorted."""
@@ -162,11 +178,8 @@ class Storage:
                 if path.is_file():
                     self.write_bytes(f"{relative}/{path.relative_to(local_dir).as_posix()}", path.read_bytes())
             return
-        target = Path(self._at(relative))
-        try:
-            _replace_directory(Path(local_dir), target)
-        except OSError as error:
-            raise write_error(str(target), error) from error
+        with self._writing(relative):
+            _replace_directory(Path(local_dir), Path(self._at(relative)))
 
     def download(self, relative: str) -> str:
         """A local directory with the content of `relative` (itself when the storage is local)."""
@@ -183,7 +196,7 @@ class Storage:
         return f"{self._base}/{relative}" if relative else str(self._base)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.root,))
+        return (partial(Storage, self.root, fences=self.fences), ())
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:

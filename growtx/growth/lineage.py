@@ -94,7 +94,7 @@ def import_lineage(path: str, target: Storage, *, up_to: str | None = None) -> M
     source = open_lineage(path)
     files = _files_to_import(source.storage)
     source = Lineage(source.storage, _up_to(source, up_to or _newest_shared(source, target)))
-    blobs, own = BlobStore(source.storage.root), BlobStore(target.root)
+    blobs, own = BlobStore(source.storage), BlobStore(target)
     for manifest in source.manifests:
         for blob in (*manifest.blobs(), *manifest.new_blobs):
             own.copy_from(blobs, blob)

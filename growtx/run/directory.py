@@ -26,7 +26,7 @@ from growtx.run.config import JobConfig, RunConfig, differing_keys
 from growtx.storage import Storage, resolve_address
 from growtx.store.data_record import DATA_FILE
 from growtx.store.manifest import list_manifests
-from growtx.store.run_lock import acquire
+from growtx.store.run_lock import acquire, fenced
 from growtx.store.runs import METRICS_FILE
 from growtx.store.status import RUN_FILE, STATUS_FILE, read_status
 from growtx.substrate.build import SUBSTRATE_FILE
@@ -72,6 +72,7 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
     """
     storage = Storage(resolve_address(run_dir))
     acquire(storage)
+    storage = fenced(storage)
     _release_if_nothing_trained(storage)
     if storage.exists(RUN_FILE):
         if not resume:

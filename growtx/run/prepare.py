@@ -95,6 +95,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         training=config.training,
         resources=config.resources,
         tracking=config.tracking,
+        fences=run.fences,
     )
     return Prepared(job, tokenizer, data)
 
@@ -106,7 +107,7 @@ def copy_tokenizer_and_substrate(own: Storage, other: Storage, *, substrate: boo
     # Its presence is what is asked for, so it is written after the rest of the tokenizer.
     files = sorted(other.list_files(TOKENIZER_DIR), key=lambda file: file.endswith(f"/{_TOKENIZER_FILE}"))
     if substrate:
-        BlobStore(own.root).copy_from(BlobStore(other.root), _recorded_substrate(other).blob)
+        BlobStore(own).copy_from(BlobStore(other.root), _recorded_substrate(other).blob)
         files.append(SUBSTRATE_FILE)  # last: its presence is what is checked
     for file in files:
         own.write_bytes(file, other.read_bytes(file))
@@ -163,7 +164,7 @@ def _substrate(config: RunConfig, run: Storage, tokenizer: PreTrainedTokenizerFa
         cache_dir=f"{cache_dir(config, run)}/substrates",
     )
     record = SubstrateRecord(
-        blob=BlobStore(run.root).put({SUBSTRATE_KEY: substrate.weight}),
+        blob=BlobStore(run).put({SUBSTRATE_KEY: substrate.weight}),
         substrate_fingerprint=substrate.fingerprint,
         expansion=substrate.expansion,
         kind=config.substrate.kind,

@@ -41,11 +41,11 @@ class BlobStore:
     """The blobs of one run directory, or of several that share it.
 
     Args:
-        root: the run directory (any fsspec address).
+        root: the run directory (any fsspec address), or its storage where writes may be fenced off.
     """
 
-    def __init__(self, root: str) -> None:
-        self.storage = Storage(root)
+    def __init__(self, root: str | Storage) -> None:
+        self.storage = root if isinstance(root, Storage) else Storage(root)
 
     def put(self, tensors: Tensors) -> str:
         """Store tensors and return their blob name; nothing is written if the blob already exists.

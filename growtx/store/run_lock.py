@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError
+from growtx.fence import Fence, take_over
 from growtx.storage import Storage
 from growtx.store.status import ENDED, RUN_FILE, read_status
 
@@ -51,6 +52,20 @@ def acquire(storage: Storage) -> None:
     _held[_key(storage)] = descriptor
 
 
+_fences: dict[str, Fence] = {}
+
+
+def fenced(storage: Storage) -> Storage:
+    """The storage of a run whose lock this process holds; from now on, what others write there is refused.
+
+    Asked again, this process keeps the fence that it has.
+    """
+    key = _key(storage)
+    if key not in _fences or not _fences[key].is_current:
+        _fences[key] = take_over(storage.path("") if storage.is_local else storage.root)
+    return Storage(storage.root, fences=(_fences[key],))
+
+
 @contextmanager
 def held(storage: Storage) -> Iterator[None]:
     """Hold a run's lock for the `with` block, unless this process holds it anyway.
@@ -81,7 +96,7 @@ def _check_ended(storage: Storage) -> None:
 
 def _key(storage: Storage) -> str:
     """One for every spelling of a directory: a lock of our own under another name would refuse us."""
-    return os.path.realpath(storage.path(""))
+    return os.path.realpath(storage.path("")) if storage.is_local else storage.root
 
 
 def is_locked(storage: Storage) -> bool | None:

@@ -60,7 +60,7 @@ class WorkerContext:
         on_rank_zero(self._open_trackers)
 
     def _open_trackers(self) -> None:
-        self._trackers = Trackers(self.job.tracking, Storage(self.job.run_dir))
+        self._trackers = Trackers(self.job.tracking, self.job.run_storage)
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Pass a row of metrics to the reporters; only rank 0 has any."""
@@ -75,8 +75,8 @@ class WorkerContext:
             self._trackers.end_stage()
 
     def close(self, *, finished: bool) -> None:
-        """Let trackers send what they hold."""
-        if self._trackers is not None:
+        """Let trackers send what they hold; after a takeover the services' runs belong to another process."""
+        if self._trackers is not None and all(fence.is_current for fence in self.job.fences):
             self._trackers.close(finished=finished)
 
 

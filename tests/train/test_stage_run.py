@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from growtx.exceptions import DataError, GrowtxError, StoreError
+from growtx.exceptions import DataError, FencedError, GrowtxError, StoreError
+from growtx.fence import take_over
 from growtx.growth.lineage import open_lineage
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
@@ -225,6 +226,40 @@ def test_workers_refuse_overwritten_tokens_and_the_next_start_packs_them_again(h
 def test_workers_refuse_other_data_than_the_driver_has_seen(home: Path) -> None:
     problem = train(job(home).model_copy(update={"data_fingerprint": "0" * 64}))
     assert isinstance(problem, DataError) and "is not what this run was prepared with" in str(problem)
+
+
+# --- another driver ---------------------------------------------------------------------------------------------------
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes() for path in run.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    }
+
+
+@pytest.mark.parametrize("step", [1, 5, 8])
+def test_orphaned_workers_write_nothing_beside_a_new_driver(
+    step: int, home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their driver died, another took the run over; they notice at the next write, whatever it is, and end."""
+    the_job = job(home)
+    run = Path(the_job.run_dir)
+    orphans = the_job.model_copy(update={"fences": (take_over(str(run)),)})
+    original, taken = StageRun._step, {}
+
+    def step_and_lose_the_driver(self: StageRun) -> torch.Tensor:
+        totals = original(self)
+        if self.stage.index == 2 and self.position.step == step:
+            taken["fence"], taken["files"] = take_over(str(run)), files_of(run)
+        return totals
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageRun, "_step", step_and_lose_the_driver)
+        assert isinstance(train(orphans), FencedError)
+    assert files_of(run) == taken["files"]
+    new = the_job.model_copy(update={"fences": (taken["fence"],)})
+    finished(new)
+    assert_same(losses(new), undisturbed)
 
 
 # --- what ends a stage -----------------------------------------------------------------------------------------------
