@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, RootModel
 from ray.util.metrics import Gauge
 
+from growtx.compat.ray import metric_tag
 from growtx.config import ConfigModel, parse_record, parse_yaml
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.storage import Storage
@@ -59,7 +60,7 @@ class TrainingGauges:
     """One gauge per key of a row, labelled with the run directory; keys that a row does not have keep their value."""
 
     def __init__(self, run: str) -> None:
-        self._tags = {"run": run}
+        self._tags = {"run": metric_tag(run)}
 
     def update(self, row: Mapping[str, Any]) -> None:
         for key, gauge in _gauges().items():
@@ -120,7 +121,9 @@ class WandbConfig(ConfigModel):
 
     project: str = Field(min_length=1)
     entity: str | None = Field(None, description="user or team; null: the key's own")
-    mode: Literal["online", "offline"] = Field("online", description="offline: files for `wandb sync`, in the run")
+    mode: Literal["online", "offline"] | None = Field(
+        None, description="offline: files for `wandb sync`, in the run; null: as WANDB_MODE says, else online"
+    )
 
 
 class MlflowConfig(ConfigModel):

@@ -25,6 +25,7 @@ from growtx.train.job import TrainJob
 from growtx.train.progress import DriverLogHandler, ProgressReporter, RunPosition, StageProgress
 from growtx.train.tracking import Trackers, TrainingGauges
 
+logger = logging.getLogger(__name__)
 VISIBLE_WITHIN_SECONDS = 15.0  # network file systems show new files late
 
 
@@ -65,7 +66,11 @@ class WorkerContext:
     def show(self, row: Mapping[str, Any]) -> None:
         """Pass a row of metrics to the reporters; only rank 0 has any."""
         if self._gauges is not None:
-            self._gauges.update(row)
+            try:
+                self._gauges.update(row)
+            except Exception as error:  # whatever Ray's exporter raises: no run ends because it is watched
+                logger.warning("metrics of this run are no longer exported: %s", error)
+                self._gauges = None
         if self._trackers is not None:
             self._trackers.add(row)
 
