@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -21,7 +22,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from growtx.exceptions import ConfigError
+from growtx.exceptions import ConfigError, StoreError
 from growtx.redaction import ENVIRONMENT, masked_keys, redact_tree
 from growtx.storage import resolve_address
 
@@ -89,12 +90,82 @@ for _yaml in (_YamlLoader, _YamlDumper):
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML; `where` names the source in errors."""
+    """Parse YAML; `where` names the source in errors.
+
+    Raises:
+        ConfigError: it is not valid, or holds what no configuration of ours does (values without end, odd text).
+    """
     try:
-        return yaml.load(text, Loader=_YamlLoader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a tag such as !!int before something that is not one
-        detail = " ".join(str(error).split())
+        tree = yaml.load(text, Loader=_YamlLoader)
+        _check_tree(tree)
+    # Besides its own errors: tags such as !!int before something that is not one, nesting and numbers without end.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        detail = " ".join(str(error).split())[:300]
         raise ConfigError(f"{where} is not valid YAML: {detail}", "Fix the syntax") from error
+    return tree
+
+
+# Files that may come from elsewhere, or be damaged: each ends in one sentence, whatever is in it.
+
+
+_LARGEST_JSON = 64 * 2**20  # bytes; the longest of ours, the text maps of a large model, take a tenth
+_LARGEST_TREE = 5_000_000  # values; YAML can repeat a short list into billions of them
+_DEEPEST_TREE = 100
+_LARGEST_INTEGER = 2**63
+
+
+def parse_json(data: bytes, where: str, remedy: str) -> Any:
+    """Parse JSON that was read from a file.
+
+    Raises:
+        StoreError: it is not JSON, or holds what no file of ours does: nesting, numbers or text beyond all measure.
+    """
+    if len(data) > _LARGEST_JSON:
+        raise StoreError(f"{where} is damaged: it has {len(data):,} bytes", remedy)
+    try:
+        tree = json.loads(data)
+        _check_tree(tree)
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8 and endless integers, too
+        raise StoreError(f"{where} is damaged: it is not JSON", remedy) from error
+    return tree
+
+
+def parse_record(model: type[Model], data: bytes, where: str, remedy: str) -> Model:
+    """Parse a JSON file of one kind.
+
+    Raises:
+        StoreError: naming the first key that is wrong.
+    """
+    return check_record(model, parse_json(data, where, remedy), where, remedy)
+
+
+def check_record(model: type[Model], tree: Any, where: str, remedy: str) -> Model:
+    """As `parse_record`, for what is parsed already."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))[:100]
+        detail = f"{key}: {first['msg'].lower()}" if key else first["msg"].lower()
+        raise StoreError(f"{where} is damaged: {' '.join(detail.split())[:300]}", remedy) from error
+
+
+def _check_tree(tree: Any) -> None:
+    """Raises ValueError for what could not be written again, or would take all memory to look at."""
+    waiting, num_values = [(tree, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        num_values += 1
+        if depth > _DEEPEST_TREE or num_values > _LARGEST_TREE:
+            raise ValueError("it is nested too deeply or has too many values")
+        if isinstance(value, dict):
+            waiting += [(part, depth + 1) for pair in value.items() for part in pair]
+        elif isinstance(value, (list, tuple, set)):
+            waiting += [(part, depth + 1) for part in value]
+        elif isinstance(value, str):
+            value.encode()  # UnicodeEncodeError is a ValueError: half of a character, which no file can hold
+        elif isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
+            raise ValueError("it holds a number that is too large")
 
 
 def preset_names() -> list[str]:
@@ -104,10 +175,18 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name_or_file: str) -> dict[str, Any]:
-    """The tree of a shipped preset or of a YAML file; its key `extends` names the preset that it builds on."""
-    tree = _read_preset(name_or_file)
-    base = tree.pop("extends", None)
-    return tree if base is None else merged(load_preset(str(base)), tree)
+    """The tree of a shipped preset or of a YAML file; its key `extends` names the preset that it builds on.
+
+    Raises:
+        ConfigError: one of them is missing or damaged, or they extend each other in a circle.
+    """
+    names, trees = [name_or_file], [_read_preset(name_or_file)]
+    while (base := trees[-1].pop("extends", None)) is not None:
+        if str(base) in names:
+            raise ConfigError(f"extends leads in a circle: {' -> '.join([*names, str(base)])}", "Remove one of them")
+        names.append(str(base))
+        trees.append(_read_preset(str(base)))
+    return functools.reduce(merged, reversed(trees))
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

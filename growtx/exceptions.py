@@ -54,6 +54,10 @@ class CorruptBlobError(StoreError):
     """Bytes that do not hash to the name they are stored under."""
 
 
+class FencedError(StoreError):
+    """A write of a process whose run another process has taken over."""
+
+
 class FingerprintError(StoreError):
     """Two things that must share a tokenizer or substrate do not."""
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -15,6 +18,7 @@ import fsspec
 
 from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError, StoreError
+from growtx.fence import Fence
 
 PART_SUFFIX = ".part"  # of a file that is being written
 
@@ -23,9 +27,13 @@ class Storage:
     """Bytes under a root such as `runs/demo`, `/mnt/nfs/runs/demo`, `s3://bucket/runs/demo`.
 
     Paths are relative to the root, with `/` between parts.
+
+    Args:
+        fences: what every write asks first, in a run that another process may take over; reading asks nothing.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, fences: tuple[Fence, ...] = ()) -> None:
+        self.fences = fences
         self.root = os.fspath(root).rstrip("/")
         try:
             self._fs, self._base = open_filesystem(self.root)
@@ -42,7 +50,22 @@ class Storage:
         return f"{base}/{relative}" if relative else str(base)
 
     def child(self, relative: str) -> Storage:
-        return Storage(self.path(relative))
+        return Storage(self.path(relative), fences=self.fences)
+
+    @contextmanager
+    def _writing(self, relative: str) -> Iterator[None]:
+        """Nobody takes the run over meanwhile; what the file system says against a write becomes a sentence.
+
+        Raises:
+            FencedError: somebody has taken it over.
+        """
+        try:
+            with ExitStack() as stack:
+                for fence in self.fences:
+                    stack.enter_context(fence.permitted())
+                yield
+        except OSError as error:
+            raise write_error(self.path(relative), error) from error
 
     def exists(self, relative: str = "") -> bool:
         return bool(self._fs.exists(self._at(relative)))
@@ -80,33 +103,29 @@ class Storage:
 
     def write_bytes(self, relative: str, data: bytes) -> None:
         """Write atomically: readers see the old file or the whole new one, also after a crash."""
-        try:
+        with self._writing(relative):
             if self.is_local:
                 replace_file(Path(self._at(relative)), lambda file: file.write(data))
             else:
                 self._fs.pipe_file(self._at(relative), data)  # object stores make an upload visible when it is complete
-        except OSError as error:
-            raise write_error(self.path(relative), error) from error
 
     def write_file(self, relative: str, write: Callable[[IO[bytes]], object]) -> None:
         """Write what is too large to be held twice in memory: `write` gets the open file. Atomic like `write_bytes`."""
         unfinished = f"{self._at(relative)}.{uuid.uuid4().hex}{PART_SUFFIX}"
-        try:
+        with self._writing(relative):
             if self.is_local:
                 replace_file(Path(self._at(relative)), write)
                 return
             with self._fs.open(unfinished, "wb") as file:
                 write(file)
             self._fs.mv(unfinished, self._at(relative))
-        except OSError as error:
-            raise write_error(self.path(relative), error) from error
 
     def write_text(self, relative: str, text: str) -> None:
         self.write_bytes(relative, text.encode("utf-8"))
 
     def append_text(self, relative: str, text: str) -> None:
         """Append to a local file; object stores cannot, so there the file is written anew."""
-        try:
+        with self._writing(relative):
             if self.is_local:
                 path = Path(self._at(relative))
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,11 +133,16 @@ class Storage:
                     file.write(text)
             else:
                 self.write_text(relative, (self.read_text(relative) if self.exists(relative) else "") + text)
-        except OSError as error:
-            raise write_error(self.path(relative), error) from error
+
+    def touch(self, relative: str) -> None:
+        """Make a local file young; object stores cannot, and a file of somebody else stays as it is."""
+        if self.is_local:
+            with suppress(OSError):
+                os.utime(self._at(relative))
 
     def remove(self, relative: str) -> None:
-        self._fs.rm(self._at(relative), recursive=True)
+        with self._writing(relative):
+            self._fs.rm(self._at(relative), recursive=True)
 
     def list_files(self, relative: str = "", suffix: str = "") -> list[str]:
         """Relative paths of all files below `relative`, sorted."""
@@ -140,6 +164,23 @@ class Storage:
             if file.is_file():
                 self.write_bytes(f"{relative}/{file.relative_to(local_dir).as_posix()}", file.read_bytes())
 
+    def replace_directory(self, local_dir: str, relative: str, *, last: str) -> None:
+        """Replace a directory by a local one: readers see the old or the new one, never some files of each.
+
+        Args:
+            last: the file without which readers take the directory for none. On object stores, which cannot rename, it
+                goes first and comes last.
+        """
+        if not self.is_local:
+            for file in sorted(self.list_files(relative), key=lambda file: file != f"{relative}/{last}"):
+                self.remove(file)
+            for path in sorted(Path(local_dir).rglob("*"), key=lambda path: (path.name == last, path)):
+                if path.is_file():
+                    self.write_bytes(f"{relative}/{path.relative_to(local_dir).as_posix()}", path.read_bytes())
+            return
+        with self._writing(relative):
+            _replace_directory(Path(local_dir), Path(self._at(relative)))
+
     def download(self, relative: str) -> str:
         """A local directory with the content of `relative` (itself when the storage is local)."""
         if self.is_local:
@@ -155,7 +196,7 @@ class Storage:
         return f"{self._base}/{relative}" if relative else str(self._base)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Storage, (self.root,))
+        return (partial(Storage, self.root, fences=self.fences), ())
 
 
 def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = True) -> None:
@@ -168,6 +209,7 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
     Raises:
         OSError: of the file system; nothing half-written is left.
     """
+    made = [parent.parent for parent in path.parents if not parent.exists()]  # their names are on no disk yet
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART_SUFFIX)
     try:
@@ -178,9 +220,30 @@ def replace_file(path: Path, write: Callable[[IO[bytes]], object], *, durable: b
                 os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~current_umask())
         Path(temporary).replace(path)
+        if durable:
+            for directory in (path.parent, *made):
+                sync(directory)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk; some network file systems cannot say."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(directory: Path) -> None:
+    """Wait until a directory and everything in it is on the disk."""
+    for path in (*directory.rglob("*"), directory):
+        sync(path)
 
 
 def current_umask() -> int:
@@ -192,6 +255,25 @@ def current_umask() -> int:
         mask = os.umask(0o077)
         os.umask(mask)
         return mask
+
+
+def _replace_directory(source: Path, target: Path) -> None:
+    """Two renames: a crash between them leaves no directory, and who finds none makes it again."""
+    for leftover in target.parent.glob(f".{target.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new, old = (target.with_name(f".{target.name}-{kind}-{uuid.uuid4().hex[:8]}") for kind in ("new", "old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(source, new)
+        new.chmod(0o777 & ~current_umask())  # a temporary directory is its owner's alone
+        sync_tree(new)
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        sync(target.parent)
+    finally:
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_error(path: str, error: OSError) -> StoreError:

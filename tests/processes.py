@@ -19,21 +19,22 @@ def descendants(title: str, pid: int | None = None) -> list[psutil.Process]:
     return found
 
 
-def kill_the_driver(pid: int, *, also: str | None = None) -> None:
-    """Kill a process that started Ray, and see that what it started ends too.
+def kill_the_driver(pid: int) -> None:
+    """Kill a process that started Ray, and see that what it started ends too."""
+    see_that_they_end(kill_alone(pid))
 
-    Ray's own two agents of the node are not waited for: they notice a minute later, and hold nothing.
 
-    Args:
-        pid: of the driver.
-        also: title of processes to kill with it, which would work on for a while.
+def kill_alone(pid: int) -> list[psutil.Process]:
+    """Kill a process that started Ray; returns what it started, which works on for a while.
+
+    Ray's own two agents of the node are not among it: they notice a minute later, and hold nothing.
     """
     family = psutil.Process(pid).children(recursive=True)
     agents = [*descendants("ray::DashboardAgent", pid), *descendants("ray::RuntimeEnvAgent", pid)]
-    victims = descendants(also, pid) if also else []
     psutil.Process(pid).kill()
-    for victim in victims:
-        with suppress(psutil.NoSuchProcess):
-            victim.kill()
-    _, alive = psutil.wait_procs([process for process in family if process not in agents], timeout=180)
+    return [process for process in family if process not in agents]
+
+
+def see_that_they_end(family: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(family, timeout=180)
     assert not alive, "processes outlive their driver"

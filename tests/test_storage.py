@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +163,91 @@ def test_appending_to_a_full_disk_is_the_same_sentence(tmp_path: Path, monkeypat
         patch.setattr(Path, "open", full)
         with pytest.raises(StoreError, match=r"metrics\.jsonl cannot be written: the disk is full"):
             Storage(str(tmp_path)).append_text("metrics.jsonl", "{}\n")
+
+
+def directory(path: Path, **files: str) -> str:
+    path.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (path / name).write_text(text)
+    return str(path)
+
+
+def test_a_directory_is_replaced_as_a_whole(storage: Storage, tmp_path: Path) -> None:
+    old, new = (
+        directory(tmp_path / "old", config="old", shard="old"),
+        directory(tmp_path / "new", config="new", x="new"),
+    )
+    storage.replace_directory(old, "model", last="config")
+    storage.replace_directory(new, "model", last="config")
+    assert storage.list_files() == ["model/config", "model/x"]
+    assert {storage.read_text(name) for name in storage.list_files()} == {"new"}
+
+
+@pytest.mark.parametrize("call", range(12))
+def test_a_crash_while_a_directory_is_replaced_leaves_no_mixture(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step that changes something: copying, waiting for the disk, renaming."""
+    storage = Storage(str(tmp_path / "run"))
+    old, new = directory(tmp_path / "old", a="old", b="old", c="old"), directory(tmp_path / "new", a="new", b="new")
+    storage.replace_directory(old, "model", last="a")
+    left = iter(range(call, -1, -1))
+
+    class Crash(BaseException):
+        pass
+
+    def crashing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            if next(left, 0) == 0:
+                raise Crash
+            return real(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patched:
+        for owner, name in ((shutil, "copyfile"), (os, "fsync"), (Path, "rename")):
+            patched.setattr(owner, name, crashing(getattr(owner, name)))
+        patched.setattr("shutil.rmtree", lambda *_, **__: None)  # a process that died clears nothing up
+        with suppress(Crash):
+            storage.replace_directory(new, "model", last="a")
+    found = {path.name: path.read_text() for path in (tmp_path / "run/model").glob("*")}
+    assert found in ({}, {"a": "old", "b": "old", "c": "old"}, {"a": "new", "b": "new"})
+    storage.replace_directory(new, "model", last="a")
+    assert storage.list_files() == ["model/a", "model/b"], "and the next time clears up"
+
+
+def test_on_an_object_store_the_file_that_is_looked_for_goes_first_and_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(f"memory://{uuid.uuid4()}/run")
+    storage.replace_directory(directory(tmp_path / "old", a="1", b="1"), "model", last="a")
+    seen: list[tuple[str, str]] = []
+    remove, write = Storage.remove, Storage.write_bytes
+
+    def removed(self: Storage, relative: str) -> None:
+        seen.append(("remove", relative))
+        remove(self, relative)
+
+    def written(self: Storage, relative: str, data: bytes) -> None:
+        seen.append(("write", relative))
+        write(self, relative, data)
+
+    monkeypatch.setattr(Storage, "remove", removed)
+    monkeypatch.setattr(Storage, "write_bytes", written)
+    storage.replace_directory(directory(tmp_path / "new", a="2", b="2", c="2"), "model", last="a")
+    kinds = [(kind, name.removeprefix("model/")) for kind, name in seen]
+    assert kinds == [("remove", "a"), ("remove", "b"), ("write", "b"), ("write", "c"), ("write", "a")]
+
+
+def test_names_are_on_the_disk_when_a_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure a manifest may not be there without the blobs that it names."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Storage(str(tmp_path)).write_text("new/er/a.txt", "x")
+    assert synced[0].endswith(".part") and set(synced[1:]) == {str(tmp_path / at) for at in ("", "new", "new/er")}

@@ -7,6 +7,7 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from growtx.command import Commands
     from growtx.growth.lineage import Lineage
     from growtx.growth.results import Result
+    from growtx.store.verify import VerifyReport
 
 INTERMIXED = ("grow", "specialists", "sweep", "study", "evaluate", "plan")  # overrides may stand between their options
 
@@ -183,17 +185,20 @@ def _data_sentences(lineage: Lineage) -> list[str]:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from growtx.growth.results import find_result
+    from growtx.store.run_lock import held
 
     if arguments.font and not arguments.substrate:
         raise ConfigError("--font only works with --substrate", "Add --substrate, or leave --font out")
-    parts = list(find_result(arguments.path).parts())
-    if not parts:
-        raise StoreError(f"{arguments.path} holds no finished result yet", "Resume it, or give another path")
-    intact = True
-    for part in parts:
-        if len(parts) > 1:
-            print(f"{part.address}:")
-        intact &= _verify_ensemble(part, arguments) if part.ensemble is not None else _verify_run(part, arguments)
+    whole = find_result(arguments.path)
+    with held(whole.home) if arguments.prune else nullcontext():  # of a group, too: it trains its parts
+        parts = list(whole.parts())
+        if not parts:
+            raise StoreError(f"{arguments.path} holds no finished result yet", "Resume it, or give another path")
+        intact = True
+        for part in parts:
+            if len(parts) > 1:
+                print(f"{part.address}:")
+            intact &= _verify_ensemble(part, arguments) if part.ensemble is not None else _verify_run(part, arguments)
     return 0 if intact else 1
 
 
@@ -202,33 +207,51 @@ def _verify_run(result: Result, arguments: argparse.Namespace) -> bool:
     from growtx.growth.lineage import tokenizer_of
     from growtx.growth.substrate_proof import verify_substrate
     from growtx.store.verify import verify
+    from growtx.train.data_proof import verify_data
 
     lineage = result.require_lineage()
-    report = verify(lineage.storage.root, prune=arguments.prune)
+    report = verify(lineage.storage.root, prune=arguments.prune)  # of all stages, also after the one that was named
     for problem, blobs in (("missing", report.missing), ("corrupt", report.corrupt)):
         for blob, manifests in blobs.items():
             print(f"{problem}: blob {blob} (needed by {', '.join(manifests)})")
     for name in report.moved:
         print(f"moved: frozen tensors changed during {name}")
-    if report.orphans:
-        done = f"removed, {report.pruned_bytes:,} bytes" if arguments.prune else "--prune removes them"
-        print(f"{len(report.orphans)} files that no manifest refers to ({done})")
+    _print_orphans(report, asked=arguments.prune)
     print(*_data_sentences(lineage), sep="", end="")
+    problems = verify_data(lineage.storage, lineage.manifests)
+    print(*(f"{problem}\n" for problem in problems), sep="", end="")
     tokenizer_of(lineage)  # raises when it is not the one that the manifests name
     if arguments.substrate:
         print(verify_substrate(lineage, arguments.font))
     summary = f"{report.num_manifests} manifests, {report.num_blobs} blobs, {report.num_bytes:,} bytes"
-    print(f"{'intact' if report.is_intact else 'NOT intact'}: {summary}")
-    return report.is_intact
+    is_intact = report.is_intact and not problems
+    print(f"{'intact' if is_intact else 'NOT intact'}: {summary}")
+    return is_intact
+
+
+def _print_orphans(report: VerifyReport, *, asked: bool) -> None:
+    """What nothing refers to, and what was done about it if that was asked for."""
+    num_removed = len(report.orphans) - len(report.kept)
+    if asked and not report.is_intact:
+        print("nothing was removed, because something else is not as it should be")
+    elif not asked and report.orphans:
+        print(f"{len(report.orphans)} files that no manifest refers to (--prune removes them)")
+    elif asked and num_removed:
+        print(f"{num_removed} files that no manifest refers to (removed, {report.pruned_bytes:,} bytes)")
+    if report.kept:
+        print(f"{len(report.kept)} files that no manifest refers to are younger than an hour (kept)")
 
 
 def _verify_ensemble(result: Result, arguments: argparse.Namespace) -> bool:
     """Print what is wrong with an ensemble; returns whether nothing is."""
     from growtx.growth.ensembles import open_member, read_ensemble, verify_ensemble
     from growtx.growth.substrate_proof import verify_substrate
+    from growtx.store.verify import verify
 
     root = result.home.root
     problems, members = verify_ensemble(root), read_ensemble(root).members
+    if arguments.prune and not problems:
+        _print_orphans(verify(root, prune=True), asked=True)
     if arguments.substrate and not problems:  # one member is enough: intact ones share one substrate
         print(verify_substrate(open_member(root, members[0])[0], arguments.font))
     print(*problems, f"{'NOT intact' if problems else 'intact'}: {len(members)} members", sep="\n")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -43,6 +45,7 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",  # a busy machine is slow to start processes
 }
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server for entrypoints; it is really called that
+_ADVICE = r"PYTHON worker processes have been started"
 _SLOW_START = "timed out during startup"
 _DRAIN_POLL_SECONDS = 0.2
 
@@ -63,6 +66,7 @@ TOUCHED = (
     ("ray.train.v2._internal.exceptions:WorkerGroupStartupTimeoutError", "wait for a busy cluster"),
     ("ray.train.torch:TorchTrainer._register_sigint_handler", "save a checkpoint at Ctrl-C"),
     ('ray._private.node:"timed out during startup"', "start Ray again on a busy machine"),
+    ("ray._private.ray_logging:stdout_deduplicator.skip_re", "leave out its advice between lines of progress"),
     ('ray.serve._private.common:"unique_id: str"', "name a replica in its metrics"),
     ('ray.serve.scripts:"serve.shutdown()"', "let running answers end at Ctrl-C of `serve run`"),
     ('ray.serve.api:"_blocking: bool = True"', "delete several applications at the same time"),
@@ -135,6 +139,23 @@ def replay(scheduler: Any, name: str, reports: Iterable[dict[str, Any]], last: d
 def is_slow_start(error: Exception) -> bool:
     """Whether Ray's node needed more than the 30 s it gives itself; there is no class for it."""
     return _SLOW_START in str(error)
+
+
+def metric_tag(text: str) -> str:
+    """A tag of a metric: Ray encodes it as ASCII, so what is not is written as in an address (%E6%97%A5)."""
+    return quote(text, safe="".join(map(chr, range(0x20, 0x7F))).replace("%", ""))
+
+
+def silence_driver_warnings() -> None:
+    """Leave out advice that Ray prints between our lines, about processes that start as they should.
+
+    It prints it even where it shall print nothing of its processes; what a user wants to skip is kept.
+    """
+    from ray._private.ray_logging import stdout_deduplicator
+
+    known = stdout_deduplicator.skip_re
+    if known is None or _ADVICE not in known.pattern:
+        stdout_deduplicator.skip_re = re.compile(_ADVICE if known is None else f"{known.pattern}|{_ADVICE}")
 
 
 def replica_name() -> str:

@@ -1,8 +1,9 @@
 """The cache of packed data: entries that are complete or absent, local or on another filesystem.
 
-An entry is a directory of files with an `index.json` that states every file's size. It is built in a scratch
-directory and renamed into place. Where the cache lives on an object store, entries are built and memory-mapped in
-a directory of the node and copied up and down, the index last, since object stores cannot rename.
+An entry is a directory of files with an `index.json` that states every file's size and a hash of what it holds, which
+is checked once on every node. An entry is built in a scratch directory and renamed into place when it is on the disk.
+Where the cache lives on an object store, entries are built and memory-mapped in a directory of the node and copied up
+and down, the index last, since object stores cannot rename.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import errno
 import hashlib
 import json
 import logging
-import os
+import re
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,11 +23,12 @@ from typing import Any
 
 import fsspec
 
-from growtx.config import fingerprint
+from growtx.checked import node_directory
+from growtx.config import fingerprint, parse_json
 from growtx.data.sources import SourceConfig, load_arguments, source_files
-from growtx.exceptions import DataError
+from growtx.exceptions import DataError, StoreError
 from growtx.microworld import generator_fingerprint
-from growtx.storage import is_local, open_filesystem, replace_file
+from growtx.storage import is_local, open_filesystem, replace_file, sync, sync_tree
 
 logger = logging.getLogger(__name__)
 
@@ -36,25 +37,43 @@ ABANDONED_AFTER_SECONDS = 24 * 3600.0
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+FindProblem = Callable[[Path, bool], str | None]
+
+
 class PackCache:
     """Entries and small JSON documents under `root`, a path or an fsspec URL.
+
+    Args:
+        find_problem: reads all of an entry and says what is wrong with it; `force`: also if that was asked before.
 
     Attributes:
         local: directory of this node where entries are built and mapped; `root` itself if that is local.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, find_problem: FindProblem | None = None) -> None:
+        self._find_problem = find_problem
         self._filesystem, self._path = open_filesystem(root.rstrip("/"))
         self.is_local = is_local(self._filesystem)
-        self.local = Path(self._path) if self.is_local else _node_directory() / fsspec.utils.tokenize(root.rstrip("/"))
+        self.local = Path(self._path) if self.is_local else node_directory() / fsspec.utils.tokenize(root.rstrip("/"))
         self.root = str(self.local) if self.is_local else root.rstrip("/")  # absolute: workers run elsewhere
 
     def entry(self, key: str) -> Path | None:
         """Local directory of a complete entry, fetched first if it lies elsewhere; None if there is none."""
         directory = self.local / key
-        if damage(directory) is not None and not self.is_local and self._remote_has(key):
-            self._install(key, lambda scratch: self._download(key, scratch))
-        return directory if damage(directory) is None else None
+        if self.problem(directory) is None:
+            return directory
+        if self.is_local or not self._remote_has(key):
+            return None
+        try:
+            return self._install(key, lambda scratch: self._download(key, scratch))
+        except _DamagedEntry as error:
+            logger.warning("Packed data in %s/%s is damaged (%s)", self.root, key, error)
+            return None
+
+    def problem(self, directory: Path, *, force: bool = False) -> str | None:
+        """What is wrong with an entry, by its sizes and by its content; None if it is intact."""
+        problem = damage(directory)
+        return self._find_problem(directory, force) if problem is None and self._find_problem else problem
 
     def build(self, key: str, fill: Callable[[Path], dict[str, Any]]) -> Path:
         """Make an entry: `fill` writes files into a scratch directory and returns what the index says of them.
@@ -66,8 +85,7 @@ class PackCache:
         def fill_and_index(scratch: Path) -> None:
             (scratch / INDEX).write_text(json.dumps(fill(scratch), indent=1), encoding="utf-8")
 
-        if (self.local / key).exists():
-            problem = damage(self.local / key)
+        if (self.local / key).exists() and (problem := self.problem(self.local / key)) is not None:
             logger.warning("Packed data in %s is damaged (%s) and will be rebuilt", self.local / key, problem)
         directory = self._install(key, fill_and_index)
         if not self.is_local:
@@ -91,7 +109,9 @@ class PackCache:
                 self._sweep()
                 scratch.mkdir()
                 fill(scratch)
-                _move_into_place(scratch, target)
+                sync_tree(scratch)
+                self._move_into_place(scratch, target)
+                sync(self.local)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return target
@@ -117,6 +137,8 @@ class PackCache:
     def _upload(self, key: str, directory: Path) -> None:
         with self._writing():
             self._filesystem.makedirs(f"{self._path}/{key}", exist_ok=True)
+            if self._remote_has(key):  # damaged: nobody may take the old index for that of the new files
+                self._filesystem.rm(f"{self._path}/{key}/{INDEX}")
             names = [path.name for path in directory.iterdir() if path.name != INDEX]
             for name in [*sorted(names), INDEX]:  # whoever sees the index sees everything
                 self._filesystem.put_file(str(directory / name), f"{self._path}/{key}/{name}")
@@ -124,6 +146,21 @@ class PackCache:
     def _download(self, key: str, scratch: Path) -> None:
         for path in self._filesystem.ls(f"{self._path}/{key}", detail=False):
             self._filesystem.get_file(path, str(scratch / Path(path).name))
+        if (problem := self.problem(scratch, force=True)) is not None:
+            raise _DamagedEntry(problem)
+
+    def _move_into_place(self, scratch: Path, target: Path) -> None:
+        """Rename; whoever comes second discards its work, unless what is in the way is damaged."""
+        while True:
+            try:
+                scratch.rename(target)
+                return
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                    raise
+            if self.problem(target, force=True) is None:
+                return
+            shutil.rmtree(target, ignore_errors=True)  # open memory maps of it stay valid
 
     def _sweep(self) -> None:
         """Remove what killed processes left behind."""
@@ -132,6 +169,10 @@ class PackCache:
                 newest = max(path.stat().st_mtime for path in [scratch, *scratch.glob("*")])
                 if time.time() - newest > ABANDONED_AFTER_SECONDS:
                     shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _DamagedEntry(Exception):
+    """What was fetched is not what it should be."""
 
 
 def damage(directory: Path) -> str | None:
@@ -143,34 +184,17 @@ def damage(directory: Path) -> str | None:
                 return f"{entry['file']} has {size} bytes instead of {entry['size_bytes']}"
     except OSError as error:
         return f"{Path(error.filename or directory).name}: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (StoreError, ValueError, KeyError, TypeError, AttributeError):
         return f"{INDEX} is not readable"
     return None
 
 
 def read_index(directory: Path) -> dict[str, Any]:
     """The index of an entry."""
-    index: dict[str, Any] = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    index = parse_json((directory / INDEX).read_bytes(), str(directory / INDEX), "Delete it; it will be rebuilt")
+    if not isinstance(index, dict):
+        raise StoreError(f"{directory / INDEX} is damaged", "Delete it; it will be rebuilt")
     return index
-
-
-def _move_into_place(scratch: Path, target: Path) -> None:
-    """Rename; whoever comes second discards its work, unless what is in the way is damaged."""
-    while True:
-        try:
-            scratch.rename(target)
-            return
-        except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
-                raise
-        if damage(target) is None:
-            return
-        shutil.rmtree(target, ignore_errors=True)  # open memory maps of it stay valid
-
-
-def _node_directory() -> Path:
-    configured = os.environ.get("GROWTX_NODE_CACHE")
-    return Path(configured) if configured else Path(tempfile.gettempdir()) / f"growtx-{os.getuid()}"
 
 
 # What a source's text is a function of, as a string: the content part of the key it is packed under.
@@ -207,15 +231,20 @@ def _hub_content(source: SourceConfig) -> list[str]:
     return [builder.hash or "", builder.config_id, source.split]
 
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
 class HashMemo:
     """sha256 of local files, remembered by path, size and times, so that large corpora are hashed once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # absent, or damaged: it only saves time
-            self._known = {}
+            known = parse_json(path.read_bytes(), str(path), "")
+        except (OSError, StoreError):  # absent, or damaged: it only saves time
+            known = {}
+        known = known if isinstance(known, dict) else {}
+        self._known: dict[str, str] = {key: value for key, value in known.items() if _SHA256.fullmatch(str(value))}
 
     def sha256(self, path: str) -> str:
         """Identity of a file's content: "sha256:..." for local files, "ukey:..." for others."""

@@ -16,24 +16,25 @@ Shape legend: N windows, T tokens per window (the context length).
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import BaseModel, Field, field_validator
 
-from growtx.config import fingerprint
-from growtx.data.pack_cache import HashMemo, PackCache, content_fingerprint, read_index
+from growtx.checked import check_once
+from growtx.config import fingerprint, parse_record
+from growtx.data.pack_cache import INDEX, HashMemo, PackCache, content_fingerprint, read_index
 from growtx.data.sources import DataConfig, Document, SourceConfig, Split, iterate_source
 from growtx.data.tokenizer import tokenizer_fingerprint
-from growtx.exceptions import DataError
+from growtx.exceptions import DataError, StoreError
 from growtx.generator import IntArray, key64, permute, weighted_round_robin
 
 if TYPE_CHECKING:
@@ -170,7 +171,9 @@ def map_windows(path: Path) -> WindowArray:
         pyarrow.ArrowException, OSError: not a complete window file.
     """
     with pa.ipc.open_file(pa.memory_map(str(path), "r")) as reader:
-        column = reader.get_batch(0).column(0)
+        batch = reader.get_batch(0)
+    batch.validate()
+    column = batch.column(0)
     windows: WindowArray = column.flatten().to_numpy(zero_copy_only=True).reshape(-1, column.type.list_size)
     return windows
 
@@ -341,7 +344,11 @@ class PackedData:
         return fingerprint([FORMAT, tokens, list(self.mix.shares), self.context_length, self.tokenizer_fingerprint])
 
     def verify(self) -> None:
-        """Hash all tokens again. Raises DataError naming the source whose tokens are not as recorded."""
+        """Hash all tokens again, whatever was checked before.
+
+        Raises:
+            DataError: naming the source whose tokens are not as recorded.
+        """
         for side, split in zip(SPLITS, (self.train, self.validation), strict=True):
             for source in split.sources:
                 if sha256_of_windows(source.windows) != source.sha256:
@@ -361,7 +368,7 @@ def pack(config: DataConfig, tokenizer: PreTrainedTokenizerFast, *, context_leng
     Raises:
         DataError: text is missing or unreadable, nothing is held out or nothing is left, or the disk is full.
     """
-    cache = PackCache(f"{cache_dir.rstrip('/')}/packed")
+    cache = PackCache(f"{cache_dir.rstrip('/')}/packed", _find_problem)
     packer = SourcePacker(tokenizer, context_length)
     memo = HashMemo(cache.local / "content-hashes.json")
     members, indexes = [], []
@@ -402,39 +409,131 @@ def open_packed(path: str) -> PackedData:
     Raises:
         DataError: missing or damaged.
     """
-    try:
-        with fsspec.open(path, "r", encoding="utf-8") as handle:
-            members = json.load(handle)["sources"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"There is no packed data {path}", PACK_AGAIN) from error
-    cache = PackCache(path.rpartition("/")[0])
-    directories = [cache.entry(member["key"]) for member in members]
+    members = _read_mix(path).sources
+    cache = PackCache(path.rpartition("/")[0], _find_problem)
+    directories = [cache.entry(member.key) for member in members]
     if None in directories:
-        missing = members[directories.index(None)]["key"]
+        missing = members[directories.index(None)].key
         raise DataError(f"Packed data {cache.root}/{missing} is missing or damaged", PACK_AGAIN)
     found = [directory for directory in directories if directory is not None]
-    names = [member["name"] for member in members]
-    index = read_index(found[0])
+    indexes = [_read_index(directory) for directory in found]
     return PackedData(
         path=path,
-        train=_open_split("train", found, names),
-        validation=_open_split("validation", found, names),
-        weights=tuple(member["weight"] for member in members),
-        context_length=index["context_length"],
-        tokenizer_fingerprint=index["tokenizer_fingerprint"],
-        pad_token_id=index["pad_token_id"],
+        train=_open_split("train", found, indexes, members),
+        validation=_open_split("validation", found, indexes, members),
+        weights=tuple(member.weight for member in members),
+        context_length=indexes[0].context_length,
+        tokenizer_fingerprint=indexes[0].tokenizer_fingerprint,
+        pad_token_id=indexes[0].pad_token_id,
     )
 
 
-def _open_split(split: Split, directories: list[Path], names: list[str]) -> PackedSplit:
+def _open_split(
+    split: Split, directories: Sequence[Path], indexes: Sequence[SourceIndex], members: Sequence[MixMember]
+) -> PackedSplit:
     sources = []
-    for directory, name in zip(directories, names, strict=True):
-        entry = read_index(directory)["files"][split]
-        path = directory / entry["file"]
+    for directory, index, member in zip(directories, indexes, members, strict=True):
+        entry = index.files[split]
+        path = directory / entry.file
         try:
             windows = map_windows(path)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"Packed data {path} is damaged", f"Delete {directory}; it will be rebuilt") from error
-        counts = {count: entry[count] for count in ("num_documents", "num_tokens", "num_bytes", "sha256")}
-        sources.append(SourceWindows(source=name, windows=windows, **counts))
+        if windows.shape != (entry.num_windows, indexes[0].context_length):
+            raise DataError(f"Packed data {path} is not what its index says", f"Delete {directory}")
+        counts = entry.model_dump(include={"num_documents", "num_tokens", "num_bytes", "sha256"})
+        sources.append(SourceWindows(source=member.name, windows=windows, **counts))
     return PackedSplit(tuple(sources))
+
+
+# What the two kinds of JSON files hold. A key is the name of a directory, so it may be nothing but a hash.
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class MixMember(BaseModel):
+    """A source of a mix."""
+
+    name: str
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    key: Sha256
+
+
+class MixFile(BaseModel):
+    """`<mix key>.json`."""
+
+    sources: tuple[MixMember, ...] = Field(min_length=1)
+
+
+class SplitIndex(BaseModel):
+    """One side of the split of a source."""
+
+    file: Literal["train.arrow", "validation.arrow"]
+    num_windows: Count
+    num_documents: Count
+    num_tokens: Count
+    num_bytes: Count
+    size_bytes: Count
+    sha256: Sha256
+
+
+class SourceIndex(BaseModel):
+    """`<source key>/index.json`."""
+
+    context_length: int = Field(gt=1)
+    tokenizer_fingerprint: str
+    pad_token_id: Count
+    files: dict[Split, SplitIndex]
+
+    @field_validator("files")
+    @classmethod
+    def _has_both_sides(cls, files: dict[Split, SplitIndex]) -> dict[Split, SplitIndex]:
+        if set(files) != set(SPLITS):
+            raise ValueError("a side of the split is missing")
+        return files
+
+
+def _find_problem(directory: Path, force: bool) -> str | None:
+    """What is wrong with the packed form of a source, by the hashes of its tokens; asked once on every node."""
+    try:
+        index = _read_index(directory)
+        for entry in index.files.values():
+            path, shape = directory / entry.file, (entry.num_windows, index.context_length)
+            problem = check_once(path, entry.sha256, partial(_windows_problem, path, shape, entry.sha256), force=force)
+            if problem is not None:
+                return problem
+    except DataError as error:
+        return error.problem
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return None
+
+
+def _windows_problem(path: Path, shape: tuple[int, int], sha256: str) -> str | None:
+    try:
+        windows = map_windows(path)
+    except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError, TypeError):
+        return f"{path.name} is not a file of windows"
+    if windows.shape != shape or sha256_of_windows(windows) != sha256:
+        return f"{path.name} does not hold the tokens that were written"
+    return None
+
+
+def _read_mix(path: str) -> MixFile:
+    try:
+        with fsspec.open(path, "rb") as handle:
+            return parse_record(MixFile, handle.read(), path, PACK_AGAIN)
+    except OSError as error:
+        raise DataError(f"There is no packed data {path}", PACK_AGAIN) from error
+    except StoreError as error:
+        raise DataError(error.problem, error.remedy) from error
+
+
+def _read_index(directory: Path) -> SourceIndex:
+    path = directory / INDEX
+    try:
+        return parse_record(SourceIndex, path.read_bytes(), str(path), f"Delete {directory}; it will be rebuilt")
+    except StoreError as error:
+        raise DataError(error.problem, error.remedy) from error

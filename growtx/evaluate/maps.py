@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from growtx.config import parse_record
 from growtx.data.tokenizer import document_ids, token_surfaces
 from growtx.evaluate.training_text import main_script
 from growtx.exceptions import ConfigError
@@ -264,5 +265,11 @@ def save_maps(storage: Storage, maps: Maps) -> None:
 
 
 def read_maps(storage: Storage) -> Maps | None:
-    """The maps in a run directory, or None."""
-    return Maps.model_validate_json(storage.read_text(MAPS_FILE)) if storage.exists(MAPS_FILE) else None
+    """The maps in a run directory, or None.
+
+    Raises:
+        StoreError: they are damaged.
+    """
+    if not storage.exists(MAPS_FILE):
+        return None
+    return parse_record(Maps, storage.read_bytes(MAPS_FILE), storage.path(MAPS_FILE), "Delete it and evaluate again")

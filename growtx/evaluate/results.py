@@ -6,10 +6,10 @@ import json
 from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from growtx.config import parse_record
 from growtx.evaluate.intervals import Interval
-from growtx.exceptions import StoreError
 from growtx.storage import Storage
 
 EVALUATION_FILE = "evaluation.json"
@@ -108,11 +108,8 @@ def read_evaluation(storage: Storage) -> Evaluation | None:
     """
     if not storage.exists(EVALUATION_FILE):
         return None
-    try:
-        return Evaluation.model_validate_json(storage.read_text(EVALUATION_FILE))
-    except ValidationError as error:
-        path, first = storage.path(EVALUATION_FILE), error.errors()[0]
-        raise StoreError(f"{path} is damaged: {first['msg'].lower()}", "Delete it and evaluate again") from error
+    data = storage.read_bytes(EVALUATION_FILE)
+    return parse_record(Evaluation, data, storage.path(EVALUATION_FILE), "Delete it and evaluate again")
 
 
 def save_evaluation(storage: Storage, evaluation: Evaluation) -> Evaluation:

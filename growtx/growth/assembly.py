@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
-from growtx.exceptions import FingerprintError
+from growtx.exceptions import FingerprintError, GrowtxError, StoreError
 from growtx.growth.flops import active_parameters
 from growtx.growth.lora import adapters_by_block, merge_adapter
 from growtx.growth.plan import Init, Stage
@@ -54,13 +56,63 @@ def head_state(state: Mapping[str, torch.Tensor]) -> State:
 
 def read_state(store: BlobStore, manifest: Manifest) -> State:
     """All tensors of a manifest's model, adapters merged, every blob verified."""
-    state = store.get(manifest.substrate) | store.get(manifest.head)
+    state = _only(store.get(manifest.substrate), (SUBSTRATE_KEY,), "substrate", manifest)
+    state |= _only(store.get(manifest.head), HEAD_PREFIXES, "head", manifest)
     for index, ref in enumerate(manifest.blocks):
         block: State = store.get(ref.blob)
         for adapter in ref.adapters:
-            block = merge_adapter(block, store.get(adapter))
+            with _fitting(manifest):
+                block = merge_adapter(block, store.get(adapter))
         state |= {block_prefix(index) + name: tensor for name, tensor in block.items()}
     return state
+
+
+def _only(state: State, prefixes: tuple[str, ...], part: str, manifest: Manifest) -> State:
+    """Refuse a blob that holds more than its part: it would replace tensors of the others without a word."""
+    if others := [name for name in state if not name.startswith(prefixes)]:
+        raise StoreError(
+            f"the {part} of manifest {manifest.file_name} holds {others[0][:60]!r}, which is no part of it",
+            "Restore the run from a copy",
+        )
+    return state
+
+
+@contextmanager
+def _fitting(manifest: Manifest) -> Iterator[None]:
+    """Whatever torch and transformers raise about shapes and values inside is an error of the manifest."""
+    try:
+        yield
+    except GrowtxError:
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, StrictDataclassError) as error:
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
+        raise StoreError(
+            f"the blobs of manifest {manifest.file_name} do not fit its model: {detail}", "Restore the run from a copy"
+        ) from error
+
+
+def _possible(key: str, value: Any) -> bool:
+    if value is None:
+        return getattr(GrowtxConfig, key, None) is None
+    return not isinstance(value, (int, float)) or 0 <= value <= _LARGEST_SIZE
+
+
+_LARGEST_SIZE = 2**24  # of any number of a model: more would only take all memory
+
+
+def recorded_config(manifest: Manifest) -> GrowtxConfig:
+    """The configuration of a manifest's model.
+
+    Raises:
+        StoreError: it has keys that no model has, or sizes that none can have.
+    """
+    wrong = [key for key, value in manifest.model.items() if key not in _MODEL_KEYS or not _possible(key, value)]
+    depth = manifest.model.get("num_hidden_layers", manifest.num_blocks)
+    if wrong or depth != manifest.num_blocks:
+        what = f"{wrong[0][:60]!r}" if wrong else f"{str(depth)[:20]} blocks instead of {manifest.num_blocks}"
+        raise StoreError(f"the model of manifest {manifest.file_name} is damaged: {what}", "Restore it from a copy")
+    with _fitting(manifest):
+        return GrowtxConfig(**manifest.model)
 
 
 def build_model(config: GrowtxConfig, state: State) -> GrowtxForCausalLM:
@@ -75,9 +127,11 @@ def assemble(store: BlobStore, manifest: Manifest) -> GrowtxForCausalLM:
     """The finished model of a manifest, in fp32 on the CPU.
 
     Raises:
-        StoreError, CorruptBlobError: a blob is missing or damaged.
+        StoreError, CorruptBlobError: a blob is missing or damaged, or does not fit the others.
     """
-    return build_model(GrowtxConfig(**manifest.model), read_state(store, manifest))
+    config, state = recorded_config(manifest), read_state(store, manifest)
+    with _fitting(manifest):
+        return build_model(config, state)
 
 
 def build_stage_model(

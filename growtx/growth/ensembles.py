@@ -8,7 +8,6 @@ others as they were, bit for bit.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,17 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, field_validator
 from transformers import PreTrainedTokenizerFast
 
-from growtx.config import ConfigModel
+from growtx.config import ConfigModel, check_record, parse_json
 from growtx.exceptions import ConfigError, GrowtxError, StoreError
 from growtx.growth.assembly import assemble
 from growtx.growth.lineage import Lineage, open_lineage, tokenizer_of
 from growtx.models.ensemble import GrowtxEnsembleForCausalLM, from_members
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
-from growtx.store.manifest import MANIFESTS_DIR, Manifest
+from growtx.store.manifest import MANIFEST_FILE, MANIFESTS_DIR, Hash, Manifest
 
 ENSEMBLE_FILE = "ensemble.json"
 ENSEMBLE_FORMAT_VERSION = 1
@@ -35,22 +34,36 @@ ENSEMBLE_FORMAT_VERSION = 1
 class MemberRef(ConfigModel):
     """One specialist: a manifest of a run, pinned by its hash."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")
     run: str = Field(description="run directory; relative to the ensemble if it is below or next to it")
-    manifest: str = Field(description="file name below the run's manifests/")
-    digest: str = Field(description="sha256 of the manifest's bytes")
+    manifest: str = Field(pattern=f"^{MANIFEST_FILE}$", description="file name below the run's manifests/")
+    digest: Hash = Field(description="sha256 of the manifest's bytes")
 
 
 class EnsembleManifest(ConfigModel):
     """What `ensemble.json` holds."""
 
     format_version: int = ENSEMBLE_FORMAT_VERSION
-    members: tuple[MemberRef, ...] = Field(min_length=1)
+    members: tuple[MemberRef, ...] = Field(min_length=1, max_length=1000)
     rule: dict[str, Any] = Field(description="name and options of the combination rule")
-    rule_blob: str | None = Field(None, description="tensors that the rule has learned; null: none")
+    rule_blob: Hash | None = Field(None, description="tensors that the rule has learned; null: none")
     tokenizer_fingerprint: str
     substrate_fingerprint: str
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @field_validator("members")
+    @classmethod
+    def _names_differ(cls, members: tuple[MemberRef, ...]) -> tuple[MemberRef, ...]:
+        if len({member.name for member in members}) < len(members):
+            raise ValueError("two members have one name")
+        return members
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_has_a_name(cls, rule: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(rule.get("name"), str):
+            raise ValueError("the rule has no name")
+        return rule
 
     @property
     def names(self) -> list[str]:
@@ -80,21 +93,14 @@ def read_ensemble(path: str) -> EnsembleManifest:
     """
     storage = Storage(ensemble_root(path))
     where = storage.path(ENSEMBLE_FILE)
-    try:
-        tree = json.loads(storage.read_bytes(ENSEMBLE_FILE))
-        if isinstance(tree, dict) and tree.get("format_version") != ENSEMBLE_FORMAT_VERSION:
-            raise StoreError(
-                f"{where} has format version {tree.get('format_version')!r}, "
-                f"but this version reads {ENSEMBLE_FORMAT_VERSION}",
-                "Use the version of growtx that wrote it",
-            )
-        return EnsembleManifest.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StoreError(f"{where} is damaged: {key}: {first['msg'].lower()}", "Merge the members again") from error
-    except ValueError as error:
-        raise StoreError(f"{where} is damaged: it is not JSON", "Merge the members again") from error
+    tree = parse_json(storage.read_bytes(ENSEMBLE_FILE), where, "Merge the members again")
+    if isinstance(tree, dict) and tree.get("format_version") != ENSEMBLE_FORMAT_VERSION:
+        raise StoreError(
+            f"{where} has format version {str(tree.get('format_version'))[:20]}, "
+            f"but this version reads {ENSEMBLE_FORMAT_VERSION}",
+            "Use the version of growtx that wrote it",
+        )
+    return check_record(EnsembleManifest, tree, where, "Merge the members again")
 
 
 def new_ensemble(out: str, runs: Mapping[str, str], *, rule: dict[str, Any] | str = "mean") -> EnsembleManifest:

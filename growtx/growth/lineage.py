@@ -5,6 +5,7 @@ A path is a run directory, a manifest in one, an ensemble, or a Hugging Face dir
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -87,20 +88,36 @@ def import_lineage(path: str, target: Storage, *, up_to: str | None = None) -> M
             already has.
 
     Raises:
-        StoreError: the manifest that was imported before is not there any more.
+        StoreError: the manifest that was imported before is not there any more, or something of the source is
+            damaged; then nothing was copied but whole blobs.
     """
     source = open_lineage(path)
+    files = _files_to_import(source.storage)
     source = Lineage(source.storage, _up_to(source, up_to or _newest_shared(source, target)))
-    blobs, own = BlobStore(source.storage.root), BlobStore(target.root)
+    blobs, own = BlobStore(source.storage), BlobStore(target)
     for manifest in source.manifests:
         for blob in (*manifest.blobs(), *manifest.new_blobs):
             own.copy_from(blobs, blob)
-    for file in (*source.storage.list_files(TOKENIZER_DIR), SUBSTRATE_FILE):
+    for file in files:
         target.write_bytes(file, source.storage.read_bytes(file))
     for manifest in source.manifests:
         if not target.exists(f"{MANIFESTS_DIR}/{manifest.file_name}"):
             write_manifest(target, manifest)
     return source.last
+
+
+def _files_to_import(source: Storage) -> list[str]:
+    """The files beside manifests and blobs. A foreign directory may hold anything: only plain names are taken."""
+    files = source.list_files(TOKENIZER_DIR)
+    if odd := [file for file in files if not _TOKENIZER_FILE.fullmatch(file)]:
+        raise StoreError(f"{source.root} has a file that is no part of a tokenizer: {odd[0][:80]!r}", "Remove it")
+    return [
+        *sorted(files, key=lambda file: file.endswith("/tokenizer.json")),
+        SUBSTRATE_FILE,
+    ]  # what is asked for, last
+
+
+_TOKENIZER_FILE = re.compile(rf"{TOKENIZER_DIR}/[A-Za-z0-9._-]{{1,100}}")
 
 
 def _newest_shared(source: Lineage, target: Storage) -> str | None:

@@ -32,7 +32,10 @@ def verify_substrate(lineage: Lineage, font: str | None = None) -> str:
     where = f"the substrate of {storage.root}"
     if record.kind == "learned":
         raise SubstrateError(f"{where} is learned, not built from a recipe", "Verify without --substrate")
-    substrate = rebuild_substrate(record.recipe, token_surfaces(tokenizer_of(lineage)), font)
+    try:
+        substrate = rebuild_substrate(record.recipe, token_surfaces(tokenizer_of(lineage)), font)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:  # one that we did not write
+        raise StoreError(f"{storage.path(SUBSTRATE_FILE)} has no recipe that can be followed", "Restore it") from error
     stored = BlobStore(storage.root).get(record.blob)[SUBSTRATE_KEY]
     if substrate.fingerprint != last.substrate_fingerprint or not torch.equal(substrate.weight, stored):
         raise StoreError(

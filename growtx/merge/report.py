@@ -9,8 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from growtx import formatting as fmt
+from growtx.config import parse_record
 from growtx.evaluate.intervals import Interval
 from growtx.merge.scores import FITTED, Measured, MergeScore, MergeScores
 from growtx.report.page import Page, Section, Table, Tile, render_page
@@ -351,12 +353,17 @@ def _change_cell(before: float | None, after: float) -> str:
     return f"{fmt.decimal(before)} → {fmt.decimal(after)} ({fmt.signed(100 * (after / before - 1), 1)}{fmt.NBSP}%)"
 
 
+class _Scores(BaseModel):
+    scores: tuple[MergeScore, ...]
+
+
 def read_scores(out: str) -> tuple[MergeScore, ...]:
     """The scores that an earlier merge left in its directory; none if there was none."""
     storage = Storage(out)
     if not storage.exists(SCORES_FILE):
         return ()
-    return tuple(MergeScore.model_validate(score) for score in json.loads(storage.read_text(SCORES_FILE))["scores"])
+    data = storage.read_bytes(SCORES_FILE)
+    return parse_record(_Scores, data, storage.path(SCORES_FILE), "Delete it and merge again").scores
 
 
 def _cell(interval: Interval) -> str:

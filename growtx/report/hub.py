@@ -26,7 +26,7 @@ from growtx.storage import Storage
 from growtx.store.blobs import blob_path
 from growtx.store.data_record import DATA_FILE
 from growtx.store.manifest import MANIFESTS_DIR
-from growtx.store.runs import RUN_FILE
+from growtx.store.status import RUN_FILE
 from growtx.substrate.build import SUBSTRATE_FILE
 
 PREFIX = "hf://"

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
-from growtx.exceptions import StoreError
+from growtx.config import parse_yaml
+from growtx.exceptions import ConfigError, StoreError
 from growtx.redaction import redact_tree
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, list_manifests, read_manifest
-from growtx.store.runs import METRICS_FILE, RUN_FILE, read_metrics
+from growtx.store.runs import METRICS_FILE, read_metrics
+from growtx.store.status import RUN_FILE
 
 Json = dict[str, Any]
 
@@ -99,7 +99,8 @@ class RunRecord:
     @property
     def provenance(self) -> Json:
         """Command, commit and versions that made the run."""
-        return self.run.get("provenance") or {}
+        found = self.run.get("provenance")
+        return found if isinstance(found, dict) else {}
 
     @property
     def name(self) -> str:
@@ -163,7 +164,11 @@ def _read_run_yaml(storage: Storage, missing: list[str]) -> Json:
     if not storage.exists(RUN_FILE):
         missing.append(f"{RUN_FILE}: neither the configuration nor the versions of this run are known")
         return {}
-    tree = yaml.safe_load(storage.read_text(RUN_FILE))
+    try:
+        tree = parse_yaml(storage.read_text(RUN_FILE), RUN_FILE)
+    except (ConfigError, StoreError) as error:
+        missing.append(f"{RUN_FILE}: {error.problem}")
+        return {}
     return redact_tree(tree) if isinstance(tree, dict) else {}  # older versions recorded credentials
 
 

@@ -17,7 +17,7 @@ from growtx.run.directory import claim, write_status
 from growtx.run.prepare import cache_dir, copy_tokenizer_and_substrate, prepare
 from growtx.storage import Storage
 from growtx.store.manifest import latest_manifest
-from growtx.store.runs import RUN_FILE
+from growtx.store.status import RUN_FILE
 from growtx.train.checkpoints import remove_checkpoints
 from growtx.train.job import TrainJob
 from growtx.train.tracking import TrackingConfig
@@ -60,8 +60,8 @@ def prepare_controls(config: RunConfig, run: Storage) -> dict[int, TrainJob]:
             "cache_dir": cache_dir(config, run),
         }
         resolved = config.model_copy(update=changes)
-        own = run.child(f"{CONTROLS_DIR}/depth-{depth}")
-        claim(own.root, resolved, resume=own.exists(RUN_FILE))
+        place = run.child(f"{CONTROLS_DIR}/depth-{depth}")
+        own = claim(place.root, resolved, resume=place.exists(RUN_FILE))
         copy_tokenizer_and_substrate(own, run)
         jobs[depth] = prepare(resolved, own).job
         write_status(own, "running", jobs[depth].num_stages)
@@ -71,7 +71,7 @@ def prepare_controls(config: RunConfig, run: Storage) -> dict[int, TrainJob]:
 def finish_controls(controls: Mapping[int, TrainJob]) -> None:
     """Mark finished controls as finished, and remove their checkpoints."""
     for job in controls.values():
-        own = Storage(job.run_dir)
+        own = job.run_storage
         if latest_manifest(own) is not None:
             remove_checkpoints(own)
             write_status(own, "finished", job.num_stages)

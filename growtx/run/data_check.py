@@ -49,6 +49,7 @@ def check_data(run: Storage, data: PackedData, stages: Sequence[Stage], parent: 
     found = DataRecord(
         data_fingerprint=data.fingerprint,
         sources=data.source_fingerprints,
+        packed_path=data.path,
         parent=None if parent is None else parent.digest(),
     )
     own = [manifest for manifest in read_manifests(run) if stages[0].index <= manifest.index <= stages[-1].index]
@@ -56,7 +57,9 @@ def check_data(run: Storage, data: PackedData, stages: Sequence[Stage], parent: 
     last = max((manifest.index for manifest in own), default=stages[0].index - 1)
     if recorded is None or not _has_trained(run, own):
         write_data_record(run, found)
-    elif last >= stages[-1].index or recorded.data_fingerprint == found.data_fingerprint:
+    elif recorded.data_fingerprint == found.data_fingerprint:
+        write_data_record(run, recorded.model_copy(update={"packed_path": found.packed_path}))
+    elif last >= stages[-1].index:
         write_data_record(run, recorded)  # of a finished run only model and report are made again
     else:
         changes = tuple(_changes(recorded.sources, found.sources, stage=last + 1))

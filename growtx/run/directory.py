@@ -27,8 +27,9 @@ from growtx.run.config import JobConfig, RunConfig, differing_keys
 from growtx.storage import Storage, resolve_address
 from growtx.store.data_record import DATA_FILE
 from growtx.store.manifest import list_manifests
-from growtx.store.run_lock import acquire
-from growtx.store.runs import METRICS_FILE, RUN_FILE, STATUS_FILE
+from growtx.store.run_lock import acquire, fenced
+from growtx.store.runs import METRICS_FILE
+from growtx.store.status import RUN_FILE, STATUS_FILE, read_status
 from growtx.substrate.build import SUBSTRATE_FILE
 
 Config = TypeVar("Config", bound=JobConfig)
@@ -74,6 +75,7 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
     _refuse_credentials(config)
     storage = Storage(resolve_address(run_dir))
     acquire(storage)
+    storage = fenced(storage)
     _release_if_nothing_trained(storage)
     if storage.exists(RUN_FILE):
         if not resume:
@@ -96,7 +98,7 @@ def begin_run(run_dir: str, config: JobConfig, *, resume: bool, console: Console
 
 def _release_if_nothing_trained(storage: Storage) -> None:
     """A run that failed before its first stage (a mistyped path, say) has nothing to keep: it may start anew."""
-    if not storage.exists(STATUS_FILE) or json.loads(storage.read_text(STATUS_FILE)).get("state") != "failed":
+    if read_status(storage).state != "failed":
         return
     if not (list_manifests(storage) or storage.exists(METRICS_FILE)):
         for name in (RUN_FILE, SUBSTRATE_FILE, DATA_FILE, "tokenizer"):

@@ -178,7 +178,7 @@ def finish_run(run: Storage, *, finished: bool) -> str | None:
     model, tokenizer = load_model(run.root)
     with tempfile.TemporaryDirectory() as directory:
         save_directory(model, tokenizer, Path(directory))
-        run.upload(directory, MODEL_DIR)
+        run.replace_directory(directory, MODEL_DIR, last="config.json")
     write_model_card(run.root)
     return write_report(run.root)
 

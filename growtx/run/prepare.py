@@ -29,12 +29,15 @@ from growtx.store.blobs import BlobStore
 from growtx.store.data_record import read_data_record
 from growtx.store.manifest import Manifest
 from growtx.substrate.build import SUBSTRATE_FILE, SubstrateRecord, build_substrate
+from growtx.train.data_proof import PREFIX_DIR
 from growtx.train.job import TrainJob
 
 _SHAPE_KEYS = (
     "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings", "rope_theta",
     "layer_norm_eps", "lm_head_bias", "substrate_width", "substrate_expansion",
 )  # fmt: skip
+
+_TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
     job = TrainJob(
         run_dir=run.root,
         packed_path=data.path,
-        prefix_cache_dir=f"{cache_dir(config, run)}/prefix",
+        prefix_cache_dir=f"{cache_dir(config, run)}/{PREFIX_DIR}",
         seed=config.seed,
         architecture=describe_model(architecture),
         substrate=substrate,
@@ -92,6 +95,7 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         training=config.training,
         resources=config.resources,
         tracking=config.tracking,
+        fences=run.fences,
     )
     return Prepared(job, tokenizer, data)
 
@@ -100,9 +104,10 @@ def copy_tokenizer_and_substrate(own: Storage, other: Storage, *, substrate: boo
     """Give a run that is not prepared yet another run's tokenizer and, if both use the same one, its substrate."""
     if own.exists(SUBSTRATE_FILE):
         return
-    files = list(other.list_files(TOKENIZER_DIR))
+    # Its presence is what is asked for, so it is written after the rest of the tokenizer.
+    files = sorted(other.list_files(TOKENIZER_DIR), key=lambda file: file.endswith(f"/{_TOKENIZER_FILE}"))
     if substrate:
-        BlobStore(own.root).copy_from(BlobStore(other.root), _recorded_substrate(other).blob)
+        BlobStore(own).copy_from(BlobStore(other.root), _recorded_substrate(other).blob)
         files.append(SUBSTRATE_FILE)  # last: its presence is what is checked
     for file in files:
         own.write_bytes(file, other.read_bytes(file))
@@ -135,12 +140,12 @@ def _import_parent(config: RunConfig, run: Storage) -> Manifest | None:
 
 
 def _tokenizer(config: RunConfig, run: Storage) -> PreTrainedTokenizerFast:
-    if run.exists(f"{TOKENIZER_DIR}/tokenizer.json"):
+    if run.exists(f"{TOKENIZER_DIR}/{_TOKENIZER_FILE}"):
         return load_tokenizer(run.download(TOKENIZER_DIR))
     tokenizer = build_tokenizer(config.tokenizer, _training_texts(config), config.data)
     with tempfile.TemporaryDirectory() as directory:
         save_tokenizer(tokenizer, Path(directory))
-        run.upload(directory, TOKENIZER_DIR)
+        run.replace_directory(directory, TOKENIZER_DIR, last=_TOKENIZER_FILE)
     return tokenizer
 
 
@@ -159,7 +164,7 @@ def _substrate(config: RunConfig, run: Storage, tokenizer: PreTrainedTokenizerFa
         cache_dir=f"{cache_dir(config, run)}/substrates",
     )
     record = SubstrateRecord(
-        blob=BlobStore(run.root).put({SUBSTRATE_KEY: substrate.weight}),
+        blob=BlobStore(run).put({SUBSTRATE_KEY: substrate.weight}),
         substrate_fingerprint=substrate.fingerprint,
         expansion=substrate.expansion,
         kind=config.substrate.kind,

@@ -10,6 +10,7 @@ from contextlib import suppress
 import ray
 from ray.util.metrics import Counter, Gauge, Histogram
 
+from growtx.compat.ray import metric_tag
 from growtx.serving.requests import Token
 
 LATENCY_BOUNDARIES = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0]
@@ -20,7 +21,7 @@ class IngressMetrics:
     """Requests, tokens and latencies, as the clients of one front end see them."""
 
     def __init__(self, model: str) -> None:
-        tags = {"model": model}
+        tags = {"model": metric_tag(model)}
 
         def tagged(metric: Counter | Histogram) -> Counter | Histogram:
             metric.set_default_tags(tags)

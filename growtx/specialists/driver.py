@@ -31,7 +31,7 @@ from growtx.run.prepare import Prepared, cache_dir, copy_tokenizer_and_substrate
 from growtx.specialists.config import CONTROL_RUN, SpecialistsConfig, TuneHeadsConfig
 from growtx.storage import Storage
 from growtx.store.manifest import MANIFESTS_DIR, list_manifests, stage_index
-from growtx.store.runs import RUN_FILE
+from growtx.store.status import RUN_FILE
 from growtx.train.cluster import check_cluster, connected
 from growtx.train.job import TrainJob
 
@@ -144,9 +144,8 @@ def _merge(
 
 def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepared:
     """Claim the run directory of a specialist or the control, with the shared tokenizer and substrate in it."""
-    place = CONTROL_RUN if config.name == CONTROL_RUN else f"{SPECIALISTS_DIR}/{config.name}"
-    own = run.child(place)
-    claim(own.root, config, resume=own.exists(RUN_FILE))
+    place = run.child(CONTROL_RUN if config.name == CONTROL_RUN else f"{SPECIALISTS_DIR}/{config.name}")
+    own = claim(place.root, config, resume=place.exists(RUN_FILE))
     if config.parent is None:
         copy_tokenizer_and_substrate(own, shared)
     prepared = prepare(config, own)
@@ -157,7 +156,7 @@ def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepare
 def _finish(task: TrainTask, *, has_failed: bool) -> None:
     """Write the specialist's model directory, report and status."""
     job = task.jobs[-1]
-    run = Storage(job.run_dir)
+    run = job.run_storage
     finish_run(run, finished=task.is_finished)
     state = "finished" if task.is_finished else "failed" if has_failed else "stopped"
     write_status(run, state, job.num_stages)

@@ -7,6 +7,7 @@ The bytes are canonical (tensors sorted by name, contiguous, no metadata), so eq
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 
 import safetensors.torch
@@ -18,6 +19,7 @@ from growtx.storage import Storage
 
 BLOBS_DIR = "blobs"
 Tensors = Mapping[str, torch.Tensor]
+_BLOB_FILE = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
 def canonical_bytes(tensors: Tensors) -> bytes:
@@ -39,18 +41,23 @@ class BlobStore:
     """The blobs of one run directory, or of several that share it.
 
     Args:
-        root: the run directory (any fsspec address).
+        root: the run directory (any fsspec address), or its storage where writes may be fenced off.
     """
 
-    def __init__(self, root: str) -> None:
-        self.storage = Storage(root)
+    def __init__(self, root: str | Storage) -> None:
+        self.storage = root if isinstance(root, Storage) else Storage(root)
 
     def put(self, tensors: Tensors) -> str:
-        """Store tensors and return their blob name; nothing is written if the blob already exists."""
+        """Store tensors and return their blob name; nothing is written if the blob already exists.
+
+        Then it is made young, so that pruning does not take it before something refers to it again.
+        """
         data = canonical_bytes(tensors)
         blob = hashlib.sha256(data).hexdigest()
         path = blob_path(blob)
-        if not (self.storage.exists(path) and self.is_intact(blob)):
+        if self.is_intact(blob):
+            self.storage.touch(path)
+        else:
             self.storage.write_bytes(path, data)
         return blob
 
@@ -75,6 +82,10 @@ class BlobStore:
         except SafetensorError as error:
             raise CorruptBlobError(f"blob {self.storage.path(path)} is not a safetensors file: {error}") from error
 
+    def has(self, blob: str) -> bool:
+        """Whether the blob is there, whatever its bytes are."""
+        return self.storage.exists(blob_path(blob))
+
     def is_intact(self, blob: str) -> bool:
         """Whether the blob exists and its bytes hash to its name."""
         path = blob_path(blob)
@@ -85,10 +96,12 @@ class BlobStore:
 
     def list(self) -> list[str]:
         """Names of all blobs in the store."""
-        paths = self.storage.list_files(BLOBS_DIR, suffix=".safetensors")
-        return [path.rsplit("/", 1)[-1].removesuffix(".safetensors") for path in paths]
+        names = [path.rsplit("/", 1)[-1] for path in self.storage.list_files(BLOBS_DIR, suffix=".safetensors")]
+        return [name.removesuffix(".safetensors") for name in names if _BLOB_FILE.fullmatch(name)]
 
     def copy_from(self, other: BlobStore, blob: str) -> None:
         """Copy a blob from another store, verified."""
-        if not self.is_intact(blob):
+        if self.is_intact(blob):
+            self.storage.touch(blob_path(blob))
+        else:
             self.put(other.get(blob))

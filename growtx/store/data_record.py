@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from pydantic import Field
 
-from pydantic import Field, ValidationError
-
-from growtx.config import ConfigModel
-from growtx.exceptions import StoreError
+from growtx.config import ConfigModel, parse_record
 from growtx.storage import Storage
 
 DATA_FILE = "data.json"
@@ -40,12 +37,14 @@ class DataRecord(ConfigModel):
     Attributes:
         data_fingerprint: of all data, as manifests name it.
         sources: a fingerprint of each source's tokens, on both sides of the held-out split.
+        packed_path: where the packed tokens were when the run last used them; None: of an earlier version.
         parent: hash of the manifest that the run continues; it may have been continued itself since.
     """
 
     format_version: int = 1
     data_fingerprint: str
     sources: dict[str, str]
+    packed_path: str | None = None
     parent: str | None = None
     changes: tuple[DataChange, ...] = ()
 
@@ -58,13 +57,8 @@ def read_data_record(run: Storage) -> DataRecord | None:
     """
     if not run.exists(DATA_FILE):
         return None
-    try:
-        return DataRecord.model_validate(json.loads(run.read_bytes(DATA_FILE)))
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise StoreError(
-            f"{run.path(DATA_FILE)} is damaged, so what the run was trained on is not known",
-            "Restore it from a copy; without one, delete it and resume with --accept-new-data",
-        ) from error
+    remedy = "Restore it from a copy; without one, delete it and resume with --accept-new-data"
+    return parse_record(DataRecord, run.read_bytes(DATA_FILE), run.path(DATA_FILE), remedy)
 
 
 def write_data_record(run: Storage, record: DataRecord) -> None:

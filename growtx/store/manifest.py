@@ -10,17 +10,22 @@ import hashlib
 import json
 import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from growtx.config import check_record, parse_json
 from growtx.exceptions import StoreError
 from growtx.storage import Storage
 
 MANIFESTS_DIR = "manifests"
 LATEST = f"{MANIFESTS_DIR}/latest"
 FORMAT_VERSION = 1
-_FILE_NAME = re.compile(r"\d+-.+\.json")
+_STAGE_NAME = r"[A-Za-z0-9._-]{1,100}"  # part of a file name
+MANIFEST_FILE = rf"[0-9]{{2,4}}-{_STAGE_NAME}\.json"
+_FILE_NAME = re.compile(MANIFEST_FILE)
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of a blob: part of a path, so nothing else may come in
+Count = Annotated[int, Field(ge=0)]
 
 
 class _Record(BaseModel):
@@ -30,14 +35,14 @@ class _Record(BaseModel):
 class BlockRef(_Record):
     """One block: its finalized weights and the adapters to add to them, in order."""
 
-    blob: str
-    adapters: tuple[str, ...] = ()
+    blob: Hash
+    adapters: tuple[Hash, ...] = ()
 
 
 class FrozenCheck(_Record):
     """Proof that what was frozen did not change: one hash over all frozen tensors before and after the stage."""
 
-    num_tensors: int
+    num_tensors: Count
     before: str
     after: str
 
@@ -46,28 +51,35 @@ class Manifest(_Record):
     """A finished stage. Hashes are sha256 (hex), sizes in bytes, times in seconds."""
 
     format_version: int = FORMAT_VERSION
-    name: str
-    index: int = Field(ge=1, description="position of the stage in its plan, from 1")
-    parent: str | None = Field(description="sha256 of the parent manifest's bytes; null for the first stage")
+    name: str = Field(pattern=f"^{_STAGE_NAME}$")
+    index: int = Field(ge=1, le=9999, description="position of the stage in its plan, from 1")
+    parent: Hash | None = Field(description="sha256 of the parent manifest's bytes; null for the first stage")
     stage: dict[str, Any] = Field(description="the resolved stage")
     model: dict[str, Any] = Field(description="keyword arguments of GrowtxConfig")
-    substrate: str
+    substrate: Hash
     blocks: tuple[BlockRef, ...]
-    head: str = Field(description="final norm and LM head")
+    head: Hash = Field(description="final norm and LM head")
     tokenizer_fingerprint: str
     substrate_fingerprint: str
     data_fingerprint: str
     config_fingerprint: str
-    active_parameters: int
-    total_parameters: int
-    num_tokens: int = Field(description="tokens trained on since the first stage")
-    new_blobs: tuple[str, ...] = Field(description="what this stage wrote")
+    active_parameters: Count
+    total_parameters: Count
+    num_tokens: Count = Field(description="tokens trained on since the first stage")
+    new_blobs: tuple[Hash, ...] = Field(description="what this stage wrote")
     frozen_check: FrozenCheck
     ended_by: str
     metrics: dict[str, Any] = Field(default_factory=dict)
     samples: tuple[dict[str, str], ...] = ()
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("samples")
+    @classmethod
+    def _samples_are_whole(cls, samples: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
+        if any(set(sample) != {"prompt", "text"} for sample in samples):
+            raise ValueError("a sample has a prompt and a text")
+        return samples
 
     @property
     def num_blocks(self) -> int:
@@ -98,27 +110,24 @@ def write_manifest(storage: Storage, manifest: Manifest) -> str:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    try:
-        tree = json.loads(data)
-    except ValueError as error:
-        raise StoreError(f"manifest {where} is damaged: it is not JSON", "Restore it or delete it") from error
+    """Raises StoreError: it is damaged, of another version, or names something outside of its run."""
+    tree = parse_json(data, f"manifest {where}", "Restore it or delete it")
     found = tree.get("format_version") if isinstance(tree, dict) else None
     if found != FORMAT_VERSION:
         raise StoreError(
-            f"manifest {where} has format version {found!r}, but this version of growtx reads {FORMAT_VERSION}",
+            f"manifest {where} has format version {str(found)[:20]}, but this version of growtx reads {FORMAT_VERSION}",
             "Use the version of growtx that wrote it",
         )
-    try:
-        return Manifest.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise StoreError(f"manifest {where} is damaged: {key}: {first['msg'].lower()}", "Restore it") from error
+    return check_record(Manifest, tree, f"manifest {where}", "Restore it")
 
 
 def read_manifest(storage: Storage, file_name: str) -> Manifest:
+    """Raises StoreError: there is none, it is damaged, or it is that of another stage."""
     path = f"{MANIFESTS_DIR}/{file_name}"
-    return parse_manifest(storage.read_bytes(path), storage.path(path))
+    manifest = parse_manifest(storage.read_bytes(path), storage.path(path))
+    if manifest.file_name != file_name:
+        raise StoreError(f"manifest {storage.path(path)} is that of {manifest.file_name}", "Restore it from a copy")
+    return manifest
 
 
 def list_manifests(storage: Storage) -> list[str]:

@@ -11,13 +11,17 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError
+from growtx.fence import Fence, take_over
 from growtx.storage import Storage
+from growtx.store.status import ENDED, RUN_FILE, read_status
 
 LOCK_FILE = "lock"  # says who holds it, or held it last
-_held: dict[str, int] = {}  # run directory -> descriptor, kept open until this process ends
+_held: dict[str, int] = {}  # run directory, links resolved -> descriptor, kept open until this process ends
 
 
 def acquire(storage: Storage) -> None:
@@ -26,7 +30,7 @@ def acquire(storage: Storage) -> None:
     Raises:
         ConfigError: another process holds it.
     """
-    if not storage.is_local or storage.root in _held:
+    if not storage.is_local or _key(storage) in _held:
         return
     storage.append_text(LOCK_FILE, "")  # creates the directory, or raises a readable error
     descriptor = os.open(storage.path(LOCK_FILE), os.O_RDWR)
@@ -45,14 +49,61 @@ def acquire(storage: Storage) -> None:
     holder = f"{f'job {job}, ' if job else ''}process {os.getpid()} on {socket.gethostname()}"
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, holder.encode(), 0)
-    _held[storage.root] = descriptor
+    _held[_key(storage)] = descriptor
+
+
+_fences: dict[str, Fence] = {}
+
+
+def fenced(storage: Storage) -> Storage:
+    """The storage of a run whose lock this process holds; from now on, what others write there is refused.
+
+    Asked again, this process keeps the fence that it has.
+    """
+    key = _key(storage)
+    if key not in _fences or not _fences[key].is_current:
+        _fences[key] = take_over(storage.path("") if storage.is_local else storage.root)
+    return Storage(storage.root, fences=(_fences[key],))
+
+
+@contextmanager
+def held(storage: Storage) -> Iterator[None]:
+    """Hold a run's lock for the `with` block, unless this process holds it anyway.
+
+    Raises:
+        ConfigError: another process holds it, or, where there are no locks, the run does not say that it has ended.
+    """
+    if not storage.is_local:
+        _check_ended(storage)
+    is_ours = not storage.is_local or not storage.exists() or _key(storage) in _held
+    if not is_ours:
+        acquire(storage)
+    try:
+        yield
+    finally:
+        if not is_ours:
+            os.close(_held.pop(_key(storage)))
+
+
+def _check_ended(storage: Storage) -> None:
+    """Raises ConfigError unless the run has never begun or says that it has ended."""
+    if storage.exists(RUN_FILE) and read_status(storage).state not in ENDED:
+        raise ConfigError(
+            f"{storage.root} may be in work, and object stores have no locks",
+            "Wait until `growtx runs` says that it has ended",
+        )
+
+
+def _key(storage: Storage) -> str:
+    """One for every spelling of a directory: a lock of our own under another name would refuse us."""
+    return os.path.realpath(storage.path("")) if storage.is_local else storage.root
 
 
 def is_locked(storage: Storage) -> bool | None:
     """Whether a process works on the run; None where only its own machine could tell."""
     if not storage.is_local or not storage.exists(LOCK_FILE):
         return None
-    if storage.root in _held:
+    if _key(storage) in _held:
         return True
     if not storage.read_text(LOCK_FILE).endswith(f" on {socket.gethostname()}"):
         return None

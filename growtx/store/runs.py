@@ -7,14 +7,17 @@ where locks do not reach (object stores, other machines), whether something in i
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from growtx.config import parse_json
 from growtx.exceptions import StoreError
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests
 from growtx.store.run_lock import is_locked
+from growtx.store.status import RUN_FILE, STATUS_FILE, read_status
 
 # `metrics.jsonl`: one row per logging step, rewound when a stage resumes from a checkpoint.
 
@@ -41,20 +44,29 @@ class MetricsLog:
 
 
 def read_metrics(storage: Storage) -> list[dict[str, Any]]:
-    """All complete rows of a run."""
+    """All complete rows of a run; every row has its `stage` and `step`."""
     if not storage.exists(METRICS_FILE):
         return []
+    rows = _rows(storage.read_bytes(METRICS_FILE), storage.path(METRICS_FILE))
+    return [row for row in rows if "stage" in row and "step" in row]
+
+
+def _rows(data: bytes, where: str) -> list[dict[str, Any]]:
+    """The rows in lines of JSON; what a dying process has cut off, or what is damaged, is left out."""
     rows = []
-    for line in storage.read_bytes(METRICS_FILE).split(b"\n"):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:  # a line that was being written when the process died, or no line at all
-            continue
-    return rows
+    for line in data.split(b"\n"):
+        with suppress(StoreError):
+            rows.append(parse_json(line, where, ""))
+    return [row for row in rows if isinstance(row, dict) and all(_is_count(row.get(key, 0)) for key in _COUNTS)]
 
 
-RUN_FILE = "run.yaml"
-STATUS_FILE = "status.json"
+_COUNTS = ("stage", "step", "num_tokens")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 SILENT_AFTER = timedelta(minutes=10)  # a first step on a large cluster may take minutes before anything is written
 
 RunState = Literal["running", "finished", "failed", "interrupted"]
@@ -96,19 +108,19 @@ def list_runs(root: str, *, now: datetime | None = None) -> list[RunSummary]:
 
 def summarise_run(storage: Storage, *, now: datetime) -> RunSummary:
     """What the files of one run directory say."""
-    status = _read_status(storage)
+    status = read_status(storage)
     tail = _last_rows(storage)
     updated = _last_change(storage)
     return RunSummary(
         name=storage.root.rsplit("/", 1)[-1],
         path=storage.root,
-        state=_ENDED.get(status.get("state")) or _state_of_silent_run(storage, updated, now),
+        state=_ENDED.get(status.state) or _state_of_silent_run(storage, updated, now),
         updated=updated,
-        job_id=status.get("job_id"),
-        num_stages=status.get("num_stages"),
+        job_id=status.job_id,
+        num_stages=status.num_stages,
         num_finished_stages=len(list_manifests(storage)),
-        num_tokens=_newest(tail, "num_tokens"),
-        bits_per_byte=_newest(tail, "eval/bits_per_byte"),
+        num_tokens=next((row["num_tokens"] for row in reversed(tail) if "num_tokens" in row), None),
+        bits_per_byte=_newest_score(tail),
     )
 
 
@@ -119,30 +131,14 @@ def _state_of_silent_run(storage: Storage, updated: datetime | None, now: dateti
     return "running" if held else "interrupted"
 
 
-def _read_status(storage: Storage) -> dict[str, Any]:
-    """The status file; empty when there is none or when it was cut off, since one bad run must not hide the others."""
-    if not storage.exists(STATUS_FILE):
-        return {}
-    try:
-        status = json.loads(storage.read_bytes(STATUS_FILE))
-    except ValueError:
-        return {}
-    return status if isinstance(status, dict) else {}
-
-
 def _last_rows(storage: Storage) -> list[dict[str, Any]]:
     """Rows at the end of `metrics.jsonl`, oldest first; lines cut off at either end are left out."""
-    rows = []
-    for line in storage.read_tail(METRICS_FILE).splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if isinstance(row, dict)]
+    return _rows(storage.read_tail(METRICS_FILE).encode(), METRICS_FILE)
 
 
-def _newest(rows: list[dict[str, Any]], key: str) -> Any:
-    return next((row[key] for row in reversed(rows) if row.get(key) is not None), None)
+def _newest_score(rows: list[dict[str, Any]]) -> float | None:
+    scores = (row.get("eval/bits_per_byte") for row in reversed(rows))
+    return next((float(score) for score in scores if isinstance(score, (int, float))), None)
 
 
 def _last_change(storage: Storage) -> datetime | None:

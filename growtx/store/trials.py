@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from growtx.exceptions import StoreError
+from growtx.config import parse_record
 from growtx.storage import Storage
 
 TRIALS_DIR = "trials"
@@ -31,9 +31,9 @@ class TrialRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    stage: int
+    stage: int = Field(ge=1, le=9999)
     stage_name: str
-    number: int
+    number: int = Field(ge=0)
     values: dict[str, Any]
     planned: bool = False  # whether these are the plan's own values
     state: TrialState = "running"
@@ -69,10 +69,8 @@ def read_trials(run: Storage, stage: int | None = None) -> list[TrialRecord]:
     where = TRIALS_DIR if stage is None else f"{TRIALS_DIR}/stage-{stage:02d}"
     records = []
     for path in run.list_files(where, suffix=f"/{TRIAL_FILE}"):
-        try:
-            records.append(TrialRecord.model_validate_json(run.read_text(path)))
-        except ValidationError as error:
-            raise StoreError(f"{run.path(path)} is damaged", "Delete it to repeat the trial") from error
+        data = run.read_bytes(path)
+        records.append(parse_record(TrialRecord, data, run.path(path), "Delete it to repeat the trial"))
     return sorted(records, key=lambda record: (record.stage, record.number))
 
 

@@ -111,7 +111,7 @@ class _StudyRunner:
         for error in result.failed.values():
             self._remember(error, jobs)
         for job in jobs:
-            storage = Storage(job.run_dir)
+            storage = job.run_storage
             is_finished = TrainTask("", (job,)).is_finished
             if is_finished:
                 remove_checkpoints(storage)

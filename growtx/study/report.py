@@ -11,13 +11,14 @@ import yaml
 from rich.table import Table as TerminalTable
 
 from growtx import formatting as fmt
+from growtx.config import parse_yaml
 from growtx.evaluate.results import Evaluation, read_evaluation
 from growtx.report.comparison import comparison_section
 from growtx.report.growth import REPORT_FILE
 from growtx.report.page import Page, Section, Table, render_page
 from growtx.report.plot_style import LINES, MARKERS, Theme, label_axes, new_figure, save
 from growtx.storage import Storage
-from growtx.store.runs import RUN_FILE
+from growtx.store.status import RUN_FILE
 from growtx.study.results import Difference, StudyResults, VariantSummary, against, variant_summaries
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def terminal_tables(results: StudyResults) -> list[TerminalTable]:
 def write_study_report(study: Storage, results: StudyResults) -> str:
     """Write `report.html` and `plots/*.png` of a study with at least one finished run; returns the page's address."""
     words = sentences(results)
-    run = yaml.safe_load(study.read_text(RUN_FILE))
+    run = parse_yaml(study.read_text(RUN_FILE), study.path(RUN_FILE))
     provenance = run.pop("provenance", None) or {}
     flat = {**provenance, **provenance.get("versions", {})}
     page = Page(

@@ -13,7 +13,7 @@ from growtx.run.directory import claim
 from growtx.run.prepare import Prepared, copy_tokenizer_and_substrate, prepare
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests, read_manifest
-from growtx.store.runs import RUN_FILE
+from growtx.store.status import RUN_FILE
 from growtx.study.config import StudyConfig, VariantConfig
 from growtx.study.results import RunResult, StageResult
 
@@ -79,9 +79,9 @@ def runs_of(config: StudyConfig, variant: VariantConfig, shape: GrowtxConfig, se
 
 def prepare_run(run: StudyRun, config: StudyConfig, study: Storage, shared: Storage, cache: str) -> Prepared:
     """Claim the run's directory, with the study's tokenizer and, where it has the same, its substrate."""
-    own = study.child(f"{RUNS_DIR}/{run.name}")
+    place = study.child(f"{RUNS_DIR}/{run.name}")
     resolved = run.config.model_copy(update={"cache_dir": cache})
-    claim(own.root, resolved, resume=own.exists(RUN_FILE))
+    own = claim(place.root, resolved, resume=place.exists(RUN_FILE))
     same = resolved.substrate == config.substrate and resolved.model == config.model
     copy_tokenizer_and_substrate(own, shared, substrate=same and config.substrate.kind != "learned")
     return prepare(resolved, own)

@@ -150,6 +150,8 @@ def rebuild_substrate(recipe: dict[str, Any], surfaces: Sequence[str], font: str
     Raises:
         SubstrateError: if the tokenizer is a different one, or the font cannot be found.
     """
+    if recipe["vocab_size"] != len(surfaces):
+        raise SubstrateError("This substrate was made for another tokenizer", "Give the tokenizer of the same run")
     if recipe["kind"] == "binary":
         return _finish(recipe, binary_codes(recipe["vocab_size"], recipe["hidden_size"]))
     if recipe["kind"] == "learned":
@@ -199,8 +201,8 @@ SUBSTRATE_FILE = "substrate.json"
 class SubstrateRecord(ConfigModel):
     """Which blob of a run holds the substrate, and how to make it again."""
 
-    blob: str
+    blob: str = Field(pattern=r"^[0-9a-f]{64}$")
     substrate_fingerprint: str
-    expansion: str
-    kind: str
+    expansion: Expansion
+    kind: Kind
     recipe: dict[str, Any]

@@ -9,6 +9,7 @@ RUN/report.html              the growth report, with the search in it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from rich.console import Console
 
@@ -176,7 +177,7 @@ def promote_trial(run: Storage, best: TrialRecord) -> None:
     for row in read_metrics(trial):
         log.append(row)
     write_manifest(run, manifest)
-    verify(run.root, prune=True)
+    verify(run.root, prune=True, min_age=timedelta(0))  # ours alone: the run is locked, and its trials have ended
 
 
 def _best_trials(run: Storage) -> list[TrialRecord]:

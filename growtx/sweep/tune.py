@@ -257,7 +257,7 @@ def run_trials(
     console: Console,
 ) -> list[TrialRecord]:
     """Run what a stage's sweep still has to do; returns all of its records. Ray must be connected."""
-    run, stage = Storage(search.job.run_dir), search.stage({})
+    run, stage = search.job.run_storage, search.stage({})
     records = read_trials(run, stage.index)
     batch = search.job.training.global_batch_size
     planned: Values | None = planned_values(stage, dimensions, batch) if include_planned else None

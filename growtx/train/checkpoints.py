@@ -13,8 +13,9 @@ import logging
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from growtx.config import parse_record
 from growtx.exceptions import StoreError
 from growtx.growth.assembly import State
 from growtx.storage import Storage
@@ -31,12 +32,12 @@ class CheckpointInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    stage: int
+    stage: int = Field(ge=1)
     stage_fingerprint: str  # of the resolved stage and its parent: a changed plan must not resume from it
-    step: int
+    step: int = Field(ge=0)
     seconds: float  # trained in this stage so far
     best_bits_per_byte: float | None = None
-    evaluations_without_gain: int = 0
+    evaluations_without_gain: int = Field(0, ge=0)
     frozen_before: str = ""
     first_bits_per_byte: float | None = None
     state_sha256: str = ""
@@ -76,8 +77,8 @@ def find_checkpoint(run: Storage, stage: int, stage_fingerprint: str) -> tuple[s
     for path in run.list_files(CHECKPOINTS_DIR, suffix=INFO_FILE):
         directory = path.rsplit("/", 1)[0]
         try:
-            info = CheckpointInfo.model_validate_json(run.read_text(path))
-        except (ValidationError, StoreError):
+            info = parse_record(CheckpointInfo, run.read_bytes(path), path, "")
+        except StoreError:
             logger.warning("checkpoint %s is damaged (%s); trying the previous one", directory, INFO_FILE)
             continue
         if info.stage == stage:
@@ -101,9 +102,19 @@ def _is_intact(run: Storage, directory: str, info: CheckpointInfo) -> bool:
     return run.exists(path) and hashlib.sha256(run.read_bytes(path)).hexdigest() == info.state_sha256
 
 
-def read_checkpoint(run: Storage, directory: str) -> tuple[State, dict[str, State]]:
-    """Weights and moments of a checkpoint, by parameter name."""
-    tensors: dict[str, torch.Tensor] = safetensors.torch.load(run.read_bytes(f"{directory}/{STATE_FILE}"))
+def read_checkpoint(run: Storage, directory: str, sha256: str) -> tuple[State, dict[str, State]]:
+    """Weights and moments of a checkpoint, by parameter name.
+
+    Args:
+        sha256: of its state: what one rank has found intact, another may not read intact.
+
+    Raises:
+        StoreError: the state is missing or damaged.
+    """
+    data = run.read_bytes(f"{directory}/{STATE_FILE}")
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise StoreError(f"{run.path(directory)}/{STATE_FILE} is damaged", "Run the same command with --resume")
+    tensors: dict[str, torch.Tensor] = safetensors.torch.load(data)
     parts: dict[str, State] = {part: {} for part in ("weights", *MOMENTS)}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")

@@ -18,11 +18,12 @@ from typing import Any
 import ray
 import ray.util
 
-from growtx.compat.ray import CLUSTER_ENVIRONMENT, set_environment
+from growtx.compat.ray import CLUSTER_ENVIRONMENT, set_environment, silence_driver_warnings
 from growtx.compat.ray_logging import silence_worker_logs
 from growtx.exceptions import ResourceError, TrainingError
 from growtx.train.settings import PrefixJobConfig, ResourcesConfig
 
+PASSED_ON = ("WANDB_MODE",)  # from the environment of the command to that of workers on other nodes
 REACH_SECONDS = 30.0  # that a cluster at RAY_ADDRESS gets to answer
 WATCH_SECONDS, LOST_SECONDS = 2.0, 20.0
 LOST = "Ray was lost"
@@ -46,6 +47,7 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
     if started_here and not address:
         # Otherwise a local Ray leaves its token in ~/.ray, and every later `ray start` requires it.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    silence_driver_warnings()
     if started_here:
         _reach(address)
         _connect(address, resources)
@@ -155,6 +157,7 @@ def runtime_env(resources: ResourcesConfig) -> dict[str, Any]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    variables |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if not resources.use_gpu:
         variables["DS_ACCELERATOR"] = "cpu"
     environment: dict[str, Any] = {"worker_process_setup_hook": silence_worker_logs, "env_vars": variables}

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from growtx.config import ConfigModel, fingerprint
+from growtx.fence import Fence
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
+from growtx.storage import Storage
+from growtx.store.blobs import BlobStore
 from growtx.substrate.build import SubstrateRecord
 from growtx.train.settings import ResourcesConfig, TrainingConfig
 from growtx.train.tracking import TrackingConfig
@@ -31,6 +34,7 @@ class TrainJob(ConfigModel):
     training: TrainingConfig
     resources: ResourcesConfig
     tracking: TrackingConfig = TrackingConfig()
+    fences: tuple[Fence, ...] = ()  # what every write into the run directory asks first
 
     def model_at(self, num_blocks: int) -> GrowtxConfig:
         """The architecture at a depth."""
@@ -39,6 +43,16 @@ class TrainJob(ConfigModel):
     @property
     def context_length(self) -> int:
         return int(self.architecture["max_position_embeddings"])
+
+    @property
+    def run_storage(self) -> Storage:
+        """The run directory, as this job may write to it."""
+        return Storage(self.run_dir, fences=self.fences)
+
+    @property
+    def blobs(self) -> BlobStore:
+        """The blobs of the run, or of the one that it shares them with."""
+        return BlobStore(Storage(self.store_dir, fences=self.fences))
 
     @property
     def store_dir(self) -> str:

@@ -2,13 +2,17 @@
 
 A cache is a directory named by what decides its content (blobs of the prefix, data, dtype) and holds the states
 that enter the first trained block in shards of consecutive windows. A shard is written beside its place and renamed
-into it, so a crash or a second process doing the same work leaves a complete shard or none.
+into it when it is on the disk, so a crash or a second process doing the same work leaves a complete shard or none.
+It ends with the sha256 of its place and its content, which every node checks once.
 
 Shapes: N windows, T positions, D hidden size.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 import random
 import shutil
 import time
@@ -16,11 +20,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
+from growtx.checked import check_once
 from growtx.config import fingerprint
 from growtx.data.packing import PackedData, open_packed
 from growtx.exceptions import StoreError
@@ -32,7 +37,13 @@ from growtx.store.manifest import Manifest
 from growtx.train.distributed import any_rank, on_rank_zero, rank
 from growtx.train.settings import PrefixJobConfig
 
+logger = logging.getLogger(__name__)
 WINDOWS_PER_SHARD = 64
+FORMAT = 2  # 1 had no hash at the end; its caches have other names, and are left for people to delete
+_MAGIC = b"growtxP2"
+_NUM_SHA256 = 32
+_NUM_TRAILER = _NUM_SHA256 + len(_MAGIC)  # bytes
+_NOT_OF_A_PREFIX = ("num_hidden_layers", "num_layers_for_init", "initializer_range")  # what new blocks are drawn by
 
 
 class PrefixCache:
@@ -51,10 +62,11 @@ class PrefixCache:
         self._open: dict[int, np.ndarray] = {}
 
     @staticmethod
-    def key(parent: Manifest, num_frozen: int, data: PackedData, dtype: torch.dtype) -> str:
+    def key(parent: Manifest, num_frozen: int, data_fingerprint: str, dtype: torch.dtype) -> str:
         """Name of the cache: equal for all stages, trials and branches whose prefix and data are equal."""
         blocks = [[ref.blob, *ref.adapters] for ref in parent.blocks[:num_frozen]]
-        return fingerprint([parent.substrate, blocks, data.fingerprint, str(dtype)])
+        shape = {key: value for key, value in parent.model.items() if key not in _NOT_OF_A_PREFIX}
+        return fingerprint([FORMAT, shape, parent.substrate, blocks, data_fingerprint, str(dtype)])
 
     @staticmethod
     def shards_of(windows_N: np.ndarray) -> list[int]:
@@ -69,7 +81,17 @@ class PrefixCache:
         return shutil.disk_usage(place).free + sum(file.stat().st_size for file in self._directory.glob("*.npy"))
 
     def missing(self, shards: Iterable[int]) -> list[int]:
-        return [shard for shard in shards if not self._path(shard).exists()]
+        """Those that are not there, or are not as they were written: they will be replaced."""
+        return [shard for shard in shards if self._problem(shard) is not None]
+
+    def _problem(self, shard: int) -> str | None:
+        path, shape = self._path(shard), (len(self._windows(shard)), self._data.context_length)
+        if not path.exists():
+            return "it is not there"
+        problem = find_problem_of_shard(path, shape)
+        if problem is not None:
+            logger.warning("%s of the prefix cache will be computed again: %s", path, problem)
+        return problem
 
     def remove(self, shards: Iterable[int]) -> None:
         """Free the space that shards take."""
@@ -98,7 +120,7 @@ class PrefixCache:
         device = next(model.parameters()).device
         written: list[int] = []
         for shard in random.sample(todo := list(shards), len(todo)):
-            if self._path(shard).exists():
+            if self._problem(shard) is None:
                 continue
             tokens_NT = torch.from_numpy(self._data.train.take(self._windows(shard))).long()
             states = [
@@ -116,7 +138,7 @@ class PrefixCache:
         path = self._path(shard)
         stored = states_NTD.view(torch.int16) if self.dtype == torch.bfloat16 else states_NTD
         try:
-            replace_file(path, lambda file: np.save(file, stored.numpy()), durable=False)
+            replace_file(path, lambda file: _save(file, path, stored.numpy()))
         except OSError as error:
             raise write_error(str(path), error) from error
 
@@ -143,13 +165,67 @@ class PrefixCache:
 
     def _map(self, shard: int) -> np.ndarray:
         try:
-            mapped: np.ndarray = np.load(self._path(shard), mmap_mode="r")
-        except (OSError, ValueError) as error:  # deleted, or cut off by a power failure
-            raise StoreError(
-                f"{self._path(shard)} of the prefix cache cannot be read",
-                f"Delete {self._directory} and run the same command with --resume: it will be rebuilt",
-            ) from error
-        return mapped
+            if self._problem(shard) is None:
+                mapped: np.ndarray = np.load(self._path(shard), mmap_mode="r")
+                return mapped
+        except (OSError, ValueError, EOFError):  # deleted, or replaced, since it was looked at
+            pass
+        raise StoreError(
+            f"{self._path(shard)} of the prefix cache cannot be read",
+            "Run the same command with --resume: it will be computed again",
+        )
+
+
+def _save(file: IO[bytes], path: Path, states_NTD: np.ndarray) -> None:
+    """The states as numpy saves them, then the hash of the place and of these bytes, which numpy does not look at."""
+    hashing = _HashingFile(file, _place(path))
+    np.save(hashing, states_NTD)  # type: ignore[call-overload]
+    file.write(hashing.digest.digest() + _MAGIC)
+
+
+class _HashingFile:
+    """Hashes what passes on its way to a file."""
+
+    def __init__(self, file: IO[bytes], place: bytes) -> None:
+        self._file, self.digest = file, hashlib.sha256(place)
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self._file.write(data)
+
+
+def find_problem_of_shard(path: Path, shape_NT: tuple[int, int] | None = None, *, force: bool = False) -> str | None:
+    """What is wrong with a shard; None if it is as it was written, in this very place.
+
+    Args:
+        shape_NT: windows and positions that it should have; None: whatever it has.
+        force: read all of it, even if this node has done so before.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(-_NUM_TRAILER, os.SEEK_END)
+            sha256, magic = file.read(_NUM_SHA256), file.read()
+        if magic != _MAGIC:
+            return "it was cut off, or an earlier version wrote it"
+        if shape_NT is not None and np.load(path, mmap_mode="r").shape[:2] != shape_NT:
+            return "it holds other windows"
+        return check_once(path, sha256.hex(), lambda: _content_problem(path, sha256), force=force)
+    except (OSError, ValueError, EOFError) as error:
+        return " ".join(str(error).split())[:100] or "it cannot be read"
+
+
+def _content_problem(path: Path, sha256: bytes) -> str | None:
+    digest, left = hashlib.sha256(_place(path)), path.stat().st_size - _NUM_TRAILER
+    with path.open("rb") as file:
+        while left > 0 and (data := file.read(min(left, 1 << 20))):
+            digest.update(data)
+            left -= len(data)
+    return None if digest.digest() == sha256 else "its bytes are not those that were written"
+
+
+def _place(path: Path) -> bytes:
+    """What a shard is of: the name of its cache says the prefix and the data, its own the windows."""
+    return f"{path.parent.name}/{path.name}\n".encode()
 
 
 # The prefix cache filled by a Ray Data job on resources of its own, while the stage's workers wait for it.

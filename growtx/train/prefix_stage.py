@@ -42,8 +42,9 @@ def use_prefix_cache(
         return PrefixPlan("recompute", "the prefix changes in this stage", 0)
     dtype = torch.bfloat16 if use_bf16(settings) else torch.float32
     config = job.model_at(stage.num_blocks)
+    name = PrefixCache.key(parent, stage.num_frozen, batches.data.fingerprint, dtype)
     work = PrefixWork(
-        directory=f"{job.prefix_cache_dir}/{PrefixCache.key(parent, stage.num_frozen, batches.data, dtype)}",
+        directory=f"{job.prefix_cache_dir}/{name}",
         packed_path=job.packed_path,
         store_dir=job.store_dir,
         parent=parent,

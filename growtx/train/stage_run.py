@@ -19,7 +19,7 @@ from torch import nn
 
 from growtx import __version__
 from growtx.data.tokenizer import INCOMPLETE, document_ids, visible_text
-from growtx.exceptions import TrainingError
+from growtx.exceptions import StoreError, TrainingError
 from growtx.growth.assembly import (
     State,
     assemble,
@@ -36,8 +36,6 @@ from growtx.growth.plan import Stage, StageTraining
 from growtx.models.causal_lm import GrowtxForCausalLM
 from growtx.models.loss import TextScore
 from growtx.sampling import Sampling, continue_text, eos_token_ids, seed_of_choice
-from growtx.storage import Storage
-from growtx.store.blobs import BlobStore
 from growtx.store.manifest import FrozenCheck, Manifest, write_manifest
 from growtx.store.runs import MetricsLog
 from growtx.train.batches import Batches
@@ -105,7 +103,7 @@ class StageLogger:
         self._num_steps = num_steps
         self._tokens_before = tokens_before
         self._tokens_per_step = self._job.tokens_per_step(stage)
-        self._metrics = MetricsLog(Storage(self._job.run_dir))
+        self._metrics = MetricsLog(self._job.run_storage)
         self._active = active_parameters(self._job.model_at(stage.num_blocks), stage)
         self.prefix_cached = False  # whether the frozen prefix's activations are read instead of computed
 
@@ -169,8 +167,7 @@ class StageRun:
         self.context, self.job, self.stage, self.parent = context, context.job, stage, parent
         self.settings = self.job.training_of(stage)
         self.tokens_per_step = self.job.tokens_per_step(stage)
-        self.storage = Storage(self.job.run_dir)
-        self.store = BlobStore(self.job.store_dir)
+        self.storage, self.store = self.job.run_storage, self.job.blobs
         self.config = self.job.model_at(stage.num_blocks)
         self.num_steps = stage.train.num_steps(self.tokens_per_step)
         self.position = TrainingProgress()
@@ -369,7 +366,7 @@ class StageRun:
             self.record.rewind(-1)
             return False
         directory, info = found
-        weights, moments = read_checkpoint(self.storage, directory)
+        weights, moments = on_all_ranks(lambda: read_checkpoint(self.storage, directory, info.state_sha256))
         self.engine.load(weights, moments, info.step)
         if info.frozen_before != self.frozen_before:
             raise TrainingError(
@@ -480,6 +477,11 @@ class StageRun:
             manifest.metrics["seal_max_logit_difference"] = difference
             _check_difference(self.stage, difference)
         manifest = manifest.model_copy(update={"samples": tuple(self._samples(model))})
+        if any(not self.store.has(blob) for blob in manifest.blobs()):  # a look, since a manifest is a promise
+            raise StoreError(
+                f"a blob of {self._where} vanished while the stage was being stored",
+                "Run the same command with --resume",
+            )
         write_manifest(self.storage, manifest)
         return manifest
 

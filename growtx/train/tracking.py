@@ -15,14 +15,15 @@ from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, RootModel
 from ray.util.metrics import Gauge
 
-from growtx.config import ConfigModel, parse_yaml
+from growtx.compat.ray import metric_tag
+from growtx.config import ConfigModel, parse_record, parse_yaml
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.redaction import redact_text, redact_tree
 from growtx.storage import Storage
-from growtx.store.runs import RUN_FILE
+from growtx.store.status import RUN_FILE
 
 # The newest row of `metrics.jsonl` as Prometheus gauges, for the dashboards in cluster/monitoring.
 #
@@ -60,7 +61,7 @@ class TrainingGauges:
     """One gauge per key of a row, labelled with the run directory; keys that a row does not have keep their value."""
 
     def __init__(self, run: str) -> None:
-        self._tags = {"run": run}
+        self._tags = {"run": metric_tag(run)}
 
     def update(self, row: Mapping[str, Any]) -> None:
         for key, gauge in _gauges().items():
@@ -121,7 +122,9 @@ class WandbConfig(ConfigModel):
 
     project: str = Field(min_length=1)
     entity: str | None = Field(None, description="user or team; null: the key's own")
-    mode: Literal["online", "offline"] = Field("online", description="offline: files for `wandb sync`, in the run")
+    mode: Literal["online", "offline"] | None = Field(
+        None, description="offline: files for `wandb sync`, in the run; null: as WANDB_MODE says, else online"
+    )
 
 
 class MlflowConfig(ConfigModel):
@@ -283,7 +286,8 @@ def _recorded_config(storage: Storage) -> dict[str, Any]:
     if not storage.exists(RUN_FILE):
         return {}
     tree = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
-    return {key: redact_tree(value, key) for key, value in tree.items() if key not in ("provenance", "tracking")}
+    items = tree.items() if isinstance(tree, dict) else ()
+    return {key: redact_tree(value, key) for key, value in items if key not in ("provenance", "tracking")}
 
 
 def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -294,7 +298,14 @@ def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _recorded_ids(storage: Storage) -> dict[str, str]:
-    return json.loads(storage.read_text(TRACKING_FILE)) if storage.exists(TRACKING_FILE) else {}
+    if not storage.exists(TRACKING_FILE):
+        return {}
+    remedy = "Delete it: the services then begin a new run each"
+    return parse_record(_Ids, storage.read_bytes(TRACKING_FILE), storage.path(TRACKING_FILE), remedy).root
+
+
+class _Ids(RootModel[dict[str, str]]):
+    """What `tracking.json` holds: a run's id in each service."""
 
 
 def _record_ids(storage: Storage, ids: Mapping[str, str]) -> None:

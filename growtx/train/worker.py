@@ -8,7 +8,7 @@ from typing import Any
 
 from growtx.exceptions import GrowtxError
 from growtx.storage import Storage
-from growtx.store.manifest import Manifest, list_manifests, read_manifest, stage_index
+from growtx.store.manifest import Manifest, list_manifests, read_lineage, stage_index
 from growtx.train.claims import RunClaims
 from growtx.train.distributed import on_rank_zero
 from growtx.train.job import TrainJob
@@ -76,5 +76,5 @@ def _manifests_at(job: TrainJob, index: int) -> tuple[bool, Manifest | None]:
     """Whether stage `index` is finished, and the manifest of the stage before it."""
     own, parents = Storage(job.run_dir), Storage(job.store_dir)
     is_finished = any(stage_index(name) == index for name in list_manifests(own))
-    before = next((name for name in list_manifests(parents) if stage_index(name) == index - 1), None)
-    return is_finished, read_manifest(parents, before) if before else None
+    # By the chain, not by number: a repeated stage leaves a branch, and the plan goes on from the newest.
+    return is_finished, next((before for before in read_lineage(parents) if before.index == index - 1), None)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from growtx.data.packing import PackedData, open_packed
 from growtx.data.tokenizer import load_tokenizer, token_num_bytes, tokenizer_fingerprint
-from growtx.exceptions import ConfigError
+from growtx.exceptions import ConfigError, DataError
 from growtx.growth.assembly import check_same
 from growtx.growth.lineage import TOKENIZER_DIR
 from growtx.storage import STORAGE_VARIABLE, Storage
@@ -25,6 +25,7 @@ from growtx.train.job import TrainJob
 from growtx.train.progress import DriverLogHandler, ProgressReporter, RunPosition, StageProgress
 from growtx.train.tracking import Trackers, TrainingGauges
 
+logger = logging.getLogger(__name__)
 VISIBLE_WITHIN_SECONDS = 15.0  # network file systems show new files late
 
 
@@ -41,7 +42,7 @@ class WorkerContext:
         torch.set_num_threads(max(1, int(job.resources.cpus_per_worker)))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         on_all_ranks(partial(_check_visible, job))
-        self.data: PackedData = open_packed(job.packed_path)
+        self.data: PackedData = on_all_ranks(partial(_open_data, job))
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(Storage(job.store_dir).download(TOKENIZER_DIR))
         found = tokenizer_fingerprint(self.tokenizer)
         check_same("tokenizer", job.architecture["tokenizer_fingerprint"], found, f"{job.store_dir}/{TOKENIZER_DIR}")
@@ -60,12 +61,16 @@ class WorkerContext:
         on_rank_zero(self._open_trackers)
 
     def _open_trackers(self) -> None:
-        self._trackers = Trackers(self.job.tracking, Storage(self.job.run_dir))
+        self._trackers = Trackers(self.job.tracking, self.job.run_storage)
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Pass a row of metrics to the reporters; only rank 0 has any."""
         if self._gauges is not None:
-            self._gauges.update(row)
+            try:
+                self._gauges.update(row)
+            except Exception as error:  # whatever Ray's exporter raises: no run ends because it is watched
+                logger.warning("metrics of this run are no longer exported: %s", error)
+                self._gauges = None
         if self._trackers is not None:
             self._trackers.add(row)
 
@@ -75,9 +80,23 @@ class WorkerContext:
             self._trackers.end_stage()
 
     def close(self, *, finished: bool) -> None:
-        """Let trackers send what they hold."""
-        if self._trackers is not None:
+        """Let trackers send what they hold; after a takeover the services' runs belong to another process."""
+        if self._trackers is not None and all(fence.is_current for fence in self.job.fences):
             self._trackers.close(finished=finished)
+
+
+def _open_data(job: TrainJob) -> PackedData:
+    """Raises DataError: the packed data is damaged, or was replaced by another since the driver has looked at it."""
+    try:
+        data = open_packed(job.packed_path)
+    except DataError as error:
+        raise DataError(error.problem, "Run the same command with --resume: it is packed again") from error
+    if data.fingerprint != job.data_fingerprint:
+        raise DataError(
+            f"packed data {job.packed_path} is not what this run was prepared with",
+            "Run the same command with --resume",
+        )
+    return data
 
 
 def _check_visible(job: TrainJob) -> None:

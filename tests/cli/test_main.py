@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +111,9 @@ def test_verify_removes_what_no_manifest_refers_to_only_when_asked(run_dir: Path
     assert main(["verify", str(run_dir)]) == 0 and orphan.exists()
     assert "1 files that no manifest refers to (--prune removes them)" in capsys.readouterr().out
     size = orphan.stat().st_size
+    assert main(["verify", "--prune", str(run_dir)]) == 0 and orphan.exists()
+    assert "1 files that no manifest refers to are younger than an hour (kept)" in capsys.readouterr().out
+    os.utime(orphan, (0, 0))
     assert main(["verify", "--prune", str(run_dir)]) == 0 and not orphan.exists()
     assert f"1 files that no manifest refers to (removed, {size} bytes)" in capsys.readouterr().out
     assert main(["verify", str(run_dir)]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import ray
 import yaml
 
+from growtx.compat.ray import metric_tag
 from growtx.train import tracking
 from growtx.train.tracking import DESCRIPTIONS, TrainingGauges, gauge_name
 
@@ -91,3 +93,11 @@ def test_gauges_take_what_a_row_has_and_leave_the_rest(monkeypatch: pytest.Monke
     monkeypatch.setattr("growtx.train.tracking._gauges", tracking._gauges.__wrapped__)
     TrainingGauges("first").update({"train/loss": 2.5, "stage": 1, "stage_name": "depth-1", "eval/loss": None})
     assert written == {"growtx_train_loss": (2.5, {"run": "first"}), "growtx_stage": (1.0, {"run": "first"})}
+
+
+def test_a_run_with_letters_beyond_ascii_is_exported_under_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray encodes tags as ASCII; outside of a cluster it does so, too, and then forgets the value."""
+    monkeypatch.setattr("growtx.train.tracking._gauges", cache(tracking._gauges.__wrapped__))
+    TrainingGauges("/läufe/日本 #1%20").update({"train/loss": 2.5})
+    assert metric_tag("/läufe/日本 #1%20") == "/l%C3%A4ufe/%E6%97%A5%E6%9C%AC #1%2520"
+    assert metric_tag("s3://bucket/runs/a-b_c.d") == "s3://bucket/runs/a-b_c.d"

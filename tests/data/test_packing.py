@@ -7,13 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from growtx.config import build_config
 from growtx.data import packing
-from growtx.data.packing import PackedData, PackedSplit, open_packed, pack, window_indices
+from growtx.data.pack_cache import PackCache
+from growtx.data.packing import PackedData, PackedSplit, open_packed, pack, sha256_of_windows, window_indices
 from growtx.data.sources import DataConfig, iterate_documents
 from growtx.exceptions import DataError
 from tests.data.byte_tokenizer import byte_tokenizer
@@ -179,11 +181,99 @@ def test_a_damaged_cache_is_found_by_workers_and_repaired_by_the_driver(
     assert "is damaged (train.arrow has" in caplog.text
 
 
-def test_flipped_bits_are_found_by_verify(
-    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+def overwrite(path: Path, start: float, length: float) -> None:
+    """Change every byte of a part of a file, in shares of its size, as what writes into the wrong file would."""
+    content = bytearray(path.read_bytes())
+    first, size = int(start * len(content)), max(1, int(length * len(content)))
+    content[first : first + size] = bytes(byte ^ 0x5A for byte in content[first : first + size])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("part", [(0.3, 0.33), (0.5, 0), (0.6, 0.2), (0.97, 0.03), (0, 1)])
+@pytest.mark.parametrize("side", ["train", "validation"])
+def test_overwritten_tokens_are_found_by_workers_and_packed_again_by_the_driver(
+    side: str, part: tuple[float, float], config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     packed = _pack(config, tokenizer, tmp_path)
+    before = [source.windows.tobytes() for source in packed.train.sources]
+    (damaged, *_) = sorted((tmp_path / "cache" / "packed").glob(f"*/{side}.arrow"))
+    overwrite(damaged, *part)
+    with pytest.raises(DataError, match="is missing or damaged"):
+        open_packed(packed.path)
+    again = _pack(config, tokenizer, tmp_path)
+    assert [source.windows.tobytes() for source in again.train.sources] == before
+    assert open_packed(packed.path).fingerprint == packed.fingerprint
+
+
+def test_tokens_are_hashed_once_on_a_node_and_again_when_the_file_is_another(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+
+    def counted(windows: Any) -> str:
+        hashed.append(len(windows))
+        return sha256_of_windows(windows)
+
+    monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "node"))
+    monkeypatch.setattr(packing, "sha256_of_windows", counted)
+    packed = _pack(config, tokenizer, tmp_path)
+    assert len(hashed) == 4, "two sides of two sources"
+    open_packed(packed.path)
+    _pack(config, tokenizer, tmp_path)
+    assert len(hashed) == 4
+    (path, *_) = sorted((tmp_path / "cache" / "packed").glob("*/train.arrow"))
+    path.write_bytes(path.read_bytes())
+    open_packed(packed.path)
+    assert len(hashed) == 5
+    monkeypatch.setenv("GROWTX_NODE_CACHE", "/proc/nowhere")  # where nothing can be remembered, nothing is trusted
+    open_packed(packed.path)
+    open_packed(packed.path)
+    assert len(hashed) == 13
+
+
+def test_whoever_comes_second_does_not_keep_what_is_damaged(tmp_path: Path) -> None:
+    def problem(directory: Path, force: bool) -> str | None:
+        return None if (directory / "a.bin").read_bytes() == b"12345" else "other bytes"
+
+    def fill(directory: Path) -> dict[str, Any]:
+        (directory / "a.bin").write_bytes(b"12345")
+        damaged = tmp_path / "key"
+        damaged.mkdir()
+        (damaged / "a.bin").write_bytes(b"54321")
+        (damaged / "index.json").write_text('{"files": {"a": {"file": "a.bin", "size_bytes": 5}}}')
+        return {"files": {"a": {"file": "a.bin", "size_bytes": 5}}}
+
+    cache = PackCache(str(tmp_path), problem)
+    assert cache.build("key", fill) == cache.entry("key") == tmp_path / "key"
+    assert (tmp_path / "key/a.bin").read_bytes() == b"12345"
+
+
+def test_a_damaged_copy_on_another_filesystem_is_packed_and_uploaded_again(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "driver"))
+    url = f"memory://{tmp_path.name}-damaged"
+    packed = pack(config, tokenizer, context_length=32, cache_dir=url)
+    memory = fsspec.filesystem("memory")
+    path = next(name for name in memory.find(f"/{tmp_path.name}-damaged") if name.endswith("train.arrow"))
+    content = bytearray(memory.cat_file(path))
+    content[len(content) // 2] ^= 1
+    memory.pipe_file(path, bytes(content))
+    monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "worker"))
+    with pytest.raises(DataError, match="is missing or damaged"):
+        open_packed(packed.path)
+    assert pack(config, tokenizer, context_length=32, cache_dir=url).fingerprint == packed.fingerprint
+    monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "third"))
+    assert open_packed(packed.path).fingerprint == packed.fingerprint
+
+
+def test_flipped_bits_are_found_by_verify(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the file system says that nothing was written, as when bits rot on the disk."""
+    packed = _pack(config, tokenizer, tmp_path)
     packed.verify()
+    monkeypatch.setattr(packing, "check_once", lambda *_, **__: None)
     (damaged, *_) = sorted((tmp_path / "cache" / "packed").glob("*/train.arrow"))
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1

@@ -32,7 +32,11 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 def test_a_manifest_is_read_back_as_it_was_written(storage: Storage) -> None:
     written = manifest(
-        1, None, blocks=(BlockRef(blob="x", adapters=("y",)),), metrics={"eval/loss": 0.1 + 0.2}, samples=({"a": "ж"},)
+        1,
+        None,
+        blocks=(BlockRef(blob="0" * 64, adapters=("1" * 64,)),),
+        metrics={"eval/loss": 0.1 + 0.2},
+        samples=({"prompt": "ж", "text": "з"},),
     )
     path = write_manifest(storage, written)
     assert path == "manifests/01-depth-1.json" and read_manifest(storage, "01-depth-1.json") == written
@@ -131,6 +135,13 @@ def test_a_full_disk_keeps_the_stages_before(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_manifest_names_every_blob_of_its_model() -> None:
-    blocks = (BlockRef(blob="b1", adapters=("a1", "a2")), BlockRef(blob="b2"))
-    found: Manifest = manifest(1, None, substrate="s", blocks=blocks, head="h")
-    assert found.blobs() == ["s", "b1", "a1", "a2", "b2", "h"] and found.num_blocks == 2
+    substrate, block, adapter, other, top, head = (str(at) * 64 for at in range(6))
+    blocks = (BlockRef(blob=block, adapters=(adapter, other)), BlockRef(blob=top))
+    found: Manifest = manifest(1, None, substrate=substrate, blocks=blocks, head=head)
+    assert found.blobs() == [substrate, block, adapter, other, top, head] and found.num_blocks == 2
+
+
+def test_the_digest_of_a_manifest_does_not_change_with_the_program() -> None:
+    """Chains are links by the hash of a file: a new field with a default would break those of earlier versions."""
+    data = (Path(__file__).parent / "manifest-of-format-1.json").read_bytes()
+    assert parse_manifest(data, "here").digest() == hashlib.sha256(data).hexdigest()

@@ -49,7 +49,7 @@ def test_a_checkpoint_is_read_back_as_it_was_written(run: Storage) -> None:
     assert found is not None and found[0] == directory
     info = found[1]
     assert (info.step, info.seconds, info.best_bits_per_byte, info.evaluations_without_gain) == (10, 15.0, 1.25, 2)
-    weights, moments = read_checkpoint(run, directory)
+    weights, moments = read_checkpoint(run, directory, info.state_sha256)
     assert weights.keys() == WEIGHTS.keys() and all(torch.equal(weights[name], WEIGHTS[name]) for name in WEIGHTS)
     assert moments.keys() == MOMENTS.keys()
     assert all(torch.equal(moments[key]["a.weight"], MOMENTS[key]["a.weight"]) for key in MOMENTS)

@@ -19,7 +19,7 @@ import pytest
 
 from growtx.growth.lineage import open_lineage
 from growtx.store.verify import verify
-from tests.processes import descendants, kill_the_driver
+from tests.processes import descendants, kill_alone, see_that_they_end
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -167,17 +167,23 @@ def test_a_killed_worker_is_replaced_and_losses_are_the_undisturbed_ones(home: P
 def test_a_stage_goes_on_after_its_driver_was_killed_and_after_ctrl_c_on_two_one_and_two_workers(
     home: Path, undisturbed: Run
 ) -> None:
-    """Ctrl-C is the signal that Ray Train would handle by itself; `ray job stop` sends the other one, SIGTERM."""
+    """The next driver comes at once, while the workers of the killed one still train.
+
+    Ctrl-C is the signal that Ray Train would handle by itself; `ray job stop` sends the other one, SIGTERM.
+    """
     small = "training.micro_batch_size=1"  # slows steps down, so that signals come inside of the stage
     run = Run(home, "moved", small, "resources.num_workers=2")
     run.wait_for(lambda: run.reached(stage=2, step=7))
-    kill_the_driver(run.process.pid, also="ray::RayTrainWorker")
+    orphans = kill_alone(run.process.pid)
     first = open_lineage(str(run.dir)).manifests[0]
-    log = run.dir / "metrics.jsonl"
-    left_at = log.stat().st_mtime  # resuming takes back what has no checkpoint
+    log, fence = run.dir / "metrics.jsonl", run.dir / "fence"
     rare = "training.checkpoint.every_steps=1000"  # what is found after the stop was saved by it
     run = Run(home, "moved", "resources.num_workers=1", "training.zero_stage=2", rare, resume=True)
-    run.wait_for(lambda: log.stat().st_mtime > left_at and run.reached(stage=2, step=8))
+    # Orphans write nothing after the takeover, so what comes then is the new workers', who first take back the rows
+    # that have no checkpoint.
+    run.wait_for(lambda: int(fence.read_text()) == 2)
+    run.wait_for(lambda: log.stat().st_mtime > fence.stat().st_mtime and run.reached(stage=2, step=8))
+    see_that_they_end(orphans)
     run.stop(signal.SIGINT)
     saved_at = run.rows()[-1]["step"]
     assert 8 <= saved_at < NUM_STEPS, "it was still in the stage"

@@ -23,7 +23,7 @@ def job(**changes: Any) -> TrainJob:
         "seed": 0,
         "architecture": describe_model(tiny.config(3)),
         "substrate": SubstrateRecord(
-            blob="b", substrate_fingerprint="s", expansion="none", kind="glyph", recipe={"a": [1]}
+            blob="b" * 64, substrate_fingerprint="s", expansion="none", kind="glyph", recipe={"a": [1]}
         ),
         "data_fingerprint": "d",
         "config_fingerprint": "c",

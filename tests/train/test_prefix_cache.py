@@ -17,8 +17,9 @@ from growtx.exceptions import StoreError
 from growtx.growth.assembly import build_stage_model
 from growtx.models.causal_lm import GrowtxForCausalLM
 from growtx.train import prefix_cache
-from growtx.train.prefix_cache import PrefixCache
+from growtx.train.prefix_cache import PrefixCache, find_problem_of_shard
 from tests import tiny
+from tests.store.manifests import manifest
 from tests.train.windows import packed
 
 NUM_FROZEN = 2
@@ -68,6 +69,89 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, data: PackedData, mode
     assert cache.missing([0, 1, 2]) == [0, 1, 2] and cache.num_windows([0, 1, 2]) == 10
     cache.fill([1], model, NUM_FROZEN)
     assert cache.missing([0, 1, 2]) == [0, 2]
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def without_hash(path: Path) -> None:
+    """As an earlier version wrote it."""
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def take_the_next(path: Path) -> None:
+    path.write_bytes(path.with_name("shard-0000001.npy").read_bytes())
+
+
+@pytest.mark.parametrize("damage", [zero, flip, cut, empty, without_hash, take_the_next])
+def test_a_damaged_shard_is_never_read_and_computed_again(
+    damage: Any, tmp_path: Path, data: PackedData, model: GrowtxForCausalLM
+) -> None:
+    directory = tmp_path / "cache"
+    cache, windows = cache_in(directory, data), np.arange(10)
+    cache.fill([0, 1, 2], model, NUM_FROZEN)
+    expected = cache.read(windows)
+    damage(directory / "shard-0000000.npy")
+    again = cache_in(directory, data)
+    assert again.missing([0, 1, 2]) == [0]
+    with pytest.raises(StoreError, match=r"shard-0000000\.npy of the prefix cache cannot be read"):
+        again.read(windows)
+    again.fill([0, 1, 2], model, NUM_FROZEN)
+    assert again.missing([0, 1, 2]) == [] and torch.equal(again.read(windows), expected)
+
+
+def test_a_shard_of_another_cache_is_not_one_of_this(
+    tmp_path: Path, data: PackedData, model: GrowtxForCausalLM
+) -> None:
+    cache, other = cache_in(tmp_path / "a", data), cache_in(tmp_path / "b", data)
+    cache.fill([0], model, NUM_FROZEN)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a/shard-0000000.npy").rename(tmp_path / "b/shard-0000000.npy")
+    assert other.missing([0]) == [0]
+    (tmp_path / "b/shard-0000000.npy").rename(tmp_path / "a/shard-0000000.npy")
+    assert cache.missing([0]) == [], "moving one back and forth does it no harm"
+
+
+def test_shards_are_hashed_once_on_a_node(
+    tmp_path: Path, data: PackedData, model: GrowtxForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "node"))
+    cache = cache_in(tmp_path / "cache", data)
+    cache.fill([0, 1, 2], model, NUM_FROZEN)
+    cache.open([0, 1, 2])
+    monkeypatch.setattr(prefix_cache, "_content_problem", lambda *_: "it was read")
+    assert cache_in(tmp_path / "cache", data).missing([0, 1, 2]) == []
+    path = tmp_path / "cache/shard-0000001.npy"
+    path.write_bytes(path.read_bytes())
+    assert cache_in(tmp_path / "cache", data).missing([0, 1, 2]) == [1]
+    assert find_problem_of_shard(path.with_name("shard-0000000.npy"), force=True) == "it was read"
+
+
+def test_two_models_of_the_same_blobs_do_not_share_a_cache() -> None:
+    parent = manifest(2, None, model={"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2})
+
+    def key(**changes: Any) -> str:
+        changed = parent.model_copy(update={"model": parent.model | changes})
+        return PrefixCache.key(changed, 2, "data", torch.float32)
+
+    assert key() == key(num_hidden_layers=3) == key(num_layers_for_init=9)
+    others = {key(num_attention_heads=4), key(rope_theta=1.0), key(layer_norm_eps=1e-3), key(hidden_size=8)}
+    assert len(others | {key()}) == 5
 
 
 def test_a_full_disk_leaves_no_half_shard(

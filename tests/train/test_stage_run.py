@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from growtx.exceptions import GrowtxError, StoreError
+from growtx.exceptions import DataError, FencedError, GrowtxError, StoreError
+from growtx.fence import take_over
 from growtx.growth.lineage import open_lineage
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
@@ -22,6 +23,7 @@ from growtx.store.runs import read_metrics
 from growtx.store.verify import verify
 from growtx.train import prefix_cache
 from growtx.train.checkpoints import CHECKPOINTS_DIR, STATE_FILE
+from growtx.train.data_proof import verify_data
 from growtx.train.job import TrainJob
 from growtx.train.prefix_cache import PrefixCache
 from growtx.train.stage_run import StageRun
@@ -187,6 +189,77 @@ def test_a_disk_that_fills_while_caching_costs_the_run_nothing_unless_the_cache_
         assert_same(losses(the_job), undisturbed)
     else:
         assert isinstance(problem, StoreError) and len(open_lineage(the_job.run_dir).manifests) == 1
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_run_that_shares_a_damaged_prefix_cache_computes_it_again(home: Path, undisturbed: Losses) -> None:
+    first = job(home, training={"prefix": "cache"}, cache_dir=str(home / "cache-damaged"))
+    finished(first)
+    manifests = open_lineage(first.run_dir).manifests
+    shards = [path for path in cached_shards(first) if path.suffix == ".npy"]
+    assert verify_data(Storage(first.run_dir), manifests) == []
+    for shard in shards:
+        shard.write_bytes(bytes(shard.stat().st_size))
+    assert len(verify_data(Storage(first.run_dir), manifests)) == len(shards) > 0
+    second = job(home, training={"prefix": "cache"}, cache_dir=str(home / "cache-damaged"))
+    finished(second)
+    assert_same(losses(second), undisturbed)
+    assert verify_data(Storage(first.run_dir), manifests) == []
+
+
+def test_workers_refuse_overwritten_tokens_and_the_next_start_packs_them_again(home: Path, undisturbed: Losses) -> None:
+    the_job = job(home, cache_dir=str(home / "cache-overwritten"))
+    (packed,) = (home / "cache-overwritten/packed").glob("*/train.arrow")
+    content = bytearray(packed.read_bytes())
+    third = len(content) // 3
+    content[third : 2 * third] = bytes(third)
+    packed.write_bytes(content)
+    problem = train(the_job)
+    assert isinstance(problem, DataError) and "--resume: it is packed again" in str(problem)
+    assert "is missing or damaged" in verify_data(Storage(the_job.run_dir), [])[0]
+    again = job(home, Path(the_job.run_dir), cache_dir=str(home / "cache-overwritten"))
+    finished(again)
+    assert_same(losses(again), undisturbed)
+    assert verify_data(Storage(the_job.run_dir), []) == []
+
+
+def test_workers_refuse_other_data_than_the_driver_has_seen(home: Path) -> None:
+    problem = train(job(home).model_copy(update={"data_fingerprint": "0" * 64}))
+    assert isinstance(problem, DataError) and "is not what this run was prepared with" in str(problem)
+
+
+# --- another driver ---------------------------------------------------------------------------------------------------
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes() for path in run.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    }
+
+
+@pytest.mark.parametrize("step", [1, 5, 8])
+def test_orphaned_workers_write_nothing_beside_a_new_driver(
+    step: int, home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their driver died, another took the run over; they notice at the next write, whatever it is, and end."""
+    the_job = job(home)
+    run = Path(the_job.run_dir)
+    orphans = the_job.model_copy(update={"fences": (take_over(str(run)),)})
+    original, taken = StageRun._step, {}
+
+    def step_and_lose_the_driver(self: StageRun) -> torch.Tensor:
+        totals = original(self)
+        if self.stage.index == 2 and self.position.step == step:
+            taken["fence"], taken["files"] = take_over(str(run)), files_of(run)
+        return totals
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageRun, "_step", step_and_lose_the_driver)
+        assert isinstance(train(orphans), FencedError)
+    assert files_of(run) == taken["files"]
+    new = the_job.model_copy(update={"fences": (taken["fence"],)})
+    finished(new)
+    assert_same(losses(new), undisturbed)
 
 
 # --- what ends a stage -----------------------------------------------------------------------------------------------

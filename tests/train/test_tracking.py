@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,9 @@ from growtx.config import build_config
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.storage import Storage
 from growtx.train import tracking
-from growtx.train.tracking import TRACKING_FILE, Trackers, TrackingConfig
+from growtx.train.cluster import runtime_env
+from growtx.train.settings import ResourcesConfig
+from growtx.train.tracking import TRACKING_FILE, Trackers, TrackingConfig, WandbConfig, WandbRun
 
 WANDB = {"wandb": {"project": "growtx-tests", "mode": "offline"}}
 
@@ -127,3 +132,33 @@ def test_a_client_that_names_its_address_gives_no_credential_away() -> None:
     with pytest.raises(TrainingError, match=r"http://user:\*\*\*@host") as caught:
         tracking._opened("mlflow", refuse)
     assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "expected"),
+    [
+        (None, "offline", "offline"),
+        (None, None, "online"),
+        ("offline", "online", "offline"),
+        ("online", "offline", "online"),
+    ],
+)
+def test_weights_and_biases_runs_as_the_environment_says_unless_it_is_configured(
+    configured: str | None, environment: str | None, expected: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a stand-in that, like the real one, lets an argument count more than the variable."""
+    started: list[str] = []
+
+    def init(mode: str | None = None, **_: Any) -> Any:
+        started.append(mode or os.environ.get("WANDB_MODE") or "online")
+        return SimpleNamespace(id="id", define_metric=lambda *_, **__: None)
+
+    stand_in = SimpleNamespace(init=init, Settings=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if environment:
+        monkeypatch.setenv("WANDB_MODE", environment)
+    WandbRun(build_config(WandbConfig, {"project": "p", "mode": configured}), storage)
+    assert started == [expected]
+    passed_on = runtime_env(ResourcesConfig())["env_vars"]
+    assert passed_on.get("WANDB_MODE") == environment, "workers on other nodes have another environment"
