@@ -175,7 +175,10 @@ def _data_sentences(lineage: Lineage) -> list[str]:
 
     record = read_data_record(lineage.storage)
     accepted = {change.stage: change for change in record.changes} if record else {}
-    sentences = [f"data: {change.sentence()}, accepted {change.accepted}\n" for change in accepted.values()]
+    from growtx.store.changes import read_changes
+
+    changed = [f"values: {change.sentence()}, {change.at}\n" for change in read_changes(lineage.storage)]
+    sentences = changed + [f"data: {change.sentence()}, accepted {change.accepted}\n" for change in accepted.values()]
     for before, after in itertools.pairwise(lineage.manifests):
         if before.data_fingerprint != after.data_fingerprint and after.index not in accepted:
             pair = f"{before.data_fingerprint[:12]} -> {after.data_fingerprint[:12]}"

@@ -18,6 +18,7 @@ from growtx.report.page import Page, Samples, Section, Table, Tile, render_page
 from growtx.report.plot_style import save
 from growtx.report.run_record import RunRecord, StageRecord, read_run
 from growtx.report.sweep import sweep_sections
+from growtx.store.changes import read_changes
 from growtx.store.data_record import read_data_record
 from growtx.store.status import RUN_FILE
 from growtx.store.trials import read_trials
@@ -154,6 +155,7 @@ def headline(run: RunRecord) -> str:
     ]
     record = read_data_record(run.storage)
     parts += [change.sentence() for change in record.changes] if record else []
+    parts += [change.sentence() for change in read_changes(run.storage)]
     if unfinished := [stage for stage in run.stages if not stage.manifest]:
         parts.append(f"stage {unfinished[0].index} has not finished")
     return "; ".join(parts) + "."

@@ -79,8 +79,14 @@ _FREE_TRAINING = (
 
 
 class JobConfig(ConfigModel):
-    """Settings that every training job has."""
+    """Settings that every training job has.
 
+    Attributes:
+        takes_other_values: whether unfinished stages may be resumed with other training values. Not where a search or
+            a comparison would then mix them.
+    """
+
+    takes_other_values: ClassVar[bool] = False
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="runs are named NAME-TIME by default")
     description: str = ""
     license: str | None = Field(None, description="of the model, for its model card; an SPDX identifier")
@@ -105,6 +111,7 @@ class JobConfig(ConfigModel):
 class RunConfig(JobConfig):
     """Everything that `growtx grow` needs."""
 
+    takes_other_values: ClassVar[bool] = True
     renamed_keys: ClassVar[Mapping[str, str]] = {"capability": "benchmarks"}
 
     data: DataConfig = DataConfig()

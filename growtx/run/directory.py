@@ -22,11 +22,13 @@ from growtx.command import command_line
 from growtx.compat.ray import submission_id
 from growtx.config import build_config, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
+from growtx.growth.plan import PlanConfig
 from growtx.redaction import ENVIRONMENT, masked_keys, redact_text, redact_tree
 from growtx.run.config import JobConfig, RunConfig, differing_keys
 from growtx.storage import Storage, resolve_address
+from growtx.store.changes import CHANGES_FILE, ValueChange, append_changes
 from growtx.store.data_record import DATA_FILE
-from growtx.store.manifest import list_manifests
+from growtx.store.manifest import latest_manifest, list_manifests
 from growtx.store.run_lock import acquire, fenced
 from growtx.store.runs import METRICS_FILE
 from growtx.store.status import RUN_FILE, STATUS_FILE, read_status
@@ -82,7 +84,7 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
             raise ConfigError(
                 f"--run-dir {run_dir} already holds a run", "Add --resume to continue it, or name another directory"
             )
-        _check_same_run(run_dir, recorded_config(storage, type(config)), config)
+        append_changes(storage, _changed_values(storage, run_dir, recorded_config(storage, type(config)), config))
     resolved = config.model_copy(update={"provenance": provenance()})
     storage.write_text(RUN_FILE, to_yaml(resolved))
     return storage
@@ -101,7 +103,7 @@ def _release_if_nothing_trained(storage: Storage) -> None:
     if read_status(storage).state != "failed":
         return
     if not (list_manifests(storage) or storage.exists(METRICS_FILE)):
-        for name in (RUN_FILE, SUBSTRATE_FILE, DATA_FILE, "tokenizer"):
+        for name in (RUN_FILE, SUBSTRATE_FILE, DATA_FILE, CHANGES_FILE, "tokenizer"):
             if storage.exists(name):
                 storage.remove(name)
 
@@ -135,14 +137,54 @@ def _refuse_credentials(config: JobConfig) -> None:
         )
 
 
-def _check_same_run(run_dir: str, recorded: JobConfig, config: JobConfig) -> None:
-    keys = differing_keys(redact_tree(recorded.identity_fields()), redact_tree(config.identity_fields()))
-    if keys:
-        shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+# What a run may be resumed with although it decides the results: how its unfinished stages train.
+_CHANGEABLE = (
+    "plan.", "training.gradient_clipping", "training.global_batch_size", "training.evaluation.prompts",
+    "training.evaluation.num_samples", "training.evaluation.sample_tokens", "training.evaluation.temperature",
+)  # fmt: skip
+
+
+def _changed_values(storage: Storage, run_dir: str, recorded: JobConfig, config: JobConfig) -> list[ValueChange]:
+    """The training values that a resumed run has other than before; its finished stages stay as they are.
+
+    Raises:
+        ConfigError: something else differs, and this would be another run.
+    """
+    before, after = redact_tree(recorded.identity_fields()), redact_tree(config.identity_fields())
+    keys = differing_keys(before, after)
+    fixed = [key for key in keys if not (config.takes_other_values and key.startswith(_CHANGEABLE))]
+    if not fixed and keys and _structure(recorded) != _structure(config):
+        fixed = [key for key in keys if key.startswith("plan.")]
+    if fixed:
+        shown = ", ".join(fixed[:5]) + (f" and {len(fixed) - 5} more" if len(fixed) > 5 else "")
         raise ConfigError(
             f"--run-dir {run_dir} holds another run: {shown} differ",
-            "Resume with the configuration in its run.yaml (--preset FILE), or name another directory",
+            "Resume without them (--resume --run-dir alone takes what is in its run.yaml), or name another directory; "
+            "only how unfinished stages train may change",
         )
+    last = latest_manifest(storage)
+    from_stage = 1 if last is None else last.index + 1
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        ValueChange(key=key, before=_value(before, key), after=_value(after, key), from_stage=from_stage, at=now)
+        for key in keys
+    ]
+
+
+def _structure(config: JobConfig) -> Any:
+    """What every stage adds and lets train: the part of a plan that cannot change on the way."""
+    plan: PlanConfig = config.plan  # type: ignore[attr-defined]
+    fields = {"name", "add", "active", "head", "train_substrate"}
+    return plan.mode, plan.match, [stage.model_dump(include=fields) for stage in plan.stage_configs()]
+
+
+def _value(tree: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        if isinstance(tree, list) and part.isdecimal() and int(part) < len(tree):
+            tree = tree[int(part)]
+        else:
+            tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 def provenance() -> dict[str, Any]:

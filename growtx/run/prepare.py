@@ -17,7 +17,7 @@ from growtx.exceptions import ConfigError
 from growtx.growth.assembly import SUBSTRATE_KEY, check_same, describe_model
 from growtx.growth.flops import check_budget
 from growtx.growth.lineage import TOKENIZER_DIR, import_lineage
-from growtx.growth.plan import resolve
+from growtx.growth.plan import PlanConfig, resolve
 from growtx.growth.results import find_result
 from growtx.growth.scaling import plan_cost, resolve_matched
 from growtx.models.configuration import GrowtxConfig
@@ -26,6 +26,7 @@ from growtx.run.config import JobConfig, RunConfig
 from growtx.run.data_check import check_data
 from growtx.storage import Storage, resolve_address
 from growtx.store.blobs import BlobStore
+from growtx.store.changes import read_changes
 from growtx.store.data_record import read_data_record
 from growtx.store.manifest import Manifest
 from growtx.substrate.build import SUBSTRATE_FILE, SubstrateRecord, build_substrate
@@ -95,9 +96,17 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         training=config.training,
         resources=config.resources,
         tracking=config.tracking,
+        rate_keys={stage.index: _rate_key(config.plan, position) for position, stage in enumerate(stages)},
+        changes=tuple(change.sentence() for change in read_changes(run)),
         fences=run.fences,
     )
     return Prepared(job, tokenizer, data)
+
+
+def _rate_key(plan: PlanConfig, position: int) -> str:
+    """Where the learning rate of a stage is set."""
+    own = plan.stages is not None and position < len(plan.stages) and "learning_rate" in plan.stages[position].train
+    return f"plan.stages.{position}.train.learning_rate" if own else "plan.train.learning_rate"
 
 
 def copy_tokenizer_and_substrate(own: Storage, other: Storage, *, substrate: bool = True) -> None:

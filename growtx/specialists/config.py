@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,8 @@ class TuneHeadsConfig(ConfigModel):
 
 class SpecialistsConfig(JobConfig):
     """Everything that `growtx specialists` needs."""
+
+    takes_other_values: ClassVar[bool] = True
 
     kind: Literal["specialists"] = "specialists"
     plan: PlanConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,8 @@ class SweepSettings(ConfigModel):
 
 class SweepConfig(RunConfig):
     """Everything that `growtx sweep` needs."""
+
+    takes_other_values: ClassVar[bool] = False
 
     kind: Literal["sweep"] = "sweep"
     sweep: SweepSettings

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from growtx.config import ConfigModel, fingerprint
 from growtx.fence import Fence
 from growtx.growth.plan import Stage
@@ -34,6 +36,10 @@ class TrainJob(ConfigModel):
     training: TrainingConfig
     resources: ResourcesConfig
     tracking: TrackingConfig = TrackingConfig()
+    rate_keys: dict[int, str] = Field(
+        default_factory=dict
+    )  # by stage: the configuration's key of its learning rate, for sentences
+    changes: tuple[str, ...] = ()  # of the configuration, since the run began: sentences
     fences: tuple[Fence, ...] = ()  # what every write into the run directory asks first
 
     def model_at(self, num_blocks: int) -> GrowtxConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import platform
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -305,8 +306,7 @@ class StageRun:
         loss = nats / num_targets
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the loss of stage {self.stage.index} is not finite at step {self.position.step}",
-                "Lower train.learning_rate or training.gradient_clipping; finished stages are kept",
+                f"the loss of {self._where} is not finite at step {self.position.step}", self._gentler()
             )
         tokens_per_second = self.tokens_per_step / seconds_per_step
         factor = learning_rate_factor(self.stage.train, self.position.step - 1, self.num_steps)
@@ -418,10 +418,18 @@ class StageRun:
         scores = self.evaluate("end")
         if not math.isfinite(scores[""].loss):
             raise TrainingError(
-                f"the held-out loss of {self._where} is not finite; the stage was not stored",
-                "Lower train.learning_rate",
+                f"the held-out loss of {self._where} is not finite; the stage was not stored", self._gentler()
             )
         return scores
+
+    def _gentler(self) -> str:
+        """The command that goes on with a lower learning rate, and with clipped gradients if they were not."""
+        key = self.job.rate_keys.get(self.stage.index, "plan.train.learning_rate")
+        values = [f"{key}={self.stage.train.learning_rate / 3:.2g}"]
+        if not self.settings.gradient_clipping:
+            values.append("training.gradient_clipping=1")
+        command = shlex.join(["growtx", "grow", "--resume", "--run-dir", self.job.run_dir, *values])
+        return f"Finished stages are kept; go on with: {command}"
 
     @property
     def _where(self) -> str:
@@ -444,6 +452,7 @@ class StageRun:
             "pause_seconds": self.pause_seconds,
             "prefix_cached": self.prefix_cached,
             **self.memory_metrics(),
+            **({"changes": list(self.job.changes)} if self.job.changes else {}),
         }
 
     def _store(

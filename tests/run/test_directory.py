@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from growtx.cli.main import parse
+from growtx.config import build_config
 from growtx.exceptions import ConfigError, StoreError, TrainingError
 from growtx.run.config import RunConfig, load_run_config
 from growtx.run.directory import (
@@ -26,8 +27,12 @@ from growtx.run.directory import (
     resumed_config,
     write_status,
 )
+from growtx.store.changes import read_changes
+from growtx.store.manifest import write_manifest
 from growtx.store.runs import list_runs
+from growtx.sweep.config import SweepConfig
 from tests.run.configs import config, tree
+from tests.store.manifests import manifest as make_manifest
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -66,7 +71,9 @@ def test_a_run_is_resumed_by_its_own_configuration_on_any_resources(run_dir: str
         ({"seed": 1}, "seed"),
         ({"plan": {"grow": {"blocks": 3}, "train": {"steps": 3}}}, "plan.grow.blocks"),
         ({"model": {"hidden_size": 64, "num_attention_heads": 2, "context_length": 32}}, "model.hidden_size"),
-        ({"training": {"global_batch_size": 8}}, "training.global_batch_size"),
+        ({"plan": {"grow": {"blocks": 2}, "train": {"steps": 3}, "mode": "monolithic"}}, "plan.mode"),
+        ({"training": {"global_batch_size": 4, "evaluation": {"num_windows": 7}}}, "training.evaluation.num_windows"),
+        ({"tokenizer": {"vocab_size": 300}}, "tokenizer.vocab_size"),
     ],
 )
 def test_another_run_may_not_go_on_in_it(run_dir: str, changes: dict[str, Any], keys: str) -> None:
@@ -74,6 +81,42 @@ def test_another_run_may_not_go_on_in_it(run_dir: str, changes: dict[str, Any], 
     with pytest.raises(ConfigError, match=f"holds another run: {keys} differ"):
         claim(run_dir, config("a.txt", **changes), resume=True)
     assert recorded_config(claim(run_dir, config("a.txt"), resume=True)).seed == 0  # what was there is kept
+
+
+def test_unfinished_stages_may_train_with_other_values_which_are_recorded(run_dir: str) -> None:
+    storage = claim(run_dir, config("a.txt"), resume=False)
+    write_manifest(storage, make_manifest(1, None))
+    plan = {"grow": {"blocks": 2}, "train": {"steps": 3, "learning_rate": 3e-4}}
+    training = {"global_batch_size": 4, "gradient_clipping": 0.5}
+    claim(run_dir, config("a.txt", plan=plan, training=training), resume=True)
+    found = {change.key: (change.after, change.from_stage) for change in read_changes(storage)}
+    assert found == {"plan.train.learning_rate": (3e-4, 2), "training.gradient_clipping": (0.5, 2)}
+    assert recorded_config(storage).plan.train["learning_rate"] == 3e-4, "the next --resume alone goes on with them"
+    claim(run_dir, resumed_config(run_dir, []), resume=True)
+    assert len(read_changes(storage)) == 2, "nothing changed this time"
+    claim(run_dir, resumed_config(run_dir, ["plan.train.learning_rate=1e-4"]), resume=True)
+    (*_, last) = read_changes(storage)
+    assert (last.before, last.after) == (3e-4, 1e-4)
+    assert last.sentence() == "plan.train.learning_rate changed from 0.0003 to 0.0001 from stage 2 on"
+
+
+def test_a_damaged_record_of_changes_is_a_sentence(run_dir: str) -> None:
+    storage = claim(run_dir, config("a.txt"), resume=False)
+    storage.write_text("changes.jsonl", '{"key": 3')
+    with pytest.raises(StoreError, match=r"changes\.jsonl is damaged"):
+        read_changes(storage)
+
+
+def test_a_search_may_not_mix_trials_of_other_values(run_dir: str) -> None:
+    searched = build_config(
+        SweepConfig, tree("a.txt", kind="sweep", sweep={"space": {"learning_rate": {"low": 1e-4, "high": 1e-2}}})
+    )
+    claim(run_dir, searched, resume=False)
+    other = searched.model_copy(
+        update={"plan": config("a.txt", plan={"grow": {"blocks": 2}, "train": {"steps": 4}}).plan}
+    )
+    with pytest.raises(ConfigError, match=r"holds another run: plan\.train\.steps differ"):
+        claim(run_dir, other, resume=True)
 
 
 def test_resuming_a_run_that_does_not_exist_begins_it_where_the_configuration_is_complete(run_dir: str) -> None:
