@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from growtx.exceptions import GrowtxError
+from growtx.redaction import redact_text
 
 Handler = Callable[[argparse.Namespace], int]
 if TYPE_CHECKING:
@@ -44,9 +45,10 @@ def add_job_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def command_line() -> str:
-    """The command line of this process, ready to be typed again."""
+    """The command line of this process, ready to be typed again but for credentials, which are masked."""
     program = Path(sys.argv[0]).name
-    return shlex.join(["growtx", *sys.argv[1:]] if program == "growtx" else ["python", *sys.argv])
+    words = ["growtx", *sys.argv[1:]] if program == "growtx" else ["python", *sys.argv]
+    return redact_text(shlex.join(words))
 
 
 def run_command(action: Callable[[], int]) -> int:
@@ -56,7 +58,7 @@ def run_command(action: Callable[[], int]) -> int:
     try:
         return action()
     except GrowtxError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact_text(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted: finished stages are kept; use --resume to continue", file=sys.stderr)

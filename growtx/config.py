@@ -23,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from growtx.exceptions import ConfigError, StoreError
+from growtx.redaction import ENVIRONMENT, masked_keys, redact_tree
 from growtx.storage import resolve_address
 
 
@@ -238,13 +239,23 @@ def _read_preset(name_or_file: str) -> dict[str, Any]:
 
 
 def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return `tree` with dotted `section.key=YAML` overrides applied in order; list items by index."""
+    """Return `tree` with dotted `section.key=YAML` overrides applied in order; list items by index.
+
+    Raises:
+        ConfigError: an override cannot be applied, or a credential that was masked is not given again.
+    """
     result = copy.deepcopy(dict(tree))
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise ConfigError(f"override {override!r} is not a key and a value", "Write it as section.key=value")
         _set(result, key, parse_yaml(text, f"override {key}"))
+    if masked := list(masked_keys(result)):
+        raise ConfigError(
+            f"{', '.join(masked)}: *** stands for a credential, which is never written down",
+            f"Give it again ({masked[0]}=...), or leave it out there and set it in the environment of every node "
+            f"({ENVIRONMENT})",
+        )
     return result
 
 
@@ -268,8 +279,11 @@ def _key(node: Any, part: str, dotted: str) -> str | int:
     return int(part)
 
 
-def build_config(model: type[Model], tree: Mapping[str, Any], overrides: Iterable[str] = ()) -> Model:
+def build_config(model: type[Model], tree: Mapping[str, Any], overrides: Iterable[str] | None = None) -> Model:
     """Validate a tree after its dotted overrides.
+
+    Args:
+        overrides: None where a tree is read as it was written; a list, also an empty one, where it is used again.
 
     Raises:
         ConfigError: naming every invalid key, its value and a remedy.
@@ -277,8 +291,8 @@ def build_config(model: type[Model], tree: Mapping[str, Any], overrides: Iterabl
     renamed = model.renamed_keys if issubclass(model, ConfigModel) else {}
     # Renamed before the overrides are applied, so that those count more than the file whichever name either uses.
     tree = current_names(tree, renamed) if renamed else tree
-    if given := [_current_override(override, renamed) for override in overrides]:
-        tree = apply_overrides(tree, given)
+    if overrides is not None:
+        tree = apply_overrides(tree, [_current_override(override, renamed) for override in overrides])
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -348,6 +362,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def to_yaml(model: BaseModel) -> str:
-    """The resolved configuration as YAML, in declaration order."""
-    tree = model.model_dump(mode="json")
+    """The resolved configuration as YAML, in declaration order, credentials masked."""
+    tree = redact_tree(model.model_dump(mode="json"))
     return str(yaml.dump(tree, Dumper=_YamlDumper, sort_keys=False, allow_unicode=True, width=110))

@@ -32,10 +32,13 @@ def tokenizer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    """A run of three stages (one block, a second one, a LoRA phase on both), as training leaves it. Read-only."""
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three stages (one block, a second one, a LoRA phase on both), as training leaves it. Read-only.
+
+    Not by the fixture `tokenizer`, which some directories override: whoever comes first would decide for all.
+    """
     path = tmp_path_factory.mktemp("shared") / "run"
-    tiny.write_run(path, tokenizer)
+    tiny.write_run(path, tiny.build_tokenizer())
     return path
 
 

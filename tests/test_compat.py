@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 COMPAT = ROOT / "growtx" / "compat"
 LIBRARIES = {path.stem: path.stem.removesuffix("_logging") for path in sorted(COMPAT.glob("[!_]*.py"))}
 INTERNAL = ("deepspeed.runtime", "deepspeed.comm", "transformers.generation.continuous_batching")
-PUBLIC = {"_asdict", "_replace", "_SubParsersAction"}  # documented methods of named tuples; argparse has no other name
+PUBLIC = {"_asdict", "_replace", "_exit", "_SubParsersAction"}  # documented so; argparse has no other name
 
 
 def touched() -> Iterator[Any]:

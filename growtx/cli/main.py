@@ -51,6 +51,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands]:
     _add_plan(commands)
     _add_results(commands)
     _add_merge(commands)
+    _add_hub(commands)
     _add_substrate(commands)
     runs = add_command(commands, "runs", _runs, "list runs with their state")
     runs.add_argument("path", nargs="?", default="runs", help="directory that holds runs (default: runs)")
@@ -89,6 +90,19 @@ def _add_results(commands: Commands) -> None:
     export.add_argument("directory", help="output directory; must not exist yet")
     export.add_argument("--format", required=True, help="gpt_neox, phi or llama (llama is refused: it cannot be exact)")
     export.add_argument("--depth", type=int, help="use the stage with this many blocks (default: the last)")
+
+
+def _add_hub(commands: Commands) -> None:
+    push = add_command(commands, "push", _push, "put a run's model, card and lineage on the Hugging Face hub")
+    push.add_argument("path", help="run directory")
+    push.add_argument("address", metavar="hf://USER/NAME")
+    push.add_argument("--licence", "--license", help="SPDX identifier (default: the run's own)")
+    push.add_argument("--private", action="store_true", help="make a new repository private")
+    push.add_argument("--blobs", action="store_true", help="also all blobs, so that the lineage can be verified there")
+    push.add_argument("--dry-run", action="store_true", help="list what would be sent")
+    pull = add_command(commands, "pull", _pull, "fetch what was pushed, and check every file")
+    pull.add_argument("address", metavar="hf://USER/NAME")
+    pull.add_argument("directory", help="where to write; must not exist yet")
 
 
 def _add_merge(commands: Commands) -> None:
@@ -277,6 +291,33 @@ def _export(arguments: argparse.Namespace) -> int:
     model, tokenizer = load_model(arguments.path, depth=arguments.depth)
     difference = export(model, arguments.format, Path(arguments.directory), tokenizer)
     print(f"{arguments.directory}: {arguments.format}, largest logit difference {difference:.1e}")
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from growtx.report.hub import push
+
+    files = push(
+        arguments.path,
+        arguments.address,
+        licence=arguments.licence,
+        private=arguments.private,
+        with_blobs=arguments.blobs,
+        dry_run=arguments.dry_run,
+    )
+    for file in files:
+        print(f"{file.sha256[:12]}  {file.num_bytes:>13,}  {file.path}")
+    done = "would be sent" if arguments.dry_run else "are there"
+    print(f"{arguments.address}: {len(files)} files, {sum(file.num_bytes for file in files):,} bytes {done}")
+    return 0
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from growtx.report.hub import pull
+
+    print(f"{pull(arguments.address, Path(arguments.directory))}: every file is as it was pushed")
     return 0
 
 

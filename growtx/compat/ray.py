@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -45,6 +47,7 @@ SERVE_ENVIRONMENT = {
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job server for entrypoints; it is really called that
 _ADVICE = r"PYTHON worker processes have been started"
 _SLOW_START = "timed out during startup"
+_DRAIN_POLL_SECONDS = 0.2
 
 TOUCHED = (
     ('ray._private.accelerators.accelerator:"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"', "leave CUDA_VISIBLE_DEVICES alone"),
@@ -65,6 +68,8 @@ TOUCHED = (
     ('ray._private.node:"timed out during startup"', "start Ray again on a busy machine"),
     ("ray._private.ray_logging:stdout_deduplicator.skip_re", "leave out its advice between lines of progress"),
     ('ray.serve._private.common:"unique_id: str"', "name a replica in its metrics"),
+    ('ray.serve.scripts:"serve.shutdown()"', "let running answers end at Ctrl-C of `serve run`"),
+    ('ray.serve.api:"_blocking: bool = True"', "delete several applications at the same time"),
 )
 
 
@@ -158,3 +163,42 @@ def replica_name() -> str:
     from ray import serve
 
     return serve.get_replica_context().replica_id.unique_id  # type: ignore[no-any-return]
+
+
+def drain_at_shutdown(seconds: float, say: Callable[[str], None]) -> None:
+    """Let `ray.serve.shutdown()` of this process wait until running answers have ended, or for KeyboardInterrupt.
+
+    Ray's own ends the proxies at once, and with them every stream. `serve run` calls it at Ctrl-C and has no hook, but
+    looks it up in its module then. A deleted application, in contrast, drains as at a redeployment.
+
+    Args:
+        seconds: the longest wait; replicas end by themselves after their `graceful_shutdown_timeout_s`.
+    """
+    from ray import serve
+
+    plain = getattr(serve.shutdown, "without_drain", serve.shutdown)  # an application may be built twice
+
+    @wraps(plain)
+    def shutdown(*args: Any, **kwargs: Any) -> None:
+        try:
+            _drain(seconds, say)
+        except KeyboardInterrupt:
+            say("stopping at once")
+        plain(*args, **kwargs)
+
+    shutdown.without_drain = plain  # type: ignore[attr-defined]
+    serve.shutdown = shutdown
+
+
+def _drain(seconds: float, say: Callable[[str], None]) -> None:
+    import ray
+    from ray import serve
+
+    if not ray.is_initialized() or not (names := list(serve.status().applications)):
+        return
+    say(f"stopping: running answers get up to {seconds:g} s to end; Ctrl-C again stops at once")
+    for name in names:
+        serve.delete(name, _blocking=False)
+    deadline = time.monotonic() + seconds
+    while serve.status().applications and time.monotonic() < deadline:
+        time.sleep(_DRAIN_POLL_SECONDS)

@@ -5,6 +5,7 @@ Importing this package registers them with transformers' Auto classes.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from growtx.compat.peft import know_growtx
 from growtx.models.causal_lm import GrowtxForCausalLM, GrowtxModel
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
@@ -25,6 +26,7 @@ for _config, _model in (
     AutoConfig.register(_config.model_type, _config)
     AutoModelForCausalLM.register(_config, _model)
 AutoModel.register(GrowtxConfig, GrowtxModel)
+know_growtx(GrowtxConfig.model_type, GrowtxEnsembleConfig.model_type)
 
 __all__ = [
     "GrowtxConfig",

@@ -10,6 +10,7 @@ import yaml
 from growtx import formatting as fmt
 from growtx.evaluate.results import Evaluation, Score, read_evaluation
 from growtx.exceptions import StoreError
+from growtx.redaction import redact_text
 from growtx.report.evaluation import bracketed
 from growtx.report.evaluation_figures import whole_tasks
 from growtx.report.growth import headline
@@ -48,7 +49,7 @@ def model_card(run: RunRecord, evaluation: Evaluation | None) -> str:
         ("Reproduce it", _repeating(run)),
     ):
         parts.append(f"## {title}\n\n{body}\n")
-    return "\n".join(parts)
+    return redact_text("\n".join(parts))
 
 
 def markdown(table: Table) -> str:

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from growtx.redaction import redact_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,29 @@ class Page:
 
 
 def render_page(page: Page) -> str:
-    """The page as HTML, by the template that ships with the package."""
+    """The page as HTML, by the template that ships with the package; credentials in its texts are masked."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("growtx.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_masked,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(page=page)
+    template = environment.get_template("page.html.j2")
+    return template.render(page=page, style_hash=_style_hash(environment))
+
+
+def _style_hash(environment: Environment) -> str:
+    """What the page's Content-Security-Policy allows besides pictures in the page: its own style, and no script."""
+    assert environment.loader is not None
+    source, _, _ = environment.loader.get_source(environment, "page.html.j2")
+    style = source.partition("<style>")[2].partition("</style>")[0]
+    return base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+
+
+def _masked(value: Any) -> Any:
+    """Called with everything that the template shows; pictures are HTML already."""
+    return redact_text(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -13,6 +13,7 @@ from typing import Any
 
 from growtx.config import parse_yaml
 from growtx.exceptions import ConfigError, StoreError
+from growtx.redaction import redact_tree
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, list_manifests, read_manifest
 from growtx.store.runs import METRICS_FILE, read_metrics
@@ -168,7 +169,7 @@ def _read_run_yaml(storage: Storage, missing: list[str]) -> Json:
     except (ConfigError, StoreError) as error:
         missing.append(f"{RUN_FILE}: {error.problem}")
         return {}
-    return tree if isinstance(tree, dict) else {}
+    return redact_tree(tree) if isinstance(tree, dict) else {}  # older versions recorded credentials
 
 
 def _rows_by_stage(storage: Storage, missing: list[str]) -> dict[int, list[Json]]:

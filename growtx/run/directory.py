@@ -22,6 +22,7 @@ from growtx.command import command_line
 from growtx.compat.ray import submission_id
 from growtx.config import build_config, parse_yaml, to_yaml
 from growtx.exceptions import ConfigError
+from growtx.redaction import ENVIRONMENT, masked_keys, redact_text, redact_tree
 from growtx.run.config import JobConfig, RunConfig, differing_keys
 from growtx.storage import Storage, resolve_address
 from growtx.store.data_record import DATA_FILE
@@ -68,8 +69,10 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
     """Claim the directory for this run, or check that this run has it; until this process ends, no other may claim it.
 
     Raises:
-        ConfigError: it holds a run and `resume` is off, it holds another run, or another process is working on it.
+        ConfigError: it holds a run and `resume` is off, it holds another run, another process is working on it, or the
+            configuration has credentials where they would be needed again.
     """
+    _refuse_credentials(config)
     storage = Storage(resolve_address(run_dir))
     acquire(storage)
     storage = fenced(storage)
@@ -88,7 +91,7 @@ def claim(run_dir: str, config: JobConfig, *, resume: bool) -> Storage:
 def begin_run(run_dir: str, config: JobConfig, *, resume: bool, console: Console) -> Storage:
     """Claim a run's directory and print its path and the resolved configuration."""
     run = claim(run_dir, config, resume=resume)
-    console.print(f"run directory: {run.root}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"run directory: {redact_text(run.root)}", highlight=False, markup=False, soft_wrap=True)
     console.print(to_yaml(config), highlight=False, markup=False, end="")
     return run
 
@@ -121,8 +124,19 @@ def resumed_config(
     return build_config(kind, recorded_config(storage, kind).model_dump(mode="json"), overrides)
 
 
+def _refuse_credentials(config: JobConfig) -> None:
+    """Refuse them in what resumed runs, evaluations and merges read from run.yaml, which keeps none."""
+    tree = config.model_dump(mode="json", exclude={"tracking", "provenance"})
+    if keys := list(masked_keys(redact_tree(tree))):
+        raise ConfigError(
+            f"{', '.join(keys)}: there is a credential in it, and run.yaml keeps none, which is read again to resume "
+            "and to evaluate",
+            f"Set it in the environment of every node instead ({ENVIRONMENT})",
+        )
+
+
 def _check_same_run(run_dir: str, recorded: JobConfig, config: JobConfig) -> None:
-    keys = differing_keys(recorded.identity_fields(), config.identity_fields())
+    keys = differing_keys(redact_tree(recorded.identity_fields()), redact_tree(config.identity_fields()))
     if keys:
         shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
         raise ConfigError(

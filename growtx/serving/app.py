@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from growtx.compat.ray import drain_at_shutdown
 from growtx.growth.results import find_result
 from growtx.sampling import Sampling
+from growtx.serving.chat_template import TRANSCRIPT
 from growtx.serving.requests import Generation, ModelInfo, Token
 from growtx.serving.settings import ServeSettings, parse_settings
 
 METRICS_PERIOD_SECONDS = 1
+DRAIN_SLACK_SECONDS = 10  # replicas are told after the application, and looked at every few seconds
 CLIENTS_PER_INGRESS = 4096  # including waiting ones; the engines' queues answer 429 long before
 
 
@@ -97,13 +103,20 @@ class Ingress:
 
 
 def absolute(settings: ServeSettings) -> ServeSettings:
-    """Resolve the paths of the models here: replicas run in another directory."""
+    """Resolve the paths of models, and read the chat template here: replicas run in another directory."""
     paths = [find_result(path).address for path in settings.models]
-    return settings.model_copy(update={"model": paths[0] if isinstance(settings.model, str) else paths})
+    model = paths[0] if isinstance(settings.model, str) else paths
+    template = settings.chat_template_text()
+    return settings.model_copy(
+        update={"model": model, "chat_template": "transcript" if template == TRANSCRIPT else template}
+    )
 
 
 def build(arguments: dict[str, Any]) -> Application:
     """The application of `serve run` and `serve deploy`.
+
+    In the process that ends it later (that of `serve run`), running answers then end first. `serve deploy` and config
+    files build it in one of Ray's workers, where nothing is to be done: a deletion lets answers end anyway.
 
     Args:
         arguments: fields of `ServeSettings`, as strings or values.
@@ -113,6 +126,8 @@ def build(arguments: dict[str, Any]) -> Application:
     """
     settings = absolute(parse_settings(arguments))
     settings.api_keys()
+    if threading.current_thread() is threading.main_thread() and not ray.is_initialized():
+        drain_at_shutdown(settings.drain_seconds + DRAIN_SLACK_SECONDS, partial(print, flush=True))
     replicas: dict[str, Any] = {"num_replicas": settings.num_replicas}
     if settings.max_replicas is not None:
         replicas = {

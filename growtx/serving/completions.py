@@ -37,13 +37,31 @@ class _Shared:
         return await asyncio.shield(self._task)
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What a text begins with.
+
+    Attributes:
+        text: what `echo` returns.
+        num_hidden: tokens at the beginning that no client sees (the start token before a text).
+        stop: sequences that end a text, besides those of its request.
+        name: of the field of the request that it was made from.
+    """
+
+    token_ids: list[int]
+    text: str = ""
+    num_hidden: int = 0
+    stop: tuple[str, ...] = ()
+    name: str = "prompt"
+
+
 @dataclass
 class Job:
     """One text of a request."""
 
     index: int
     request: Generation
-    prompt_text: str  # what `echo` returns
+    prompt: Prompt
     scores: _Shared  # of the prompt, for all of its texts
     num_generated: int = 0
 
@@ -64,15 +82,18 @@ class Completions:
         self.metrics = metrics
         self.codec = Codec(card)
 
-    async def run(self, body: CompletionRequest) -> AsyncGenerator[Completion, None]:
+    async def run(self, body: CompletionRequest, prompt: Prompt | None = None) -> AsyncGenerator[Completion, None]:
         """Parts of the answer as they come; the last one has the usage and no choices.
 
         The first part comes when every text of the request has its first token, so whoever gets it can answer 200.
 
+        Args:
+            prompt: instead of those in the body.
+
         Raises:
             ApiError: the request is wrong, or there is no room; after the first part only if engines fail for good.
         """
-        jobs = self._jobs(body)
+        jobs = self._jobs(body, prompt)
         first_wave = jobs[: self.card.max_texts]  # an engine has no room for more at once; the others follow
         room = asyncio.Semaphore(self.card.max_texts)
         head = {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
@@ -102,29 +123,30 @@ class Completions:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def answer(self, body: CompletionRequest) -> Completion:
+    async def answer(self, body: CompletionRequest, prompt: Prompt | None = None) -> Completion:
         """The whole answer at once."""
         texts: dict[int, list[Choice]] = {}
-        async with aclosing(self.run(body)) as parts:
+        async with aclosing(self.run(body, prompt)) as parts:
             async for part in parts:
                 for choice in part.choices:
                     texts.setdefault(choice.index, []).append(choice)
         part.choices = [_joined(texts[index]) for index in sorted(texts)]
         return part
 
-    def _jobs(self, body: CompletionRequest) -> list[Job]:
-        self._check(body)
+    def _jobs(self, body: CompletionRequest, given: Prompt | None) -> list[Job]:
+        self.check(body)
         num_texts = body.n or 1
         jobs: list[Job] = []
-        for prompt in body.prompts:
-            token_ids, text, num_hidden = self._read_prompt(prompt, with_start=body.add_special_tokens is not False)
-            max_tokens = self._room(body, len(token_ids), num_hidden)
+        with_start = body.add_special_tokens is not False
+        for prompt in [given] if given else [self._read_prompt(sent, with_start=with_start) for sent in body.prompts]:
+            max_tokens = self._room(body, prompt)
             scores = _Shared()
             for choice in range(num_texts):
                 seed = secrets.randbits(63) if body.seed is None else seed_of_choice(body.seed, choice)
                 sampling = self._sampling(body, seed)
-                request = Generation(tuple(token_ids), max_tokens, sampling, body.extension.depth, num_hidden)
-                jobs.append(Job(len(jobs), request, text, scores))
+                depth, num_hidden = body.extension.depth, prompt.num_hidden
+                request = Generation(tuple(prompt.token_ids), max_tokens, sampling, depth, num_hidden)
+                jobs.append(Job(len(jobs), request, prompt, scores))
         return jobs
 
     def _sampling(self, body: CompletionRequest, seed: int) -> Sampling:
@@ -147,10 +169,14 @@ class Completions:
             attribution=extension.attribution,
         )
 
-    def _check(self, body: CompletionRequest) -> None:
-        """Check what depends on the model and the settings; the rest is in the schema."""
-        if body.model != self.name:
+    def check_model(self, name: str) -> None:
+        """Refuse a name that is not the served one."""
+        if name != self.name:
             raise ApiError(404, f"The model is {self.name}", param="model", code="model_not_found")
+
+    def check(self, body: CompletionRequest) -> None:
+        """Check what depends on the model and the settings; the rest is in the schema."""
+        self.check_model(body.model)
         if len(body.prompts) * (body.n or 1) > self.limits.max_choices:
             raise ApiError(400, f"prompts times n may be at most {self.limits.max_choices}", param="n")
         if len(body.stop_sequences) > self.limits.max_stop_sequences:
@@ -166,32 +192,33 @@ class Completions:
         if extension.weights is not None:
             _check_weights(extension.weights, len(card.members), extension.rule or card.rules[0] if card.rules else "")
 
-    def _read_prompt(self, prompt: str | list[int], *, with_start: bool) -> tuple[list[int], str, int]:
-        """Ids, text, and how many of the ids no client sees."""
-        if isinstance(prompt, str):
-            token_ids = self.codec.encode(prompt)
+    def _read_prompt(self, sent: str | list[int], *, with_start: bool) -> Prompt:
+        if isinstance(sent, str):
+            token_ids = self.codec.encode(sent)
             if token_ids is None:
-                raise self._too_long(1, None)
+                raise self.too_long("prompt", 1)
             if with_start or len(token_ids) == 1:  # an empty prompt is the beginning of a document
-                return token_ids, prompt, 1
-            return token_ids[1:], prompt, 0
-        if max(prompt) >= self.card.vocab_size:
+                return Prompt(token_ids, sent, num_hidden=1)
+            return Prompt(token_ids[1:], sent)
+        if max(sent) >= self.card.vocab_size:
             raise ApiError(400, f"Token ids must be below {self.card.vocab_size}", param="prompt")
-        return prompt, self.codec.decode(prompt), 0
+        return Prompt(sent, self.codec.decode(sent))
 
-    def _room(self, body: CompletionRequest, num_tokens: int, num_hidden: int) -> int:
+    def _room(self, body: CompletionRequest, prompt: Prompt) -> int:
         """Tokens to generate: what was asked for, or what the context still holds."""
+        num_tokens = len(prompt.token_ids)
         room = self.card.context_length - num_tokens
         if room < 0 or (room == 0 and body.max_tokens):
-            raise self._too_long(num_hidden, num_tokens - num_hidden)
+            raise self.too_long(prompt.name, prompt.num_hidden, num_tokens - prompt.num_hidden)
         wanted = max(DEFAULT_MAX_TOKENS, body.min_tokens or 0) if body.max_tokens is None else body.max_tokens
         return min(wanted, room)
 
-    def _too_long(self, num_hidden: int, num_tokens: int | None) -> ApiError:
+    def too_long(self, name: str, num_hidden: int, num_tokens: int | None = None) -> ApiError:
+        """The error for a prompt that the model's context does not hold; `name` is the field it was made from."""
         limit = self.card.context_length - num_hidden
         found = f"more than {limit}" if num_tokens is None else num_tokens
-        message = f"prompt: the model's context has {limit} tokens, and the prompt has {found}"
-        return ApiError(400, message, param="prompt", code="context_length_exceeded")
+        message = f"{name}: the model's context has {limit} tokens, and the prompt has {found}"
+        return ApiError(400, message, param=name, code="context_length_exceeded")
 
     async def _generate(
         self, job: Job, body: CompletionRequest, events: Events, room: asyncio.Semaphore, first_wave: list[Job]
@@ -223,13 +250,13 @@ class Completions:
         request, offset = job.request, 0
         if body.echo:
             events.put_nowait((job, await self._echo(job, with_logprobs=body.logprobs is not None)))
-            offset = len(job.prompt_text)
+            offset = len(job.prompt.text)
         if request.max_tokens == 0:
             events.put_nowait((job, Piece(finish_reason="length", is_generated=True)))
             return
         text = TextStream(
             self.codec,
-            body.stop_sequences,
+            [*body.stop_sequences, *job.prompt.stop],
             offset,
             after=request.token_ids[request.num_hidden :],
             min_tokens=request.sampling.min_tokens,
@@ -248,13 +275,13 @@ class Completions:
     async def _echo(self, job: Job, *, with_logprobs: bool) -> Piece:
         request = job.request
         if not with_logprobs:
-            return Piece(job.prompt_text)
+            return Piece(job.prompt.text)
         scored = await job.scores.get(lambda: self.backend.score(request.token_ids, request.sampling, request.depth))
         tokens = [*([] if request.num_hidden else [Token(request.token_ids[0])]), *scored]
         if not tokens:
-            return Piece(job.prompt_text)
+            return Piece(job.prompt.text)
         tokens[-1] = replace(tokens[-1], finish_reason="length")  # so that all of them are placed
-        return Piece(job.prompt_text, TextStream(self.codec).push(tokens).tokens)
+        return Piece(job.prompt.text, TextStream(self.codec).push(tokens).tokens)
 
     def _choice(self, job: Job, piece: Piece, body: CompletionRequest) -> Choice:
         tokens = [token for token, _ in piece.tokens]

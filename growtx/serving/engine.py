@@ -284,6 +284,8 @@ class Engines:
             rules=tuple(engine.decoder.rules),
             start_token_id=start_token_id(self._tokenizer),
             max_texts=engine.max_batch_size,
+            special_tokens=_special_tokens(self._tokenizer),
+            chat_template=_chat_template(self._tokenizer),
         )
 
     def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:
@@ -294,3 +296,14 @@ class Engines:
 
     async def metrics(self) -> str:
         return f"# TYPE growtx_running_texts gauge\ngrowtx_running_texts {self.num_running}\n"
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
+    roles = ("bos_token", "eos_token", "pad_token", "unk_token")
+    return {role: str(token) for role in roles if (token := getattr(tokenizer, role, None)) is not None}
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The template that the tokenizer brings, the default one of several; None for most base models."""
+    template = tokenizer.chat_template
+    return template.get("default") if isinstance(template, dict) else template

@@ -20,7 +20,7 @@ MAX_STARTS = 4  # of Ray on a busy machine
 
 
 def serve_in_foreground(arguments: dict[str, Any], *, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM, then let running answers end before the replicas stop.
+    """Serve until SIGINT or SIGTERM, then let running answers end before the replicas stop; a second one does not wait.
 
     Uses the cluster at `RAY_ADDRESS` where that is set, and a Ray of its own otherwise.
 
@@ -37,25 +37,39 @@ def serve_in_foreground(arguments: dict[str, Any], *, host: str, port: int) -> N
 
     from growtx.serving.app import build
 
-    application = build(arguments)
+    application = build(arguments)  # before Ray starts: `serve.shutdown` lets running answers end from here on
     _check_port(host, port)
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    stop = _Stop()
+    stop.listen()
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     else:
         _start_ray(max(4, os.cpu_count() or 1))  # front ends and controller take fractions of CPUs beside the engines
     try:
+        stop.listen()  # Ray's start sets a handler of SIGTERM that would end the process
         serve.start(http_options={"host": host, "port": port})
         serve.run(application, name=APP, route_prefix="/")
         print(f"serving on http://{host}:{port}; Ctrl-C lets running answers end, then stops", flush=True)
-        ended.wait()
-        print("stopping: running answers end first ...", flush=True)
-        serve.delete(APP)
+        stop.asked.wait()
         serve.shutdown()
     finally:
         ray.shutdown()
+
+
+class _Stop:
+    """SIGINT and SIGTERM: the first one asks, the second one interrupts whatever runs."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._heard)
+
+    def _heard(self, *_: object) -> None:
+        if self.asked.is_set():
+            raise KeyboardInterrupt
+        self.asked.set()
 
 
 def _check_port(host: str, port: int) -> None:

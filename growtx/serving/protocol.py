@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -74,7 +74,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 IGNORED = ("metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
-def _one_problem(what: str) -> WrapValidator:
+def one_problem(what: str) -> WrapValidator:
     """Let a union say what it takes, instead of what each of its members misses."""
 
     def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -88,23 +88,22 @@ def _one_problem(what: str) -> WrapValidator:
 
 Prompt = Annotated[
     str | TokenIds | Annotated[list[str], Field(min_length=1)] | Annotated[list[TokenIds], Field(min_length=1)],
-    _one_problem("a text, a list of token ids, or a list of either, none of them empty"),
+    one_problem("a text, a list of token ids, or a list of either, none of them empty"),
 ]
 Stop = Annotated[
     StopSequence | list[StopSequence],
-    _one_problem(f"a text of 1 to {MAX_STOP_CHARACTERS} characters, or a list of them"),
+    one_problem(f"a text of 1 to {MAX_STOP_CHARACTERS} characters, or a list of them"),
 ]
 BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 
 
-class CompletionRequest(Strict):
-    """Body of POST /v1/completions."""
+class SamplingRequest(Strict):
+    """What a request for texts may contain, however it says what to continue."""
+
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL
 
     model: Annotated[str, Field(max_length=1024)]
-    prompt: Prompt
-    max_tokens: int | None = Field(
-        None, ge=0, le=MAX_TOKEN_ID, description="at most this many; default 16; 0 only with echo"
-    )
+    max_tokens: int | None = Field(None, ge=0, le=MAX_TOKEN_ID, description="at most this many")
     temperature: float | None = Field(1.0, ge=0, le=2)
     top_p: float | None = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_TOKEN_ID, description="keep so many tokens; 0 and -1: all")
@@ -114,8 +113,6 @@ class CompletionRequest(Strict):
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     stop: Stop | None = None
-    logprobs: int | None = Field(None, ge=0, le=20, description="return this many of the top tokens per position")
-    echo: bool | None = False
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     repetition_penalty: float | None = Field(1.0, gt=0, le=10)
@@ -124,7 +121,6 @@ class CompletionRequest(Strict):
     )
     min_tokens: int | None = Field(0, ge=0, le=MAX_TOKEN_ID, description="no end of the text before so many tokens")
     ignore_eos: bool | None = Field(False, description="an end-of-text token does not end the text")
-    add_special_tokens: bool | None = Field(True, description="a text prompt begins a document")
     user: Annotated[str, Field(max_length=1024)] | None = Field(None, description="accepted but ignored")
     growtx: GrowtxExtension | None = None
 
@@ -138,22 +134,20 @@ class CompletionRequest(Strict):
             kept["max_tokens"] = kept.pop("max_completion_tokens")
         for name in set(kept) - set(cls.model_fields):
             value = kept[name]
-            is_default = any(_same(value, neutral) for neutral in NEUTRAL.get(name, ()))
+            is_default = any(_same(value, neutral) for neutral in cls.neutral.get(name, ()))
             if value is None or name in IGNORED or is_default or (name == "best_of" and _same(value, body.get("n"))):
                 del kept[name]
-            elif name in NEUTRAL:
+            elif name in cls.neutral:
                 raise PydanticCustomError("unsupported", "{name} is not supported: leave it out", {"name": name})
         return kept
 
-    @field_validator("stream", "echo", mode="before")
+    @field_validator("stream", mode="before")
     @classmethod
     def _null_is_false(cls, value: Any) -> Any:
         return False if value is None else value
 
     @model_validator(mode="after")
-    def _fits_together(self) -> CompletionRequest:
-        if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens is 0, so nothing would be returned: raise it, or set echo")
+    def _streams_what_it_has_options_for(self) -> SamplingRequest:
         options = self.stream_options
         if options is not None and not self.stream and (options.include_usage or options.continuous_usage_stats):
             raise ValueError("stream_options needs stream to be true")
@@ -164,6 +158,33 @@ class CompletionRequest(Strict):
         return self.growtx or GrowtxExtension()
 
     @property
+    def stop_sequences(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+
+class CompletionRequest(SamplingRequest):
+    """Body of POST /v1/completions."""
+
+    prompt: Prompt
+    max_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOKEN_ID, description="at most this many; default 16; 0 only with echo"
+    )
+    logprobs: int | None = Field(None, ge=0, le=20, description="return this many of the top tokens per position")
+    echo: bool | None = False
+    add_special_tokens: bool | None = Field(True, description="a text prompt begins a document")
+
+    @field_validator("echo", mode="before")
+    @classmethod
+    def _no_echo_is_false(cls, value: Any) -> Any:
+        return False if value is None else value
+
+    @model_validator(mode="after")
+    def _returns_something(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens is 0, so nothing would be returned: raise it, or set echo")
+        return self
+
+    @property
     def prompts(self) -> list[str] | list[list[int]]:
         """Every prompt by itself."""
         if isinstance(self.prompt, str):
@@ -171,10 +192,6 @@ class CompletionRequest(Strict):
         if isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]
         return self.prompt  # type: ignore[return-value]
-
-    @property
-    def stop_sequences(self) -> list[str]:
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
 
 
 def _same(value: Any, neutral: Any) -> bool:
@@ -254,6 +271,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "growtx"
+    max_model_len: int = Field(description="tokens of a text prompt and its continuation together")
     growtx: ModelDetails
 
 

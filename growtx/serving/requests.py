@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from growtx.sampling import Sampling, TextSoFar
@@ -78,6 +78,7 @@ class ModelInfo:
 
     `start_token_id` stands before every document in training, and so before every prompt that is text. `members`
     and `rules` are empty for a single model; the first rule is the default. An engine computes `max_texts` together.
+    `special_tokens` are those that the tokenizer has a role for (`eos_token` ...), by role.
     """
 
     tokenizer_json: str
@@ -88,6 +89,13 @@ class ModelInfo:
     rules: tuple[str, ...]
     start_token_id: int
     max_texts: int = 32
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    chat_template: str | None = None
+
+    @property
+    def longest_text(self) -> int:
+        """Tokens of a prompt that is text and its continuation together: the start token takes a place as well."""
+        return self.context_length - 1
 
 
 # The engines as the ingress sees them: in its own process (`Engines`) or behind Ray (`failover.Replicas`).

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from growtx.config import ConfigModel, build_config, parse_yaml
 from growtx.exceptions import ConfigError
+from growtx.serving.chat_template import TRANSCRIPT, compiled
+
+JINJA = ("{{", "{%")
 
 
 class RequestLimits(ConfigModel):
@@ -44,6 +48,16 @@ class ServeSettings(ConfigModel):
     kv_cache_gib: float = Field(default=1.0, gt=0, description="KV cache of a CPU engine; a GPU uses its free memory")
     drain_seconds: float = Field(default=60, ge=0, description="time that running texts get when a replica is stopped")
     api_keys_file: str | None = Field(default=None, description="file with one API key per line; none: no key needed")
+    public_metrics: bool = Field(default=False, description="let GET /metrics be read without a key")
+    allowed_origins: list[str] = Field(
+        default_factory=list,
+        description="web pages that may call from a browser (CORS), such as https://example.org; '*': all of them",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="for /v1/chat/completions: transcript (User: ..., Assistant: ...), a file, or jinja; "
+        "default: the tokenizer's own",
+    )
     limits: RequestLimits = Field(default_factory=RequestLimits, description="what one request may ask for")
 
     @model_validator(mode="after")
@@ -53,6 +67,16 @@ class ServeSettings(ConfigModel):
         if not self.models:
             raise ValueError("model names no path")
         return self
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _are_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: write scheme and host as https://example.org, without a path"
+                )
+        return origins
 
     @property
     def models(self) -> list[str]:
@@ -72,7 +96,7 @@ class ServeSettings(ConfigModel):
         if self.api_keys_file is None:
             return ()
         try:
-            lines = Path(self.api_keys_file).read_text(encoding="utf-8").split("\n")
+            lines = Path(self.api_keys_file).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"api_keys_file {self.api_keys_file} cannot be read: {error}", "Check the path"
@@ -81,6 +105,37 @@ class ServeSettings(ConfigModel):
         if not keys:
             raise ConfigError(f"api_keys_file {self.api_keys_file} has no key", "Write one key per line, or unset it")
         return keys
+
+    def chat_template_text(self) -> str | None:
+        """The jinja of the setting; None: the model's own is used.
+
+        Raises:
+            ConfigError: the file cannot be read, or it is no template.
+        """
+        given = self.chat_template
+        if given is None or given == "transcript":
+            return TRANSCRIPT if given else None
+        source = given if _is_jinja(given) else _read_template(given)
+        try:
+            compiled(source)
+        except Exception as error:  # jinja's own errors, and what its parser lets through
+            raise ConfigError(f"chat_template is not valid jinja: {error}", "Fix it, or take `transcript`") from error
+        return source
+
+
+def _is_jinja(text: str) -> bool:
+    return any(mark in text for mark in JINJA)
+
+
+def _read_template(path: str) -> str:
+    remedy = "Give the path of a jinja template, its text, or `transcript`"
+    try:
+        source = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError(f"chat_template {path} cannot be read: {error}", remedy) from error
+    if not _is_jinja(source):
+        raise ConfigError(f"chat_template {path} has no {{{{ }}}} or {{% %}} in it", remedy)
+    return source
 
 
 def parse_settings(arguments: Mapping[str, Any]) -> ServeSettings:
@@ -95,5 +150,6 @@ def parse_settings(arguments: Mapping[str, Any]) -> ServeSettings:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = parse_yaml(value, key) if isinstance(value, str) else value
+        is_yaml = isinstance(value, str) and not (key == "chat_template" and _is_jinja(value))
+        node[last] = parse_yaml(value, key) if is_yaml else value
     return build_config(ServeSettings, tree)

@@ -23,14 +23,24 @@ class Codec:
         self._tokenizer.encode_special_tokens = True  # text that spells a special token is text
         self._names = token_names(self._tokenizer)
         self._longest_token = max(len(token) for token in self._tokenizer.get_vocab())
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.control_tokens = {token.content: index for index, token in added.items() if token.special}
         self.context_length = card.context_length
         self.start_token_id = card.start_token_id
 
     def encode(self, text: str) -> list[int] | None:
         """Ids of a document that begins with `text`; None if it is too long for any model context."""
-        if len(text) > self.context_length * self._longest_token:
+        if not self.may_fit(len(text)):
             return None  # the library would spend seconds on a megabyte only to find the same
-        return [self.start_token_id, *self._tokenizer.encode(text, add_special_tokens=False).ids]
+        return [self.start_token_id, *self.spell(text)]
+
+    def may_fit(self, num_characters: int) -> bool:
+        """Whether a text of that length could be short enough for the model's context."""
+        return num_characters <= self.context_length * self._longest_token
+
+    def spell(self, text: str) -> list[int]:
+        """Ids of a text of any length, and no others."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some ids; special tokens have none."""

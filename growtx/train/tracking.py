@@ -21,6 +21,7 @@ from ray.util.metrics import Gauge
 from growtx.compat.ray import metric_tag
 from growtx.config import ConfigModel, parse_record, parse_yaml
 from growtx.exceptions import ConfigError, TrainingError
+from growtx.redaction import redact_text, redact_tree
 from growtx.storage import Storage
 from growtx.store.status import RUN_FILE
 
@@ -127,7 +128,10 @@ class WandbConfig(ConfigModel):
 
 
 class MlflowConfig(ConfigModel):
-    """The block `tracking.mlflow`."""
+    """The block `tracking.mlflow`; credentials come from MLFLOW_TRACKING_USERNAME, ..._PASSWORD or ..._TOKEN.
+
+    They are masked where they stand in the address (`growtx.redaction`), and a resumed run has to be told them again.
+    """
 
     tracking_uri: str = Field(min_length=1, description="as the workers reach it: http://HOST:5000, databricks, ...")
     experiment: str = Field("growtx", min_length=1)
@@ -270,7 +274,7 @@ def _opened(name: str, start: Callable[[], TrackingClient]) -> TrackingClient:
 
 
 def _reason(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
+    return redact_text(" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
 
 
 def _run_name(storage: Storage) -> str:
@@ -283,7 +287,7 @@ def _recorded_config(storage: Storage) -> dict[str, Any]:
         return {}
     tree = parse_yaml(storage.read_text(RUN_FILE), storage.path(RUN_FILE))
     items = tree.items() if isinstance(tree, dict) else ()
-    return {key: value for key, value in items if key not in ("provenance", "tracking")}
+    return {key: redact_tree(value, key) for key, value in items if key not in ("provenance", "tracking")}
 
 
 def _flat(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:

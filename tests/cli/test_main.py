@@ -177,6 +177,16 @@ def test_presets_are_listed_with_a_description_and_printed_resolved(capsys: Capt
     assert "unknown preset" in error_of(capsys)
 
 
+def test_a_preset_with_credentials_is_printed_without_them(capsys: Capture, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: demo\ntracking: {mlflow: {tracking_uri: 'http://user:s3cr3t@host'}}\n")
+    assert main(["presets", str(file)]) == 0
+    assert "http://user:***@host" in capsys.readouterr().out
+    file.write_text("extends: demo\ntracking: {mlflow: {tracking_uri: 'http://user:s3cr3t@host', x: 1}}\n")
+    assert main(["presets", str(file)]) == 2
+    assert "s3cr3t" not in capsys.readouterr().err
+
+
 def test_plan_says_whether_the_prefix_cache_pays_and_what_it_takes(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

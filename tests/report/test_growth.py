@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
+
 from growtx.report.growth import frozen_problems, headline, write_report
+from growtx.report.model_card import write_model_card
 from growtx.report.run_record import read_run
 from growtx.storage import Storage
 
@@ -84,3 +88,28 @@ def test_manifests_alone_suffice_and_the_rest_is_named(run_dir: Path, rough: Non
     html = page_of(run_dir)
     assert "Not recorded in this run" in html
     assert "metrics.jsonl: the loss within the stages is not known" in html
+
+
+def test_credentials_that_an_older_version_recorded_are_not_shown(run_dir: Path, rough: None) -> None:
+    recorded = yaml.safe_load((run_dir / "run.yaml").read_text())
+    recorded["tracking"] = {"mlflow": {"tracking_uri": "http://user:s3cr3t@host"}}
+    recorded["data"] = {"sources": [{"files": "https://user:s3cr3t@host/a.txt"}, {"files": ["s3://b/x?token=s3cr3t"]}]}
+    recorded["provenance"]["command"] = (
+        "WANDB_API_KEY=s3cr3t growtx grow tracking.mlflow.tracking_uri=http://a:s3cr3t@h"
+    )
+    (run_dir / "run.yaml").write_text(yaml.safe_dump(recorded))
+    card = Path(write_model_card(str(run_dir))).read_text()
+    html = page_of(run_dir)
+    for text in (html, card):
+        assert "s3cr3t" not in text and "https://user:***@host/a.txt" in text and "WANDB_API_KEY=***" in text
+
+
+def test_a_browser_runs_no_script_of_a_report_and_knows_its_style_by_hash(run_dir: Path, rough: None) -> None:
+    html = page_of(run_dir)
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', html)
+    assert html.index(policy) < html.index("<style>"), "it holds for what comes after it"
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+    assert "unsafe" not in policy and "script" not in policy
+    assert "<script" not in html and not re.search(r"<[^>]+\s(style|on\w+)=", re.sub(r'"data:[^"]*"', "", html))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from growtx.cli.main import parse
 from growtx.exceptions import ConfigError, StoreError, TrainingError
 from growtx.run.config import RunConfig, load_run_config
 from growtx.run.directory import (
+    begin_run,
     claim,
     default_run_dir,
     recorded_config,
@@ -154,3 +157,38 @@ def test_a_stop_is_in_the_list_of_runs_before_the_run_has_ended(run_dir: str) ->
 
 def test_the_test_configuration_is_a_plain_tree() -> None:
     assert json.loads(json.dumps(tree("a.txt"))) == tree("a.txt")
+
+
+SECRET = "s3cr3t-Value"
+
+
+def test_credentials_of_trackers_are_in_no_file_and_a_resumed_run_is_told_them_again(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"http://user:{SECRET}@host:5000"
+    override = f"tracking.mlflow.tracking_uri={address}"
+    monkeypatch.setattr("sys.argv", ["growtx", "grow", "--run-dir", run_dir, override])
+    written = io.StringIO()
+    tracked = config("a.txt", tracking={"mlflow": {"tracking_uri": address}})
+    storage = begin_run(run_dir, tracked, resume=False, console=Console(file=written))
+    for text in (storage.read_text("run.yaml"), written.getvalue()):
+        assert SECRET not in text and "http://user:***@host:5000" in text
+    with pytest.raises(
+        ConfigError, match=r"tracking\.mlflow\.tracking_uri: \*\*\* .* Give it again .*MLFLOW_TRACKING_PASS"
+    ):
+        resumed_config(run_dir, [])
+    resumed = resumed_config(run_dir, [override])
+    assert resumed.tracking.mlflow is not None and resumed.tracking.mlflow.tracking_uri == address
+    again = claim(run_dir, resumed, resume=True)
+    assert SECRET not in again.read_text("run.yaml")
+    assert claim(run_dir, resumed_config(run_dir, ["tracking.mlflow=null"]), resume=True)
+
+
+@pytest.mark.parametrize(
+    "address", [f"https://user:{SECRET}@host/a.txt", f"https://host/a.txt?X-Amz-Signature={SECRET}"]
+)
+def test_credentials_in_what_is_read_again_are_refused_before_anything_is_done(run_dir: str, address: str) -> None:
+    with pytest.raises(ConfigError, match=r"data\.sources\.0\.files.*: there is a credential .*environment") as caught:
+        claim(run_dir, config(address), resume=False)
+    assert SECRET not in str(caught.value)
+    assert claim(run_dir, config("a.txt"), resume=False).exists("run.yaml")

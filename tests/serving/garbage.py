@@ -139,6 +139,40 @@ def _not_a_json_number(generator: random.Random) -> Request:
     return _completion(f'{{"model": "tiny", "prompt": "The", "{field}": {number}}}'.encode())
 
 
+def _to_another_route(generator: random.Random) -> Request:
+    """No JSON, or a body that is none of the other routes'."""
+    _, _, body, headers = generator.choice([_noise, _nothing, _deep, _cut, _trailing, _escapes])(generator)
+    return "POST", generator.choice(["/v1/chat/completions", "/tokenize", "/detokenize"]), body, headers
+
+
+def _wrong_conversation(generator: random.Random) -> Request:
+    contents: list[Any] = [1, True, {}, [1], [{"type": "image_url"}], [{"type": "text"}], "x" * 1500, ["a"]]
+    messages: list[Any] = [{"role": generator.choice(["user", "system"]), "content": generator.choice(contents)}]
+    messages = generator.choice([messages, *NOT_TEXT, [], [1], [{}], [{"role": "tool", "content": "x"}], "hello"])
+    changes: dict[str, Any] = {"messages": messages}
+    if generator.random() < 0.5:
+        right = [{"role": "user", "content": "x"}]
+        wrong: list[dict[str, Any]] = [
+            {"tools": [{}]},
+            {"logprobs": 2},
+            {"top_logprobs": 2},
+            {"max_tokens": 0},
+            {"x": 1},
+        ]
+        changes = {"messages": right, **generator.choice(wrong)}
+    return "POST", "/v1/chat/completions", json.dumps({"model": "tiny", "max_tokens": 2, **changes}).encode(), JSON
+
+
+def _wrong_tokens(generator: random.Random) -> Request:
+    """Questions to the tokenizer."""
+    tokens = generator.choice([*NOT_TEXT[1:], [-1], [2**31], [10**30], [1.5], ["1"], [[1]], [10**6], [None]])
+    texts: list[Any] = [*NOT_TEXT, ["a"], "x" * BODY_LIMIT]
+    path, body = generator.choice(
+        [("/detokenize", {"tokens": tokens}), ("/tokenize", {"prompt": generator.choice(texts)})]
+    )
+    return "POST", path, json.dumps(body).encode(), JSON
+
+
 def _wrong_field(generator: random.Random) -> Request:
     field = generator.choice(list(WRONG))
     wrong = generator.choice(WRONG[field])
@@ -169,7 +203,14 @@ def _too_much(generator: random.Random) -> Request:
 def _elsewhere(generator: random.Random) -> Request:
     """Other methods and paths."""
     name = "".join(generator.choices(string.ascii_letters + "./%-_", k=generator.randrange(1, 40)))
-    paths = [f"/v1/{name}", f"/nothing/{name}", "/v1/completions/", "/v1/models/tiny", "/static/nothing", "/v1//models"]
+    paths = [
+        f"/v1/{name}",
+        f"/nothing/{name}",
+        "/v1/models/other",
+        "/v1/models/tiny/x",
+        "/static/nothing",
+        "/v1//models",
+    ]
     paths += ["/static/../../etc/passwd", "/static/%2e%2e/%2e%2e/etc/passwd", "/%00", "/static/%00", "/etc/passwd"]
     wrong_methods = [
         ("GET", "/v1/completions"),
@@ -183,6 +224,7 @@ def _elsewhere(generator: random.Random) -> Request:
 
 KINDS: list[Callable[[random.Random], Request]] = [
     *[_noise, _nothing, _deep, _cut, _trailing, _broken_utf8, _escapes, _not_a_json_number],
+    *[_to_another_route, _wrong_conversation, _wrong_tokens],
     *[_missing_field, _too_much, _elsewhere, _wrong_field, _wrong_field, _wrong_field, _wrong_field],
 ]
 

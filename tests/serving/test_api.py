@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from growtx.exceptions import ConfigError
 from growtx.serving.api import create_app
 from growtx.serving.engine import Engines
 from growtx.serving.settings import ServeSettings, parse_settings
@@ -192,15 +193,154 @@ def test_every_reference_in_the_openapi_document_leads_somewhere(client: TestCli
             part = part[key]
 
 
-def test_keys_are_needed_where_there_are_keys(engines: Engines, tmp_path: Any) -> None:
-    file = tmp_path / "keys"
-    file.write_text("first\nsecond\n")
-    settings = ServeSettings(model="tiny", api_keys_file=str(file))
+OPEN = {"/", "/static", "/health", "/healthz"}  # what needs no key: a new route does, unless it is named here
+ROUTES = [
+    *[("GET", path) for path in ("/v1/models", "/v1/models/{name:path}", "/tokenizer_info", "/metrics", "/docs")],
+    *[("GET", path) for path in ("/openapi.json", "/", "/static", "/health", "/healthz")],
+    *[("POST", path) for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize")],
+]
+
+
+def routes_of(app: Any) -> set[tuple[str, str]]:
+    return {(method, route.path) for route in app.routes for method in getattr(route, "methods", None) or {"GET"}}
+
+
+@pytest.fixture(scope="module")
+def locked(engines: Engines, tmp_path_factory: Any) -> Iterator[TestClient]:
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text("\ufefffirst\r\n\n   \nsecond\n\n", encoding="utf-8")
+    settings = ServeSettings(model="tiny", api_keys_file=str(file), allowed_origins=["https://example.org"])
     with TestClient(create_app(engines, settings)) as client:
+        yield client
+
+
+def test_the_routes_are_those_that_the_test_below_asks(locked: TestClient) -> None:
+    assert routes_of(locked.app) == set(ROUTES)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES, ids=str)
+@pytest.mark.parametrize(
+    "sent", [None, "Bearer wrong", "Bearer firs", "Bearer firstx", "Bearer ", "Bearer", "Basic first"]
+)
+def test_every_route_asks_for_the_key(locked: TestClient, method: str, path: str, sent: str | None) -> None:
+    headers = {} if sent is None else {"Authorization": sent}
+    url = "/static/page.js" if path == "/static" else path.replace("{name:path}", "tiny")
+    answer = locked.request(method, url, headers=headers)
+    if path in OPEN:
+        assert answer.status_code == 200
+        return
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    for key in ("first", "second"):
+        assert locked.request(method, url, headers={"Authorization": f"Bearer {key}"}).status_code in (200, 400)
+
+
+def test_metrics_are_public_if_somebody_says_so(engines: Engines, tmp_path: Any) -> None:
+    file = tmp_path / "keys"
+    file.write_text("first")
+    settings = ServeSettings(model="tiny", api_keys_file=str(file), public_metrics=True)
+    with TestClient(create_app(engines, settings)) as client:
+        assert client.get("/metrics").status_code == 200
         assert client.get("/v1/models").status_code == 401
-        assert client.get("/v1/models", headers={"Authorization": "Bearer wrong"}).json()["error"]["code"]
-        assert client.get("/v1/models", headers={"Authorization": "Bearer second"}).status_code == 200
-        assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("content", ["", "\n", " \n\t\r\n", "\ufeff\n"])
+def test_a_file_without_a_key_is_refused(tmp_path: Any, content: str) -> None:
+    file = tmp_path / "keys"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match="has no key"):
+        ServeSettings(model="tiny", api_keys_file=str(file)).api_keys()
+
+
+def test_a_model_has_a_page_of_its_own(client: TestClient) -> None:
+    (listed,) = client.get("/v1/models").json()["data"]
+    assert client.get("/v1/models/tiny").json() == listed
+    assert listed["max_model_len"] == 255
+    missing = client.get("/v1/models/other/one")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_head_is_get_without_a_body_and_slashes_at_the_end_are_no_redirect(client: TestClient) -> None:
+    for path in ("/", "/v1/models", "/v1/models/tiny", "/health", "/healthz", "/metrics", "/openapi.json", "/docs"):
+        for url in {path, f"{path.rstrip('/')}/"}:
+            got = client.get(url, follow_redirects=False)
+            head = client.head(url, follow_redirects=False)
+            assert (got.status_code, head.status_code, head.content) == (200, 200, b""), url
+            assert head.headers["content-type"] == got.headers["content-type"]
+    assert client.head("/v1/nothing").status_code == 404
+    body = {"model": "tiny", "prompt": "The", "max_tokens": 1}
+    assert client.post("/v1/completions/", json=body, follow_redirects=False).status_code == 200
+    assert client.get("/v1//models").status_code == 404
+
+
+def test_pages_of_the_allowed_origins_may_call(locked: TestClient, client: TestClient) -> None:
+    asks = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    asks["Access-Control-Request-Headers"] = "authorization,content-type,x-stainless-lang"
+    preflight = locked.options("/v1/completions", headers=asks)
+    assert preflight.status_code == 200, "without a key: browsers send none"
+    assert preflight.headers["Access-Control-Allow-Origin"] == "https://example.org"
+    refused = locked.get("/v1/models", headers={"Origin": "https://example.org"})
+    assert refused.status_code == 401 and "Access-Control-Allow-Origin" in refused.headers
+    assert locked.options("/v1/completions", headers={**asks, "Origin": "https://evil.org"}).status_code == 400
+    assert "Access-Control-Allow-Origin" not in client.get("/v1/models", headers=asks).headers, "off by default"
+    for wrong in ("example.org", "https://example.org/", "https://example.org/page"):
+        with pytest.raises(ConfigError, match="allowed_origins"):
+            parse_settings({"model": "tiny", "allowed_origins": [wrong]})
+
+
+def test_tokenizing_goes_there_and_back(client: TestClient, tokenizer: Any) -> None:
+    answer = client.post("/tokenize", json={"model": "tiny", "prompt": "The quick", "return_token_strs": True}).json()
+    plain = tokenizer.encode("The quick", add_special_tokens=False)
+    assert answer["tokens"] == [tokenizer.bos_token_id, *plain]
+    assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"]) and answer["max_model_len"] == 255
+    bare = client.post("/tokenize", json={"prompt": "The quick", "add_special_tokens": False}).json()
+    assert bare["tokens"] == plain and bare["token_strs"] is None
+    assert client.post("/detokenize", json={"tokens": answer["tokens"]}).json() == {"prompt": "The quick"}
+    body = {"model": "tiny", "seed": 1, "max_tokens": 8}
+    by_ids = client.post("/v1/completions", json={**body, "prompt": answer["tokens"]}).json()["choices"]
+    assert by_ids == client.post("/v1/completions", json={**body, "prompt": "The quick"}).json()["choices"]
+    assert client.post("/tokenize", json={"prompt": "x" * 15_000}).json()["count"] > 255, "longer than the context"
+
+
+def test_a_client_learns_the_special_tokens(client: TestClient, tokenizer: Any) -> None:
+    about = client.get("/tokenizer_info").json()
+    assert about["eos_token"] == tokenizer.eos_token and "chat_template" not in about
+    asked = client.post("/tokenize", json={"prompt": about["eos_token"], "add_special_tokens": False}).json()
+    assert asked["tokens"] == [tokenizer.eos_token_id], "how lm-eval asks"
+    inside = client.post("/tokenize", json={"prompt": f"a{about['eos_token']}"}).json()["tokens"]
+    assert tokenizer.eos_token_id not in inside[1:], "in a text it is text"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/tokenize", {}, 400),
+        ("/tokenize", {"prompt": ["a"]}, 400),
+        ("/tokenize", {"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, 400),
+        ("/tokenize", {"prompt": "a", "model": "other"}, 404),
+        ("/detokenize", {"tokens": [10**9]}, 400),
+        ("/detokenize", {"tokens": [360]}, 400),
+        ("/detokenize", {"tokens": ["a"]}, 400),
+        ("/detokenize", {"tokens": [1], "model": "other"}, 404),
+    ],
+    ids=str,
+)
+def test_wrong_questions_to_the_tokenizer(client: TestClient, path: str, body: dict[str, Any], status: int) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == status and answer.json()["error"]["message"]
+
+
+def test_browsers_are_told_what_pages_may_load(client: TestClient) -> None:
+    page, docs = client.get("/"), client.get("/docs")
+    assert "default-src 'none'; script-src 'self'" in page.headers["Content-Security-Policy"]
+    assert "unsafe-inline" not in page.headers["Content-Security-Policy"]
+    scripts = docs.headers["Content-Security-Policy"].split("script-src ")[1].split(";")[0]
+    assert "'sha256-" in scripts and "unsafe-inline" not in scripts
+    assert client.get("/v1/models").headers["X-Content-Type-Options"] == "nosniff"
+    assert (
+        "<script>" not in page.text and "style=" not in page.text and " on" not in re.sub(r">[^<]*<", "><", page.text)
+    )
 
 
 def test_overload_is_429_with_retry_after(engines: Engines, client: TestClient) -> None:

@@ -6,10 +6,15 @@ import asyncio
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from growtx.serving.app import build
 from growtx.serving.local import APP, local_endpoint
 from tests.models.ensemble.taking_apart import members_of
-from tests.processes import descendants
+from tests.processes import descendants, kill_the_driver
 from tests.serving.conftest import make_ensemble
 
 pytestmark = pytest.mark.ray
@@ -234,3 +239,93 @@ def test_a_new_version_lets_the_old_ones_texts_end(url: str, settings: dict[str,
             assert await failovers(session, known=moved) == moved
 
     asyncio.run(scenario())
+
+
+@dataclass
+class Foreground:
+    """An endpoint that a command keeps up, and where it answers."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+    def wait_until_up(self) -> None:
+        deadline = time.monotonic() + SECONDS_TO_RESTART
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.process.communicate()[0]
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5):
+                return
+            time.sleep(0.2)
+        raise AssertionError("no answer")
+
+
+@contextmanager
+def foreground(command: str, settings: dict[str, Any]) -> Iterator[Foreground]:
+    """`serve run` listens on port 8000 and nowhere else."""
+    words = [f"{key}={json.dumps(value) if isinstance(value, list) else value}" for key, value in settings.items()]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 8000 if command == "serve run" else 0))
+        port = probe.getsockname()[1]
+    growtx = [sys.executable, "-m", "growtx.cli.main", "serve", *words, "--port", str(port)]
+    ray_serve = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local", "growtx.serving.app:build"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen(
+        [*ray_serve, *words] if command == "serve run" else growtx,
+        env={**environment, "PYTHONPATH": root, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield Foreground(process, port)
+    finally:
+        if process.poll() is None:
+            kill_the_driver(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("serve run", signal.SIGINT), ("growtx serve", signal.SIGINT), ("growtx serve", signal.SIGTERM)],
+)
+def test_ctrl_c_lets_running_streams_end(settings: dict[str, Any], command: str, number: int) -> None:
+    """Sent to the command alone; a terminal would send it to its whole group, of which Ray's processes are not."""
+
+    async def scenario(endpoint: Foreground) -> list[Reading]:
+        async with connect(f"http://127.0.0.1:{endpoint.port}") as session:
+            undisturbed = await read_all(session)
+            readings = [asyncio.create_task(read_stream(session, index, 200)) for index in range(NUM_STREAMS)]
+            await asyncio.sleep(0.5)
+            endpoint.process.send_signal(number)
+            ended = await asyncio.gather(*readings)
+            assert [reading.text[:40] for reading in ended] == [reading.text[:40] for reading in undisturbed]
+            return list(ended)
+
+    with foreground(command, settings) as endpoint:
+        endpoint.wait_until_up()
+        readings = asyncio.run(scenario(endpoint))
+        assert all(reading.is_complete for reading in readings)
+        output, _ = endpoint.process.communicate(timeout=settings["drain_seconds"] + 60)
+    assert endpoint.process.returncode == 0, output
+    assert "running answers get up to" in output
+
+
+def test_a_second_ctrl_c_does_not_wait(settings: dict[str, Any]) -> None:
+    slow = {**settings, "drain_seconds": 600}
+
+    async def scenario(endpoint: Foreground) -> None:
+        async with connect(f"http://127.0.0.1:{endpoint.port}") as session:
+            body = {"model": "tiny", "prompt": ["The"] * 100, "max_tokens": 240, "stream": True, "ignore_eos": True}
+            async with session.post("/v1/completions", json=body) as response:
+                await response.content.readline()
+                endpoint.process.send_signal(signal.SIGINT)
+                await asyncio.sleep(1)
+                endpoint.process.send_signal(signal.SIGINT)
+                with suppress(aiohttp.ClientError):
+                    await response.content.read()
+
+    with foreground("growtx serve", slow) as endpoint:
+        endpoint.wait_until_up()
+        asyncio.run(scenario(endpoint))
+        output, _ = endpoint.process.communicate(timeout=120)
+    assert "stopping at once" in output

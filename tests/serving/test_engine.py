@@ -47,6 +47,49 @@ def test_tokens_are_the_same_alone_in_a_batch_and_in_another_engine(
     assert len({tuple(tokens) for tokens in together}) > 24
 
 
+PENALISED = {
+    "repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.3, "top_k": 60, "min_p": 0.01,
+    "logit_bias": ((7, 3.0), (11, -4.0)), "min_tokens": 5,
+}  # fmt: skip
+
+
+def test_penalties_and_biases_give_the_same_tokens_alone_in_company_and_after_a_failover(
+    tokenizer: Any, engine: Engine, start_engine: StartEngine
+) -> None:
+    def requests() -> list[Generation]:
+        return [
+            Generation(prompt, 14, Sampling(seed=index, rule="mean", **PENALISED), num_hidden=index % 2)
+            for index, prompt in enumerate(PROMPTS[:12])
+        ]
+
+    async def texts(engine: Engine, asked: list[Generation]) -> list[list[int]]:
+        found = await asyncio.gather(*(collect(engine.generate(request)) for request in asked))
+        return [[token.id for token in tokens] for tokens in found]
+
+    together = asyncio.run(texts(engine, requests()))
+    plain = [Generation(r.token_ids, 14, Sampling(seed=r.sampling.seed, rule="mean")) for r in requests()]
+    assert together != asyncio.run(texts(engine, plain)), "or nothing is penalised"
+    for index in (0, 5, 11):
+        assert asyncio.run(texts(engine, [requests()[index]])) == [together[index]]
+    other = start_engine(make_ensemble(tokenizer, "posterior"))
+    for cut in (1, 4, 9):
+        rest = asyncio.run(texts(other, [r.after(text[:cut]) for r, text in zip(requests(), together, strict=True)]))
+        assert rest == [text[cut:] for text in together]
+
+
+def test_penalties_are_those_of_transformers(tokenizer: Any, start_engine: StartEngine) -> None:
+    """Greedy, against the logits processors of transformers' own `generate`."""
+    model = make_model(tokenizer)
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    prompt = PROMPTS[4]
+    options = {"repetition_penalty": 1.7, "sequence_bias": [[[7], 2.5], [[11], -3.0]]}
+    expected = model.generate(torch.tensor([prompt]), max_new_tokens=16, do_sample=False, **options)[0, len(prompt) :]
+    sampling = Sampling(temperature=0.0, repetition_penalty=1.7, logit_bias=((7, 2.5), (11, -3.0)))
+    tokens = asyncio.run(collect(start_engine(model).generate(Generation(prompt, 16, sampling))))
+    # transformers applies the bias first, too
+    assert [token.id for token in tokens] == expected.tolist()
+
+
 def test_members_at_once_give_the_tokens_of_one_after_the_other(
     tokenizer: Any, engine: Engine, start_engine: StartEngine
 ) -> None:

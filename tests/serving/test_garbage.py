@@ -29,6 +29,7 @@ NUM_EXAMPLES = max(20, NUM_GARBAGE // 20)  # of schemathesis, for every operatio
 def app(tokenizer: Any) -> Iterator[FastAPI]:
     engines = Engines({None: make_ensemble(tokenizer)}, tokenizer, kv_cache_gib=0.05)
     settings = {"model": "tiny", "limits.max_request_bytes": BODY_LIMIT, "limits.max_choices": 4}
+    settings["chat_template"] = "transcript"
     yield create_app(engines, parse_settings(settings))
     engines.stop()
 

@@ -15,7 +15,7 @@ from growtx.serving.engine import Engines
 from growtx.serving.requests import Generation, Token
 from growtx.serving.settings import ServeSettings
 from tests.serving.browser import CHROMIUM, Page, open_page
-from tests.serving.conftest import make_ensemble
+from tests.serving.conftest import make_ensemble, make_model
 from tests.serving.local_server import serving
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
@@ -29,12 +29,16 @@ class Slowed(Engines):
     """As slow as a large model where a test says so."""
 
     seconds_per_token = 0.0
+    num_together = 1  # tokens that arrive in one event
 
     async def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:  # type: ignore[override]
-        stream = super().generate(request)
+        stream, held = super().generate(request), list[Token]()
         try:
             async for tokens in stream:
-                yield tokens
+                held += tokens
+                if len(held) >= self.num_together or held[-1].finish_reason:
+                    yield held
+                    held = []
                 await asyncio.sleep(self.seconds_per_token)
         finally:
             await stream.aclose()
@@ -116,3 +120,55 @@ def test_stop_ends_the_text_on_the_page_and_in_the_engine(page: Page, engines: S
     assert page.evaluate(NUM_TOKENS) < 240
     assert page.text("#status").split()[0] != "240"
     assert page.problems == []
+
+
+@pytest.fixture(scope="module")
+def single(tokenizer: Any, browser: tuple[Page, str]) -> Iterator[tuple[Page, str, Slowed]]:
+    """One model, no ensemble, with a context of exactly what the form shows at first."""
+    model = make_model(tokenizer, max_position_embeddings=128, eos_token_id=None)
+    engines = Slowed({None: model}, tokenizer, kv_cache_gib=0.05)
+    with serving(engines, ServeSettings(model="tiny")) as url:
+        yield browser[0], url, engines
+    engines.stop()
+
+
+def continued(page: Page) -> str:
+    """The status line after a click on the button."""
+    page.click("#go")
+    page.wait_for(f"{IS_IDLE} && document.getElementById('status').textContent !== ''")
+    return page.text("#status")
+
+
+def test_the_form_as_it_first_appears_is_valid_for_a_short_context(single: tuple[Page, str, Slowed]) -> None:
+    page, url, _ = single
+    page.open(url)
+    page.wait_for("document.getElementById('about').textContent.startsWith('tiny')")
+    page.problems.clear()
+    assert page.evaluate("document.getElementById('max-tokens').value") == "127"
+    assert page.evaluate("document.getElementById('form').checkValidity()")
+    assert "tokens" in continued(page)
+    page.evaluate("document.getElementById('prompt').value = ''")
+    assert continued(page).startswith("127 tokens")
+    assert page.problems == []
+
+
+def test_tokens_are_counted_however_they_arrive(single: tuple[Page, str, Slowed]) -> None:
+    page, url, engines = single
+    page.open(url)
+    page.wait_for("document.getElementById('about').textContent.startsWith('tiny')")
+    engines.num_together = 7
+    try:
+        page.type("#max-tokens", "40")
+        assert continued(page).startswith("40 tokens")
+        assert page.evaluate("document.querySelectorAll('#text span').length") < 40
+    finally:
+        engines.num_together = 1
+
+
+def test_empty_fields_are_left_to_the_server(single: tuple[Page, str, Slowed]) -> None:
+    page, url, _ = single
+    page.open(url)
+    page.wait_for("document.getElementById('about').textContent.startsWith('tiny')")
+    page.evaluate("for (const id of ['max-tokens', 'seed']) document.getElementById(id).value = ''")
+    assert continued(page).startswith("16 tokens")
+    assert page.evaluate("document.querySelector('#status.error')") is None

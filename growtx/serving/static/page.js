@@ -52,7 +52,9 @@ async function loadModel() {
   fill($("depth"), ["", ...about.depths], ["last stage", ...about.depths.map((depth) => `${depth} blocks`)]);
   $("rule-field").hidden = about.rules.length < 2;
   $("depth-field").hidden = about.depths.length < 2;
-  $("max-tokens").max = about.context_length - 1;
+  const most = model.max_model_len, tokens = $("max-tokens");
+  tokens.max = most;
+  if (Number(tokens.value) > most) tokens.value = most;
   showMembers(about.members);
 }
 
@@ -78,15 +80,18 @@ function requestBody() {
   if (model.growtx.rules.length) growtx.rule = $("rule").value;
   if ($("depth").value) growtx.depth = Number($("depth").value);
   if ($("own-weights").checked) growtx.weights = [...document.querySelectorAll(".weight")].map((input) => Number(input.value));
-  return {
+  const body = {
     model: model.id,
     prompt: $("prompt").value,
-    max_tokens: Number($("max-tokens").value),
     temperature: Number($("temperature").value),
-    seed: Number($("seed").value),
     stream: true,
+    stream_options: { include_usage: true, continuous_usage_stats: true },
     growtx,
   };
+  // An empty field is left to the server; as a number it would be 0.
+  if ($("max-tokens").value) body.max_tokens = Number($("max-tokens").value);
+  if ($("seed").value) body.seed = Number($("seed").value);
+  return body;
 }
 
 function add(choice) {
@@ -143,10 +148,8 @@ async function continueText() {
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
     first ??= performance.now() - start;
-    for (const choice of event.choices) {
-      add(choice);
-      count += choice.growtx ? choice.growtx.tokens.length : 1;
-    }
+    event.choices.forEach(add);
+    count = event.usage?.completion_tokens ?? count;
     const seconds = (performance.now() - start) / 1000;
     say(`${count} tokens, ${(count / seconds).toFixed(1)} per second, first after ${first.toFixed(0)} ms`);
   }
