@@ -29,12 +29,15 @@ $(READERS): $(STAMP)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$(echo $(dir $@)lib/python*/site-packages)/zz_venv.pth
 	touch $@
 
-# First what needs no cluster, in two processes; then the rest one by one, because a cluster takes both cores.
+# First what needs no cluster, in two processes and in another order every time (`make test ORDER=N` repeats one); then the rest one by one, because a cluster takes both cores.
 test: test-fast
 	$(BIN)/python -m pytest -m ray
 
+ORDER ?= $(shell date +%s)
+
 test-fast: $(STAMP) readers
-	$(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile
+	@echo "order of tests: ORDER=$(ORDER)"
+	GROWTX_TEST_ORDER=$(ORDER) $(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)

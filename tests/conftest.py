@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,24 @@ from typing import Any
 import pytest
 
 from tests import tiny
+
+ORDER = "GROWTX_TEST_ORDER"  # a number that decides the order of tests; unset: as they stand in the files
+
+
+def pytest_report_header() -> str | None:
+    return f"order of tests: {ORDER}={os.environ[ORDER]}" if os.environ.get(ORDER) else None
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest then groups what shares a fixture that is made for several parameters
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Shuffle the files, and the tests inside each: no test may count on those before it."""
+    if not (number := os.environ.get(ORDER)):
+        return
+    order = random.Random(number)
+    files = list(dict.fromkeys(item.path for item in items))
+    order.shuffle(files)
+    order.shuffle(items)
+    items.sort(key=lambda item: files.index(item.path))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -237,8 +237,9 @@ class RunStatus:
 
     def stop(self) -> None:
         """Record at once that a stop was requested: whatever stops the job may not wait for the end."""
-        self.is_stopped = True
-        self.write("stopped")
+        if not self.is_stopped:
+            self.is_stopped = True
+            self.write("stopped")
 
     def write(self, state: str) -> None:
         write_status(self._storage, state, self.num_stages)

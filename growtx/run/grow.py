@@ -9,12 +9,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
@@ -38,10 +39,11 @@ from growtx.train.checkpoints import remove_checkpoints
 from growtx.train.claims import RunClaims
 from growtx.train.cluster import connected
 from growtx.train.job import TrainJob
-from growtx.train.progress import ProgressActor, show_progress
+from growtx.train.progress import show_progress, start_progress_actor
 from growtx.train.stage_trainer import fit_worker_group
 
 MODEL_DIR = "model"
+TELL_EVERY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class _PhaseTimer:
 
 def _train_with_progress(jobs: list[TrainJob], status: RunStatus, console: Console) -> bool:
     """The run and its controls, one after the other on one worker group; returns whether a stop was asked for."""
-    progress_actor: Any = ProgressActor.remote()  # type: ignore[attr-defined]
+    progress_actor = start_progress_actor()
 
     def request_stop() -> None:
         progress_actor.request_stop.remote()
@@ -149,7 +151,11 @@ def _jobs_by_resources(job: TrainJob) -> Iterator[TrainJob]:
 
 @contextmanager
 def stop_on_signals(request_stop: Callable[[], Any], console: Console) -> Iterator[None]:
-    """SIGTERM (pre-emption) and the first Ctrl-C save a checkpoint and stop; a second Ctrl-C stops at once."""
+    """SIGTERM (pre-emption) and the first Ctrl-C save a checkpoint and stop; a second Ctrl-C stops at once.
+
+    Args:
+        request_stop: called once more every second until the block ends: whoever is told may have been started anew.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -158,13 +164,26 @@ def stop_on_signals(request_stop: Callable[[], Any], console: Console) -> Iterat
         console.print(f"{signal.Signals(number).name}: saving a checkpoint and stopping ...")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         request_stop()
+        asked.set()
 
+    asked, ended = threading.Event(), threading.Event()
+    teller = threading.Thread(target=_tell_again, args=(request_stop, asked, ended), daemon=True)
+    teller.start()
     previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        ended.set()
+        teller.join()
+
+
+def _tell_again(request_stop: Callable[[], Any], asked: threading.Event, ended: threading.Event) -> None:
+    while not ended.wait(TELL_EVERY_SECONDS):
+        if asked.is_set():
+            with suppress(ray.exceptions.RayError, GrowtxError):
+                request_stop()
 
 
 def finish_run(run: Storage, *, finished: bool) -> str | None:

@@ -17,7 +17,7 @@ from growtx.run.grow import run_jobs, stop_on_signals, unfinished_stages
 from growtx.train.claims import RunClaims
 from growtx.train.cluster import first_sentence
 from growtx.train.job import TrainJob
-from growtx.train.progress import ProgressActor, StageProgress, show_progress
+from growtx.train.progress import StageProgress, show_progress, start_progress_actor
 
 _POLL_SECONDS = 1.0
 
@@ -70,7 +70,7 @@ def train_concurrently(
             console.print(f"{task.name}: already finished", highlight=False)
     if not todo:
         return PoolResult()
-    progress_actors: dict[str, Any] = {task.name: ProgressActor.remote() for task in todo}  # type: ignore[attr-defined]
+    progress_actors: dict[str, Any] = {task.name: start_progress_actor() for task in todo}
     pool = Pool(
         todo, start=lambda task: _run_task.remote(task.jobs, progress_actors[task.name], task.claims), retries=retries
     )

@@ -7,6 +7,7 @@ so that it can be loaded into any number of workers and any ZeRO stage.
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -79,6 +80,9 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
     ]
 
 
+_open_zero_3: weakref.WeakSet[TrainEngine] = weakref.WeakSet()  # all of them compute by the function that DeepSpeed put
+
+
 class TrainEngine:
     """One stage's model under DeepSpeed.
 
@@ -103,6 +107,8 @@ class TrainEngine:
             optimizer=optimizer,
             config=deepspeed_config(settings, num_workers=world_size(), num_active=num_active),
         )
+        if self._zero_stage == 3:
+            _open_zero_3.add(self)
         self.model = model
         self.device = self.engine.device
         self.held: AllocatedBytes | None = None  # measured in the first step
@@ -259,6 +265,8 @@ class TrainEngine:
         self.engine.destroy()
         if self._zero_stage == 3:
             forget_model(self.model)
-            restore_linear()
+            _open_zero_3.discard(self)
+            if not _open_zero_3:
+                restore_linear()
         del self.engine, self.model
         gc.collect()  # model and engine refer to each other

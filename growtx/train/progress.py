@@ -9,15 +9,17 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+LOST_AFTER_SECONDS = 20.0  # of silence; starting a process again takes a few
 LINE_EVERY_SECONDS = 15.0  # where there is no terminal to draw on
 
 
@@ -96,13 +98,28 @@ class ProgressActor:
         self._stop = True
 
 
+def start_progress_actor() -> Any:
+    """A progress actor on the node of this process, started again whenever its own process dies.
+
+    It has then forgotten everything: progress is reported, and a stop is asked for, again and again.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ProgressActor.options(scheduling_strategy=here, max_restarts=-1).remote()  # type: ignore[attr-defined]
+
+
 class ProgressReporter:
-    """Rank 0's end of the progress_actor: posts without waiting for it, except for the answer to an evaluation."""
+    """Rank 0's end of the progress_actor: posts without waiting for it, except for the answer to an evaluation.
+
+    Attributes:
+        stop_requested: once asked for, never forgotten.
+        is_lost: nothing has answered for so long that nobody could ask these workers to stop.
+    """
 
     def __init__(self, progress_actor: Any) -> None:
         self._progress_actor = progress_actor
         self._pending: Any = None
-        self.stop_requested = False
+        self._silent_since: float | None = None
+        self.stop_requested = self.is_lost = False
 
     def report(self, progress: StageProgress) -> None:
         if self._pending is not None:
@@ -118,9 +135,12 @@ class ProgressReporter:
     def _collect(self) -> None:
         pending, self._pending = self._pending, None
         try:
-            self.stop_requested = self.stop_requested or bool(ray.get(pending))
-        except ray.exceptions.RayError:  # the driver is gone; Ray ends this worker soon
-            self._progress_actor = None
+            self.stop_requested = bool(ray.get(pending)) or self.stop_requested
+            self._silent_since = None
+        except ray.exceptions.RayError:  # it is being started again, or the driver is gone and with it the actor
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since >= LOST_AFTER_SECONDS:
+                self._progress_actor, self.is_lost = None, True
 
 
 class DriverLogHandler(logging.Handler):
@@ -131,7 +151,8 @@ class DriverLogHandler(logging.Handler):
         self._progress_actor = progress_actor
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._progress_actor.warn.remote(record.getMessage())
+        with suppress(ray.exceptions.RayError):  # nobody is there to read it
+            self._progress_actor.warn.remote(record.getMessage())
 
 
 class _Eta(ProgressColumn):

@@ -256,10 +256,16 @@ class StageRun:
                 self._log(window, (time.monotonic() - last_log) / steps_in_window)
                 window, steps_in_window = torch.zeros(2, dtype=torch.float64), 0
             self._evaluate_if_due()
-            stop, save = any_rank(self._flags(last_save))
-            if save or stop:
+            stop, save, lost = any_rank(self._flags(last_save))
+            if save or stop or lost:
                 self.save()
                 last_save = time.monotonic()
+            if lost:
+                raise TrainingError(
+                    f"the workers have lost contact with the command that started them; a checkpoint of {self._where} "
+                    "was saved",
+                    "Run the same command with --resume",
+                )
             if stop:
                 raise StopRequested
             if steps_in_window == 0:
@@ -289,7 +295,8 @@ class StageRun:
         if rank() == 0 and checkpoint.every_seconds is not None:
             due = due or time.monotonic() - last_save >= checkpoint.every_seconds
         at_end = self.position.step >= self.num_steps  # the stage is about to be finalized, which is better
-        return [self.context.reporter.stop_requested, due and not at_end]
+        reporter = self.context.reporter
+        return [reporter.stop_requested, due and not at_end, reporter.is_lost]
 
     def _end(self) -> str | None:
         train = self.stage.train

@@ -192,3 +192,18 @@ def test_a_stage_goes_on_after_its_driver_was_killed_and_after_ctrl_c_on_two_one
     run.finish()
     assert_same_losses(run, undisturbed, 1e-3)
     assert open_lineage(str(run.dir)).manifests[0] == first
+
+
+def test_a_request_to_stop_survives_the_process_that_carries_it(home: Path, undisturbed: Run) -> None:
+    run = Run(home, "deaf", "training.micro_batch_size=1", "resources.num_workers=2")
+    run.wait_for(lambda: run.reached(stage=2, step=3))
+    (carrier,) = descendants("ray::ProgressActor", run.process.pid)
+    carrier.kill()
+    time.sleep(0.5)
+    run.stop(signal.SIGTERM)
+    saved_at = run.rows()[-1]["step"]
+    assert saved_at < NUM_STEPS, "it was still in the stage"
+    assert max(path.name for path in (run.dir / "checkpoints/stage-02").iterdir()) == f"step-{saved_at:08d}"
+    run = Run(home, "deaf", resume=True)
+    run.finish()
+    assert_same_losses(run, undisturbed, 1e-3)

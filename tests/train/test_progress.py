@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import ray
 from rich.console import Console
 
 from growtx.train import progress
-from growtx.train.progress import RunPosition, StageProgress, eta_seconds, show_progress
+from growtx.train.progress import ProgressReporter, RunPosition, StageProgress, eta_seconds, show_progress
 
 HALF = StageProgress(
     stage=2, name="depth-2", num_stages=2, fraction=0.5, loss=1.25, tokens_per_second=2000, weights=(1, 3)
@@ -84,3 +85,66 @@ def test_a_group_of_runs_counts_those_that_are_behind_it() -> None:
     second = dataclasses.replace(HALF, run_position=RunPosition("seed-1", num_before=1, num_runs=4))
     assert second.total_fraction == pytest.approx((1 + 2.5 / 4) / 4)
     assert second.describe().startswith("run 2/4 seed-1, stage 2/2 depth-2, ")
+
+
+class Answers:
+    """A progress actor as a worker sees it: each report is answered by the next of these, or ends in an error."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = iter(answers)
+        self.report = self
+
+    def remote(self, _: StageProgress) -> Any:
+        return next(self.answers)
+
+
+UNAVAILABLE = ray.exceptions.ActorUnavailableError("it is being started again", None)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """Answers are there at once, and the time is what the test says."""
+
+    def get(value: Any) -> Any:
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    now = [0.0]
+    monkeypatch.setattr(progress.ray, "get", get)
+    monkeypatch.setattr(progress.ray, "wait", lambda references, timeout: (references, []))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    yield now
+
+
+def reported(clock: list[float], *answers: Any, seconds: float = 1.0) -> ProgressReporter:
+    """A reporter that has collected all these answers, one every few seconds."""
+    reporter = ProgressReporter(Answers(*answers, False))
+    for _ in range(len(answers) + 1):
+        reporter.report(HALF)
+        clock[0] += seconds
+    return reporter
+
+
+def test_a_stop_that_was_asked_for_is_not_forgotten(clock: list[float]) -> None:
+    assert not reported(clock, False, False).stop_requested
+    assert reported(clock, False, True, False, UNAVAILABLE).stop_requested
+
+
+def test_a_worker_goes_on_asking_while_the_actor_is_started_again(clock: list[float]) -> None:
+    reporter = reported(clock, False, UNAVAILABLE, UNAVAILABLE, True)
+    assert reporter.stop_requested and not reporter.is_lost
+    far_apart = reported(clock, UNAVAILABLE, False, UNAVAILABLE, seconds=15)
+    assert not far_apart.is_lost, "it answered in between"
+
+
+def test_a_worker_that_nobody_answers_for_long_is_lost(clock: list[float]) -> None:
+    reporter = reported(clock, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, seconds=15)
+    assert reporter.is_lost and not reporter.stop_requested
+    reporter.report(HALF)  # and asks no more
+
+
+def test_an_evaluation_waits_for_its_answer(clock: list[float]) -> None:
+    reporter = ProgressReporter(Answers(True))
+    reporter.report(dataclasses.replace(HALF, evaluated=True))
+    assert reporter.stop_requested

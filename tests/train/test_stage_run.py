@@ -228,6 +228,24 @@ def test_workers_refuse_other_data_than_the_driver_has_seen(home: Path) -> None:
     assert isinstance(problem, DataError) and "is not what this run was prepared with" in str(problem)
 
 
+def test_workers_that_have_lost_their_driver_save_a_checkpoint_and_end(
+    home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job = job(home, training={"checkpoint": {"every_steps": None, "every_seconds": None}})
+    original = StageRun._step
+
+    def lose_the_driver(self: StageRun) -> torch.Tensor:
+        self.context.reporter.is_lost = self.stage.index == 2 and self.position.step == 4
+        return original(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageRun, "_step", lose_the_driver)
+        assert "lost contact with the command" in str(train(the_job))
+    assert [path.name for path in Path(the_job.run_dir, "checkpoints/stage-02").iterdir()] == ["step-00000005"]
+    finished(the_job)
+    assert_same(losses(the_job), undisturbed)
+
+
 # --- another driver ---------------------------------------------------------------------------------------------------
 
 

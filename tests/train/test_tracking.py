@@ -125,15 +125,6 @@ def test_weights_and_biases_keeps_the_id_of_a_resumed_run(storage: Storage, monk
     assert len([name for name in storage.list_files("wandb") if name.endswith(".wandb")]) == 2
 
 
-def test_a_client_that_names_its_address_gives_no_credential_away() -> None:
-    def refuse() -> Service:
-        raise ConnectionError("no answer from http://user:s3cr3t@host:5000/api")
-
-    with pytest.raises(TrainingError, match=r"http://user:\*\*\*@host") as caught:
-        tracking._opened("mlflow", refuse)
-    assert "s3cr3t" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("configured", "environment", "expected"),
     [
@@ -162,3 +153,12 @@ def test_weights_and_biases_runs_as_the_environment_says_unless_it_is_configured
     assert started == [expected]
     passed_on = runtime_env(ResourcesConfig())["env_vars"]
     assert passed_on.get("WANDB_MODE") == environment, "workers on other nodes have another environment"
+
+
+def test_a_client_that_names_its_address_gives_no_credential_away() -> None:
+    def refuse() -> Service:
+        raise ConnectionError("no answer from http://user:s3cr3t@host:5000/api")
+
+    with pytest.raises(TrainingError, match=r"http://user:\*\*\*@host") as caught:
+        tracking._opened("mlflow", refuse)
+    assert "s3cr3t" not in str(caught.value)
