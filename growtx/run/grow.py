@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import itertools
+import math
 import os
 import signal
 import tempfile
@@ -44,6 +46,7 @@ from growtx.train.stage_trainer import fit_worker_group
 
 MODEL_DIR = "model"
 TELL_EVERY_SECONDS = 1.0
+START_SECONDS = 20.0  # that workers get to begin with after they were told to stop; until then nothing can be lost
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,12 @@ def _train_with_progress(jobs: list[TrainJob], status: RunStatus, console: Conso
         progress_actor.request_stop.remote()
         status.stop()
 
-    with show_progress({"growing": progress_actor}, console), stop_on_signals(request_stop, console):
+    def has_begun() -> bool:
+        return bool(ray.get(progress_actor.has_begun.remote(), timeout=5))
+
+    with show_progress({"growing": progress_actor}, console), stop_on_signals(request_stop, console, has_begun):
         return run_jobs(jobs, progress_actor)
+    return True  # they were told to stop before they had begun
 
 
 def unfinished_stages(job: TrainJob) -> list[Stage]:
@@ -150,11 +157,16 @@ def _jobs_by_resources(job: TrainJob) -> Iterator[TrainJob]:
 
 
 @contextmanager
-def stop_on_signals(request_stop: Callable[[], Any], console: Console) -> Iterator[None]:
+def stop_on_signals(
+    request_stop: Callable[[], Any], console: Console, has_begun: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """SIGTERM (pre-emption) and the first Ctrl-C save a checkpoint and stop; a second Ctrl-C stops at once.
+
+    The block is left, without an exception, where no worker has begun 20 s after that: they may be waiting for nodes.
 
     Args:
         request_stop: called once more every second until the block ends: whoever is told may have been started anew.
+        has_begun: whether there is anybody who could have been told.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -166,12 +178,15 @@ def stop_on_signals(request_stop: Callable[[], Any], console: Console) -> Iterat
         request_stop()
         asked.set()
 
-    asked, ended = threading.Event(), threading.Event()
-    teller = threading.Thread(target=_tell_again, args=(request_stop, asked, ended), daemon=True)
+    asked, overdue, ended = threading.Event(), threading.Event(), threading.Event()
+    teller = threading.Thread(target=_tell_again, args=(request_stop, has_begun, asked, overdue, ended), daemon=True)
     teller.start()
     previous = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
+    except KeyboardInterrupt:
+        if not overdue.is_set():
+            raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -179,11 +194,25 @@ def stop_on_signals(request_stop: Callable[[], Any], console: Console) -> Iterat
         teller.join()
 
 
-def _tell_again(request_stop: Callable[[], Any], asked: threading.Event, ended: threading.Event) -> None:
+def _tell_again(
+    request_stop: Callable[[], Any],
+    has_begun: Callable[[], bool],
+    asked: threading.Event,
+    overdue: threading.Event,
+    ended: threading.Event,
+) -> None:
+    began, asked_at = False, math.inf
     while not ended.wait(TELL_EVERY_SECONDS):
-        if asked.is_set():
-            with suppress(ray.exceptions.RayError, GrowtxError):
-                request_stop()
+        with suppress(ray.exceptions.RayError, TimeoutError):
+            began = began or has_begun()
+        if not asked.is_set():
+            continue
+        asked_at = min(asked_at, time.monotonic())
+        with suppress(ray.exceptions.RayError, GrowtxError):
+            request_stop()
+        if not began and not overdue.is_set() and time.monotonic() - asked_at >= START_SECONDS:
+            overdue.set()
+            _thread.interrupt_main()
 
 
 def finish_run(run: Storage, *, finished: bool) -> str | None:

@@ -83,8 +83,12 @@ def train_concurrently(
         for progress_actor in progress_actors.values():
             progress_actor.request_stop.remote()
 
-    with show_progress(progress_actors, console), stop_on_signals(request_stop, console):
+    def has_begun() -> bool:
+        return any(ray.get([actor.has_begun.remote() for actor in progress_actors.values()], timeout=5))
+
+    with show_progress(progress_actors, console), stop_on_signals(request_stop, console, has_begun):
         return pool.run(cluster_capacity())
+    return PoolResult(stopped=True)  # they were told to stop before any of them had begun
 
 
 class Pool:

@@ -35,10 +35,11 @@ class MetricsLog:
         self._storage.append_text(METRICS_FILE, json.dumps(row, ensure_ascii=False) + "\n")
 
     def rewind(self, *, stage: int, step: int) -> None:
-        """Drop rows after `step` of `stage`: they will be written again."""
+        """Drop rows after `step` of `stage`, and the score at its end: they will be written again."""
         if not self._storage.exists(METRICS_FILE):
             return
-        kept = [row for row in read_metrics(self._storage) if (row["stage"], row["step"]) <= (stage, step)]
+        rows = [row for row in read_metrics(self._storage) if (row["stage"], row["step"]) <= (stage, step)]
+        kept = [row for row in rows if row["stage"] < stage or row.get("eval/when") != "end"]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         self._storage.write_text(METRICS_FILE, text)
 

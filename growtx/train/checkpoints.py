@@ -42,6 +42,7 @@ class CheckpointInfo(BaseModel):
     first_bits_per_byte: float | None = None
     state_sha256: str = ""
     data_fingerprint: str = ""
+    evaluation_due: bool = False  # the stop came during the evaluation that belongs to this step
 
 
 def write_checkpoint(

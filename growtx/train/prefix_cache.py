@@ -15,8 +15,9 @@ import logging
 import os
 import random
 import shutil
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,10 +110,19 @@ class PrefixCache:
         return np.arange(shard * WINDOWS_PER_SHARD, min(total, (shard + 1) * WINDOWS_PER_SHARD))
 
     @torch.no_grad()
-    def fill(self, shards: Iterable[int], model: GrowtxForCausalLM, num_frozen: int) -> None:
+    def fill(
+        self,
+        shards: Iterable[int],
+        model: GrowtxForCausalLM,
+        num_frozen: int,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Compute and write the shards that are still missing when their turn comes.
 
         The order is random in every process, so that several that fill the same cache share the work.
+
+        Args:
+            is_stopping: asked before every shard; once it is true, those that are written stay and no more are.
 
         Raises:
             StoreError: the disk is full; then nothing that this call wrote stays on it.
@@ -120,6 +130,8 @@ class PrefixCache:
         device = next(model.parameters()).device
         written: list[int] = []
         for shard in random.sample(todo := list(shards), len(todo)):
+            if is_stopping():
+                return
             if self._problem(shard) is None:
                 continue
             tokens_NT = torch.from_numpy(self._data.train.take(self._windows(shard))).long()
@@ -231,6 +243,7 @@ def _place(path: Path) -> bytes:
 # The prefix cache filled by a Ray Data job on resources of its own, while the stage's workers wait for it.
 
 
+END_JOB_SECONDS = 10.0  # that a job which is to end gets for the shards in work
 BLOCKS_PER_WORKER = 4  # so that a slow worker does not keep the others waiting
 
 
@@ -270,36 +283,57 @@ class ShardFiller:
         return {"problem": np.array([said[0]]), "remedy": np.array([said[1]])}
 
 
-def fill_by_job(work: PrefixWork, shards: list[int], config: PrefixJobConfig) -> StoreError | None:
+def fill_by_job(
+    work: PrefixWork, shards: list[int], config: PrefixJobConfig, is_stopping: Callable[[], bool] = lambda: False
+) -> StoreError | None:
     """Let a Ray Data job compute shards. Collective.
+
+    Args:
+        is_stopping: asked all the time; once it is true on any rank, the job ends after the shards in work.
 
     Returns:
         What kept the job from writing, if anything; then nothing that it wrote stays on the disk.
     """
-    job = ThreadPoolExecutor(1).submit(run_job, work, shards, config) if rank() == 0 else None
-    while any_rank([job is not None and not job.done()])[0]:  # one collective for the whole time would time out
+    end = threading.Event()
+    job = ThreadPoolExecutor(1).submit(run_job, work, shards, config, end) if rank() == 0 else None
+    stopped_at: float | None = None
+    while True:  # one collective for the whole time would time out
+        is_running, is_stopped = any_rank([job is not None and not job.done(), is_stopping()])
+        if is_stopped:
+            end.set()
+            stopped_at = stopped_at or time.monotonic()
+        is_overdue = stopped_at is not None and time.monotonic() - stopped_at > END_JOB_SECONDS
+        if not is_running or any_rank([rank() == 0 and is_overdue])[0]:
+            break
         time.sleep(0.1)
-    return on_rank_zero(lambda: job.result() if job else None)
+    return on_rank_zero(lambda: job.result() if job is not None and job.done() else None)
 
 
-def run_job(work: PrefixWork, shards: list[int], config: PrefixJobConfig) -> StoreError | None:
-    """The job itself, for one process that is connected to Ray."""
+def run_job(
+    work: PrefixWork, shards: list[int], config: PrefixJobConfig, end: threading.Event | None = None
+) -> StoreError | None:
+    """The job itself, for one process that is connected to Ray.
+
+    Args:
+        end: set by another thread when the shards that are left are no longer wanted.
+    """
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
     num_blocks = min(len(shards), BLOCKS_PER_WORKER * config.num_workers)
-    rows = (
-        ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=num_blocks)
-        .map_batches(
-            ShardFiller,
-            fn_constructor_args=(work, config),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=config.num_workers),
-            num_cpus=config.cpus_per_worker,
-            num_gpus=1 if config.use_gpu else 0,
-        )
-        .take_all()
+    dataset = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=num_blocks).map_batches(
+        ShardFiller,
+        fn_constructor_args=(work, config),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=config.num_workers),
+        num_cpus=config.cpus_per_worker,
+        num_gpus=1 if config.use_gpu else 0,
     )
+    rows = []
+    for row in dataset.iter_rows():
+        rows.append(row)
+        if end is not None and end.is_set():
+            break
     problem = next((StoreError(row["problem"], row["remedy"]) for row in rows if row["problem"]), None)
     if problem is not None:
         work.cache(open_packed(work.packed_path)).remove(shards)

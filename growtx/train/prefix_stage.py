@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,17 +19,29 @@ from growtx.train.distributed import any_rank, on_all_ranks, on_rank_zero, rank,
 from growtx.train.job import TrainJob
 from growtx.train.kernels import use_bf16
 from growtx.train.prefix_cache import PrefixCache, PrefixWork, fill_by_job
+from growtx.train.progress import StopRequested
 from growtx.train.settings import PrefixJobConfig
 
 logger = logging.getLogger(__name__)
 
 
 def use_prefix_cache(
-    job: TrainJob, stage: Stage, parent: Manifest, batches: Batches, *, num_steps: int, micro_batch: int
+    job: TrainJob,
+    stage: Stage,
+    parent: Manifest,
+    batches: Batches,
+    *,
+    num_steps: int,
+    micro_batch: int,
+    is_stopping: Callable[[], bool] = lambda: False,
 ) -> PrefixPlan:
     """Let `batches` read the prefix's activations if the plan says so. Collective.
 
+    Args:
+        is_stopping: whether this rank has heard that the run shall stop; asked while the cache is filled.
+
     Raises:
+        StopRequested: some rank has; the part of the cache that is filled stays.
         ConfigError: a cache is requested where the prefix does not stay the same.
         StoreError: a cache is requested and the disk is full; `auto` then recomputes, with a warning.
     """
@@ -67,7 +80,7 @@ def use_prefix_cache(
         )
     )
     if settings.prefix == "cache" or (settings.prefix == "auto" and plan.choice == "cache"):
-        problem = _fill(cache, shards, work, job.resources.prefix_job) or _open(cache, shards)
+        problem = _fill(cache, shards, work, job.resources.prefix_job, is_stopping) or _open(cache, shards)
         if problem is None:
             batches.read_prefix_from(cache, stage.num_frozen)
         elif settings.prefix == "cache":
@@ -79,7 +92,11 @@ def use_prefix_cache(
 
 
 def _fill(
-    cache: PrefixCache, shards: list[int], work: PrefixWork, prefix_job: PrefixJobConfig | None
+    cache: PrefixCache,
+    shards: list[int],
+    work: PrefixWork,
+    prefix_job: PrefixJobConfig | None,
+    is_stopping: Callable[[], bool],
 ) -> StoreError | None:
     """Compute what is missing by a job, if there is one; these workers compute what this node then still does not see.
 
@@ -90,20 +107,26 @@ def _fill(
     """
     if prefix_job is not None:
         missing = on_rank_zero(lambda: cache.missing(shards))
-        problem = fill_by_job(work, missing, prefix_job) if missing else None
+        problem = fill_by_job(work, missing, prefix_job, is_stopping) if missing else None
         if problem is not None:
             return problem
     missing, problem = cache.missing(shards), None
-    if not any_rank([bool(missing)])[0]:  # also: nobody writes before everybody has looked
+    is_missing, is_stopped = any_rank([bool(missing), is_stopping()])  # also: nobody writes before all have looked
+    if is_stopped:
+        raise StopRequested
+    if not is_missing:
         return None
     model = assemble(BlobStore(work.store_dir), work.parent).to(worker_device(), cache.dtype).eval()
     mine = missing[rank() :: world_size()]
     for also_those_of_others in (False, True):
         try:
-            cache.fill(cache.missing(shards) if also_those_of_others else mine, model, work.num_frozen)
+            cache.fill(cache.missing(shards) if also_those_of_others else mine, model, work.num_frozen, is_stopping)
         except StoreError as error:
             problem = error
-        if any_rank([problem is not None])[0]:
+        has_problem, is_stopped = any_rank([problem is not None, is_stopping()])
+        if is_stopped:
+            raise StopRequested
+        if has_problem:
             return problem or StoreError("another worker cannot write the prefix cache", "Free some space there")
     return None
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 LOST_AFTER_SECONDS = 20.0  # of silence; starting a process again takes a few
+ASK_EVERY_SECONDS = 0.2  # between two steps, where the loops are short
 LINE_EVERY_SECONDS = 15.0  # where there is no terminal to draw on
 
 
@@ -97,6 +98,14 @@ class ProgressActor:
     def request_stop(self) -> None:
         self._stop = True
 
+    def is_stopping(self) -> bool:
+        """What a worker asks that has no progress to report: any rank, at any time."""
+        return self._stop
+
+    def has_begun(self) -> bool:
+        """Whether any worker has reported a stage."""
+        return self._progress.stage > 0
+
 
 def start_progress_actor() -> Any:
     """A progress actor on the node of this process, started again whenever its own process dies.
@@ -107,8 +116,12 @@ def start_progress_actor() -> Any:
     return ProgressActor.options(scheduling_strategy=here, max_restarts=-1).remote()  # type: ignore[attr-defined]
 
 
+class StopRequested(Exception):
+    """The run was asked to save and stop."""
+
+
 class ProgressReporter:
-    """Rank 0's end of the progress_actor: posts without waiting for it, except for the answer to an evaluation.
+    """A worker's end of the progress_actor: rank 0 reports without waiting, except for the answer to an evaluation.
 
     Attributes:
         stop_requested: once asked for, never forgotten.
@@ -119,6 +132,8 @@ class ProgressReporter:
         self._progress_actor = progress_actor
         self._pending: Any = None
         self._silent_since: float | None = None
+        self._question: Any = None
+        self._asked_at = -ASK_EVERY_SECONDS
         self.stop_requested = self.is_lost = False
 
     def report(self, progress: StageProgress) -> None:
@@ -131,6 +146,20 @@ class ProgressReporter:
             self._pending = self._progress_actor.report.remote(progress)
             if progress.evaluated:
                 self._collect()
+
+    def ask(self) -> bool:
+        """Whether to stop, as far as this rank has heard: the answer to this question comes with one of the next.
+
+        For everything that takes long and is no training step: any rank, as often as it likes.
+        """
+        if self._question is not None and ray.wait([self._question], timeout=0)[0]:
+            question, self._question = self._question, None
+            with suppress(ray.exceptions.RayError):  # it is being started again; `report` finds out if it stays away
+                self.stop_requested = bool(ray.get(question)) or self.stop_requested
+        is_due = time.monotonic() - self._asked_at >= ASK_EVERY_SECONDS
+        if self._progress_actor is not None and self._question is None and is_due:
+            self._question, self._asked_at = self._progress_actor.is_stopping.remote(), time.monotonic()
+        return self.stop_requested
 
     def _collect(self) -> None:
         pending, self._pending = self._pending, None

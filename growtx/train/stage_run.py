@@ -54,7 +54,7 @@ from growtx.train.engine import TrainEngine
 from growtx.train.kernels import set_kernels, use_bf16
 from growtx.train.memory import memory_metrics, peak_memory_bytes, reset_peak_memory
 from growtx.train.prefix_stage import use_prefix_cache
-from growtx.train.progress import StageProgress
+from growtx.train.progress import StageProgress, StopRequested
 from growtx.train.worker_context import WorkerContext
 
 logger = logging.getLogger(__name__)
@@ -177,6 +177,7 @@ class StageRun:
         self.tokens_before = parent.num_tokens if parent else 0
         self.record = StageLogger(context, stage, num_steps=self.num_steps, tokens_before=self.tokens_before)
         reset_peak_memory()
+        context.stop_if_asked()
         self.batches = self._build_batches()
         self.prefix_plan = self._use_prefix_cache()
         self.record.prefix_cached = self.prefix_cached
@@ -211,7 +212,13 @@ class StageRun:
             return None
         micro_batch = self.settings.micro_batch(world_size())
         return use_prefix_cache(
-            self.job, self.stage, self.parent, self.batches, num_steps=self.num_steps, micro_batch=micro_batch
+            self.job,
+            self.stage,
+            self.parent,
+            self.batches,
+            num_steps=self.num_steps,
+            micro_batch=micro_batch,
+            is_stopping=self.context.reporter.ask,
         )
 
     @property
@@ -256,7 +263,9 @@ class StageRun:
                 self._log(window, (time.monotonic() - last_log) / steps_in_window)
                 window, steps_in_window = torch.zeros(2, dtype=torch.float64), 0
             self._evaluate_if_due()
-            stop, save, lost = any_rank(self._flags(last_save))
+            stop, save, lost, diverged = any_rank([*self._flags(last_save), not math.isfinite(window[0])])
+            if diverged:  # says so before a checkpoint is written that could only be resumed into the same error
+                self._log(window, math.inf)
             if save or stop or lost:
                 self.save()
                 last_save = time.monotonic()
@@ -327,9 +336,15 @@ class StageRun:
         self.record.show(self.position, loss=loss, tokens_per_second=tokens_per_second)
 
     def evaluate(self, when: str) -> dict[str, TextScore]:
-        """Bits per byte on held-out windows, written to the metrics."""
+        """Bits per byte on held-out windows, written to the metrics.
+
+        Raises:
+            StopRequested: someone asked to stop; unless nothing was trained, a checkpoint was saved.
+        """
         micro_batch = self.settings.micro_batch(world_size())
-        scores = self.context.held_out.evaluate(self.engine.evaluation_model(), micro_batch, self.engine.device)
+        scores = self.context.held_out.evaluate(
+            self.engine.evaluation_model(), micro_batch, self.engine.device, self.context.stop_if_asked
+        )
         total = scores[""]
         row = {"eval/loss": total.loss, "eval/bits_per_byte": total.bits_per_byte, "eval/when": when}
         self.record.write(self.position, row)
@@ -339,6 +354,13 @@ class StageRun:
         return scores
 
     def _evaluate_if_due(self) -> None:
+        try:
+            self._evaluate_now_if_due()
+        except StopRequested:
+            self.save(evaluation_due=True)
+            raise
+
+    def _evaluate_now_if_due(self) -> None:
         convergence = self.stage.train.convergence
         if convergence is not None and self._is_due(convergence.every_steps):
             score = self.evaluate("during")[""].bits_per_byte
@@ -349,8 +371,12 @@ class StageRun:
         elif self._is_due(self.settings.evaluation.every_steps) and self.position.step < self.num_steps:
             self.evaluate("during")
 
-    def save(self) -> None:
-        """Write a checkpoint. Collective."""
+    def save(self, *, evaluation_due: bool = False) -> None:
+        """Write a checkpoint. Collective.
+
+        Args:
+            evaluation_due: whether the evaluation of this step is to be made by whoever resumes.
+        """
         weights, moments = self.engine.trainable_state(), self.engine.optimizer_state()
         info = CheckpointInfo(
             stage=self.stage.index,
@@ -362,6 +388,7 @@ class StageRun:
             frozen_before=self.frozen_before,
             first_bits_per_byte=self.position.first_score,
             data_fingerprint=self.job.data_fingerprint,
+            evaluation_due=evaluation_due,
         )
         keep = self.settings.checkpoint.keep
         on_rank_zero(lambda: write_checkpoint(self.storage, info, weights, moments, keep=keep))
@@ -391,6 +418,8 @@ class StageRun:
             logger.warning("stage %d goes on from step %d on other text", self.stage.index, info.step)
             self.position.best_bits_per_byte, self.position.evaluations_without_gain = math.inf, 0
         self.record.rewind(info.step)
+        if info.evaluation_due:
+            self._evaluate_if_due()
         return True
 
     # Finalizing: store what the stage produced, prove that the rest is unchanged, write the manifest last.
@@ -422,7 +451,11 @@ class StageRun:
         return FrozenCheck(num_tensors=num_tensors, before=self.frozen_before, after=after)
 
     def _final_scores(self) -> dict[str, TextScore]:
-        scores = self.evaluate("end")
+        try:
+            scores = self.evaluate("end")
+        except StopRequested:
+            self.save()
+            raise
         if not math.isfinite(scores[""].loss):
             raise TrainingError(
                 f"the held-out loss of {self._where} is not finite; the stage was not stored", self._gentler()
@@ -513,6 +546,8 @@ class StageRun:
         room = max(1, model.config.max_position_embeddings - settings.sample_tokens)
         samples = []
         for number, prompt in enumerate(prompts):
+            if self.context.reporter.ask():  # what is trained is stored first; texts can be had any time
+                break
             given = prompt[-room:]
             sampling = Sampling(seed=seed_of_choice(self.job.seed, number), temperature=settings.temperature)
             new = continue_text(
@@ -526,10 +561,6 @@ class StageRun:
             text = visible_text(tokenizer, new, after=given)
             samples.append({"prompt": visible_text(tokenizer, given).lstrip(INCOMPLETE), "text": text})
         return samples
-
-
-class StopRequested(Exception):
-    """The run was asked to save and stop."""
 
 
 def _finite(value: float) -> float | None:

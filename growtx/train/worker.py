@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any
 
 from growtx.exceptions import GrowtxError
+from growtx.growth.plan import Stage
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, list_manifests, read_lineage, stage_index
 from growtx.train.claims import RunClaims
 from growtx.train.distributed import on_rank_zero
 from growtx.train.job import TrainJob
-from growtx.train.progress import RunPosition
-from growtx.train.stage_run import StageRun, StopRequested
+from growtx.train.progress import RunPosition, StopRequested
+from growtx.train.stage_run import StageRun
 from growtx.train.worker_context import WorkerContext
 
 
@@ -56,20 +57,25 @@ def train_job(job: TrainJob, progress_actor: Any, run_position: RunPosition) -> 
             if finished:  # by an earlier attempt of this worker group
                 continue
             context = context or WorkerContext(job, progress_actor, run_position)
-            run = StageRun(context, stage, parent)
             try:
-                ended_by = run.train()
-                run.finalize(ended_by)
+                _run_stage(context, stage, parent)
             except StopRequested:
                 return True
             finally:
-                run.close()
                 context.end_stage()
         is_finished = True
     finally:
         if context is not None:
             context.close(finished=is_finished)
     return False
+
+
+def _run_stage(context: WorkerContext, stage: Stage, parent: Manifest | None) -> None:
+    run = StageRun(context, stage, parent)
+    try:
+        run.finalize(run.train())
+    finally:
+        run.close()
 
 
 def _manifests_at(job: TrainJob, index: int) -> tuple[bool, Manifest | None]:

@@ -19,10 +19,10 @@ from growtx.exceptions import ConfigError, DataError
 from growtx.growth.assembly import check_same
 from growtx.growth.lineage import TOKENIZER_DIR
 from growtx.storage import STORAGE_VARIABLE, Storage
-from growtx.train.distributed import on_all_ranks, on_rank_zero, rank
+from growtx.train.distributed import any_rank, on_all_ranks, on_rank_zero, rank
 from growtx.train.held_out import HeldOut
 from growtx.train.job import TrainJob
-from growtx.train.progress import DriverLogHandler, ProgressReporter, RunPosition, StageProgress
+from growtx.train.progress import DriverLogHandler, ProgressReporter, RunPosition, StageProgress, StopRequested
 from growtx.train.tracking import Trackers, TrainingGauges
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,15 @@ class WorkerContext:
                 self._gauges = None
         if self._trackers is not None:
             self._trackers.add(row)
+
+    def stop_if_asked(self) -> None:
+        """Between two parts of whatever takes long and is no training step. Collective.
+
+        Raises:
+            StopRequested: some rank has heard that the run shall stop.
+        """
+        if any_rank([self.reporter.ask()])[0]:
+            raise StopRequested
 
     def end_stage(self) -> None:
         """Let trackers store what they hold."""

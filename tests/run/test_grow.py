@@ -17,6 +17,7 @@ from rich.console import Console
 from growtx.exceptions import RunsFailedError, TrainingError
 from growtx.growth.plan import Stage
 from growtx.growth.results import load_model
+from growtx.run import grow as grow_module
 from growtx.run.grow import _plan_table, finish_run, run_jobs, stop_on_signals
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
@@ -88,6 +89,19 @@ def test_a_signal_asks_to_save_and_stop_and_a_second_interrupt_leaves_at_once() 
     assert signalled(signal.SIGTERM) == ["stop"]
     assert signalled(signal.SIGINT) == ["stop", "leave at once"]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_a_stop_does_not_wait_for_workers_that_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grow_module, "TELL_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(grow_module, "START_SECONDS", 0.1)
+    for has_begun in (True, False):
+        start, waited = time.monotonic(), False
+        with stop_on_signals(lambda: None, quiet(), lambda begun=has_begun: begun):  # type: ignore[misc]
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+            waited = True
+        assert waited is has_begun and time.monotonic() - start < 5
+    assert signal.getsignal(signal.SIGTERM) != signal.default_int_handler
 
 
 def test_a_run_in_a_thread_leaves_signals_alone() -> None:

@@ -92,9 +92,9 @@ class Answers:
 
     def __init__(self, *answers: Any) -> None:
         self.answers = iter(answers)
-        self.report = self
+        self.report = self.is_stopping = self
 
-    def remote(self, _: StageProgress) -> Any:
+    def remote(self, *_: StageProgress) -> Any:
         return next(self.answers)
 
 
@@ -148,3 +148,13 @@ def test_an_evaluation_waits_for_its_answer(clock: list[float]) -> None:
     reporter = ProgressReporter(Answers(True))
     reporter.report(dataclasses.replace(HALF, evaluated=True))
     assert reporter.stop_requested
+
+
+def test_who_has_no_progress_to_report_asks_and_hears_at_the_next_question(clock: list[float]) -> None:
+    reporter = ProgressReporter(Answers(False, UNAVAILABLE, True, False, False))
+    heard = []
+    for _ in range(5):
+        heard.append(reporter.ask())
+        clock[0] += 1.0
+    assert heard == [False, False, False, True, True]
+    assert not ProgressReporter(None).ask(), "without an actor there is nobody to ask"

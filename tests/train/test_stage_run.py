@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from growtx.train.checkpoints import CHECKPOINTS_DIR, STATE_FILE
 from growtx.train.data_proof import verify_data
 from growtx.train.job import TrainJob
 from growtx.train.prefix_cache import PrefixCache
+from growtx.train.progress import ProgressReporter
 from growtx.train.stage_run import StageRun
 from growtx.train.worker import train_loop_per_worker
 from tests.run.configs import config, write_corpus
@@ -244,6 +247,92 @@ def test_workers_that_have_lost_their_driver_save_a_checkpoint_and_end(
     assert [path.name for path in Path(the_job.run_dir, "checkpoints/stage-02").iterdir()] == ["step-00000005"]
     finished(the_job)
     assert_same(losses(the_job), undisturbed)
+
+
+# --- a request to stop that comes between the steps -------------------------------------------------------------------
+
+PHASE_PLAN = {"grow": {"blocks": 3}, "train": TRAIN}
+PHASE_TRAINING: dict[str, Any] = {"prefix": "cache", "evaluation": {**TRAINING["evaluation"], "every_steps": 4}}  # type: ignore[dict-item]
+PHASES = ("starting", "filling", "start", "during", "end", "storing")
+
+
+def rows_of(job: TrainJob) -> list[tuple[int, int, str]]:
+    rows = read_metrics(Storage(job.run_dir))
+    return [(row["stage"], row["step"], row.get("eval/when", "")) for row in rows]
+
+
+class StopsIn:
+    """Lets the reporter of a worker hear of a stop in one phase of the second stage; counts who else asks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+        self._wanted, self._phase, self.heard = phase, "", False
+        self._within(monkeypatch, StageRun, "__init__", lambda run, context, stage, parent: "starting")
+        self._within(monkeypatch, PrefixCache, "fill", lambda *_: "filling")
+        self._within(monkeypatch, StageRun, "evaluate", lambda run, when: when)
+        self._within(monkeypatch, StageRun, "_store", lambda *_: "storing")
+        self._stage = 0
+        monkeypatch.setattr(ProgressReporter, "ask", lambda reporter: self._ask())
+
+    def _within(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str, phase: Callable[..., str]) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any) -> Any:
+            if name == "__init__":
+                self._stage = args[2].index
+            before, self._phase = self._phase, phase(*args)
+            try:
+                return original(*args)
+            finally:
+                self._phase = before
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    def _ask(self) -> bool:
+        self.heard = self.heard or (self._stage == 2 and self._phase == self._wanted)
+        return self.heard
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_stop_is_heard_in_every_phase_and_costs_nothing(
+    phase: str, home: Path, stopless: tuple[Losses, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job = job(home, plan=PHASE_PLAN, training=PHASE_TRAINING)
+    shutil.rmtree(the_job.prefix_cache_dir)  # that of the run which nobody stops
+    with monkeypatch.context() as patched:
+        stop = StopsIn(patched, phase)
+        outcome = train_loop_per_worker(
+            {"jobs": [the_job.model_dump(mode="json")], "progress_actor": None, "claims": None}
+        )
+    assert stop.heard and outcome == {"stopped": True, "failed": {}}
+    num_stored = len(open_lineage(the_job.run_dir).manifests)
+    assert num_stored == (2 if phase == "storing" else 1), "what is being stored is stored"
+    finished(the_job)
+    assert_same(losses(the_job), stopless[0])
+    assert rows_of(the_job) == stopless[1], "every score is there, and once"
+
+
+@pytest.fixture(scope="module")
+def stopless(process_group: None, home: Path) -> tuple[Losses, list[Any]]:
+    """Losses and rows of the run that nobody stops."""
+    reference = job(home, plan=PHASE_PLAN, training=PHASE_TRAINING)
+    finished(reference)
+    return losses(reference), rows_of(reference)
+
+
+def test_a_loss_that_is_not_finite_leaves_no_checkpoint_to_resume_into(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job = job(home, training={"log_every_steps": 8, "checkpoint": {"every_steps": 4}})
+    original = StageRun._step
+
+    def diverge(self: StageRun) -> torch.Tensor:
+        totals = original(self)
+        return totals * math.nan if self.position.step == 3 else totals
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageRun, "_step", diverge)
+        assert "is not finite at step 3" in str(train(the_job))
+    assert not Path(the_job.run_dir, CHECKPOINTS_DIR).exists()
 
 
 # --- another driver ---------------------------------------------------------------------------------------------------
