@@ -80,7 +80,7 @@ class Storage:
         except FileNotFoundError as error:
             raise StoreError(f"{self.path(relative)}: there is no such file", "Check the path") from error
         except OSError as error:
-            raise StoreError(f"{self.path(relative)} cannot be read: {error.strerror or error}") from error
+            raise StoreError(f"{self.path(relative)} cannot be read: {error.strerror or error}", CHECK) from error
 
     def read_tail(self, relative: str, num_bytes: int = 64 * 1024) -> str:
         """The end of a text file, which may begin inside a line; empty when there is no such file."""
@@ -99,7 +99,9 @@ class Storage:
         try:
             return self.read_bytes(relative).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise StoreError(f"{self.path(relative)} is damaged: it is not UTF-8 text") from error
+            raise StoreError(
+                f"{self.path(relative)} is damaged: it is not UTF-8 text", "Restore it from a copy"
+            ) from error
 
     def write_bytes(self, relative: str, data: bytes) -> None:
         """Write atomically: readers see the old file or the whole new one, also after a crash."""
@@ -289,7 +291,8 @@ def write_error(path: str, error: OSError) -> StoreError:
 # Paths and URLs alike: one way to the filesystem that something lies on.
 
 
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+CHECK = "Check the disk, the network and the permissions"
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
 def open_filesystem(path: str) -> tuple[Any, str]:
@@ -303,7 +306,7 @@ def open_filesystem(path: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         scheme = path.partition("://")[0]
         reason = " ".join(str(error).split())[:150]
-        extra = f"run pip install 'growtx[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else "for example s3fs or gcsfs"
+        extra = f"run pip install {_PACKAGES[scheme]}" if scheme in _PACKAGES else "for example s3fs or gcsfs"
         remedy = f"Install its fsspec package ({extra}), or give a local path"
         raise ConfigError(f"{path} cannot be reached ({reason})", remedy) from error
     return filesystem, str(stripped)

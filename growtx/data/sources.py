@@ -130,30 +130,59 @@ def _reason(error: BaseException) -> str:
     return " ".join(reason.split())[:200]
 
 
-def _lines(handle: IO[bytes], path: str) -> Iterator[tuple[int, str]]:
-    """Decoded lines with their numbers; decoding line by line is what lets an error name the line."""
-    for number, line in enumerate(handle, 1):
+def _lines(handle: IO[bytes], path: str, longest: int | None = None) -> Iterator[tuple[int, str]]:
+    """Decoded lines with their numbers; decoding line by line is what lets an error name the line.
+
+    Args:
+        longest: bytes; a longer line comes in parts, cut at white space where there is any.
+    """
+    number, encoding = 1, "utf-8-sig"
+    for line in _parts_of_lines(handle, longest):
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode(encoding)
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x})", "Convert the file to UTF-8"
             ) from error
         yield number, text.replace("\r\n", "\n")
+        number, encoding = number + line.endswith(b"\n"), "utf-8"
+
+
+def _parts_of_lines(handle: IO[bytes], longest: int | None) -> Iterator[bytes]:
+    if longest is None:
+        yield from handle
+        return
+    left = b""
+    while data := handle.readline(longest):
+        data, left = left + data, b""
+        if not data.endswith(b"\n") and len(data) >= longest:
+            end = max(data.rfind(b" "), data.rfind(b"\t")) + 1 or _last_character(data)
+            data, left = data[:end], data[end:]
+        yield data
+    if left:
+        yield left
+
+
+def _last_character(data: bytes) -> int:
+    """Where the last character of UTF-8 begins: the rest of it may come with the next bytes."""
+    start = len(data) - 1
+    while start > len(data) - 4 and start > 0 and data[start] & 0xC0 == 0x80:
+        start -= 1
+    return start or len(data)
 
 
 def _read_text(path: str, options: ReadOptions) -> Iterator[tuple[str, str]]:
     with fsspec.open(path, "rb", compression="infer") as handle:
         gathered: list[str] = []
         num_bytes, start = 0, 1
-        for number, line in _lines(handle, path):
+        for number, line in _lines(handle, path, longest=4 * options.document_bytes):
             gathered.append(line)
             num_bytes += len(line.encode())
             at_paragraph_end = not line.strip() and num_bytes >= options.document_bytes
             if at_paragraph_end or num_bytes >= 4 * options.document_bytes:
                 if text := "".join(gathered).strip():
                     yield text, f"{path}, line {start}"
-                gathered, num_bytes, start = [], 0, number + 1
+                gathered, num_bytes, start = [], 0, number + line.endswith("\n")
         if text := "".join(gathered).strip():
             yield text, f"{path}, line {start}"
 

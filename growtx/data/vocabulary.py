@@ -148,7 +148,10 @@ def compact_vocabulary(texts: Iterable[str], size: int, *, max_characters: int, 
         raise ConfigError(problem, f"Use vocab_size={len(MANDATORY_TOKENS) + 2} or more")
     documents = _even_sample(texts, max_bytes)
     if not documents:
-        raise DataError("There is no text to make a vocabulary from", "Check data.sources")
+        raise DataError(
+            "There is no text to make a vocabulary from: data.sources hold none, or all of it is held out",
+            "Add text, or let document_bytes of the source divide it into more documents",
+        )
     alphabet = _alphabet(documents, num_free // 2)
     tokenizer = Tokenizer(models.BPE())
     # The pieces keep n-grams within words; the finished tokenizer needs none, because no merge crosses a word.
@@ -165,7 +168,7 @@ def compact_vocabulary(texts: Iterable[str], size: int, *, max_characters: int, 
     model = json.loads(tokenizer.to_str())["model"]
     if len(model["vocab"]) < size:
         problem = f"These texts have only {len(model['vocab'])} characters and n-grams, not vocab_size={size}"
-        raise DataError(problem, "Lower tokenizer.vocab_size, raise tokenizer.max_characters, or add text")
+        raise DataError(problem, f"Set tokenizer.vocab_size={len(model['vocab'])} or lower, or add text")
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     return Vocabulary(tuple(tokens), tuple((left, right) for left, right in model["merges"]))
 

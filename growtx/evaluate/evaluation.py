@@ -196,6 +196,6 @@ def _harness() -> Any:
         from growtx.evaluate import harness
     except ImportError as error:
         raise ConfigError(
-            f"tasks need the package {error.name}, which is not installed", "Run pip install 'growtx[eval]'"
+            f"tasks need the package {error.name}, which is not installed", "Run pip install lm-eval sacrebleu"
         ) from error
     return harness

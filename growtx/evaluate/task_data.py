@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LETTERS = "ABCDEFGHIJ"
+KEYS = (
+    "Its keys are question, choices and answer_index, or context, question and answers, or src, tgt, src_lang and "
+    "tgt_lang"
+)
 LANGUAGE_NAMES = {
     "ar": "Arabic", "de": "German", "en": "English", "fr": "French", "ja": "Japanese", "ru": "Russian", "zh": "Chinese",
 }  # fmt: skip
@@ -65,7 +69,9 @@ def read_set(data_dir: str | None, name: str) -> list[Row]:
         with path.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines if line.strip()]
     except (ValueError, OSError) as error:
-        raise DataError(f"{path} is not a file of JSON lines ({error})", "See growtx/evaluate/task_data.py") from error
+        raise DataError(
+            f"{path} is not a file of JSON lines ({error})", "Write one question a line; " + KEYS
+        ) from error
     if not rows:
         raise DataError(f"{path} is empty", "Give a file with at least one question")
     return rows
@@ -103,7 +109,7 @@ def _prepared(row: Row, position: int, reverse: bool) -> Row:
                 "tgt_lang": pair[1][0],
             }
     keys = ", ".join(sorted(row)) if isinstance(row, Mapping) else type(row).__name__
-    raise DataError(f"a question with the keys {keys} has an unknown format", "See growtx/evaluate/task_data.py")
+    raise DataError(f"a question with the keys {keys} has an unknown format", KEYS)
 
 
 def _multiple_choice(row: Row, position: int) -> Row:

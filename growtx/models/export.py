@@ -75,7 +75,7 @@ def export(
 def to_stock(model: PreTrainedModel, format: str) -> PreTrainedModel:
     """The same decoder as a model of a stock architecture, in memory; errors as in `export`."""
     if format not in FORMATS:
-        raise ExportError(f"export format {format!r} is unknown", f"Use one of {', '.join(FORMATS)}")
+        raise ExportError(f"export format {format!r} is unknown", "Use phi or gpt_neox")
     if not isinstance(model, GrowtxForCausalLM):
         raise ExportError("an ensemble has no stock architecture", "Export its members one by one")
     return FORMATS[format](model).eval()

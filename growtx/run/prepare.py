@@ -195,7 +195,7 @@ def _architecture(
     if vocab_size != len(tokenizer):
         raise ConfigError(
             f"the substrate of {run.root} has {vocab_size} rows, but its tokenizer has {len(tokenizer)} tokens",
-            f"Delete {SUBSTRATE_FILE} and the tokenizer directory there, or use another run directory",
+            f"Restore tokenizer/ and {SUBSTRATE_FILE} there from a copy; delete both where no stage is finished",
         )
     architecture = config.model.architecture(
         vocab_size=vocab_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -226,7 +227,7 @@ def _num_pages(model: Decoder, wanted_tokens: int, context_length: int, kv_cache
         raise ConfigError(
             f"kv_cache_gib={kv_cache_gib:g} holds {affordable * PAGE_SIZE} positions of this model, fewer than one "
             f"text of {context_length}",
-            f"Set it to {needed * page_bytes / BYTES_PER_GIB:.2g} or more",
+            f"Set it to {math.ceil(needed * page_bytes / BYTES_PER_GIB * 1000) / 1000:g} or more",
         )
     return min(affordable, wanted_tokens // PAGE_SIZE + 1)
 

@@ -103,7 +103,10 @@ class ServeSettings(ConfigModel):
             ) from error
         keys = tuple(line.strip() for line in lines if line.strip())
         if not keys:
-            raise ConfigError(f"api_keys_file {self.api_keys_file} has no key", "Write one key per line, or unset it")
+            raise ConfigError(
+                f"api_keys_file {self.api_keys_file} has no key",
+                "Write one key per line; only without api_keys_file may anybody call",
+            )
         return keys
 
     def chat_template_text(self) -> str | None:

@@ -37,6 +37,12 @@ def blob_path(blob: str) -> str:
     return f"{BLOBS_DIR}/{blob[:2]}/{blob}.safetensors"
 
 
+WITHOUT_COPY = (
+    "Restore the file from a copy; without one, move the manifests of the first stage that `growtx verify` says needs "
+    "it, and of all later stages, out of manifests/ and resume: they are trained again"
+)
+
+
 class BlobStore:
     """The blobs of one run directory, or of several that share it.
 
@@ -70,17 +76,19 @@ class BlobStore:
         """
         path = blob_path(blob)
         if not self.storage.exists(path):
-            raise StoreError(f"blob {blob} is missing from {self.storage.root}", "Restore the file from a copy")
+            raise StoreError(f"blob {blob} is missing from {self.storage.root}", WITHOUT_COPY)
         data = self.storage.read_bytes(path)
         if hashlib.sha256(data).hexdigest() != blob:
             raise CorruptBlobError(
                 f"blob {self.storage.path(path)} is corrupt: its bytes do not hash to its name",
-                "Restore the file from a copy, or delete it and repeat the stage that made it",
+                WITHOUT_COPY,
             )
         try:
             return dict(safetensors.torch.load(data))
         except SafetensorError as error:
-            raise CorruptBlobError(f"blob {self.storage.path(path)} is not a safetensors file: {error}") from error
+            raise CorruptBlobError(
+                f"blob {self.storage.path(path)} is not a safetensors file: {error}", WITHOUT_COPY
+            ) from error
 
     def has(self, blob: str) -> bool:
         """Whether the blob is there, whatever its bytes are."""

@@ -26,6 +26,10 @@ MANIFEST_FILE = rf"[0-9]{{2,4}}-{_STAGE_NAME}\.json"
 _FILE_NAME = re.compile(MANIFEST_FILE)
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of a blob: part of a path, so nothing else may come in
 Count = Annotated[int, Field(ge=0)]
+WITHOUT_COPY = (
+    "Restore it from a copy; without one, move it and the manifests of all later stages out of manifests/ and resume: "
+    "they are trained again"
+)
 
 
 class _Record(BaseModel):
@@ -111,14 +115,14 @@ def write_manifest(storage: Storage, manifest: Manifest) -> str:
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """Raises StoreError: it is damaged, of another version, or names something outside of its run."""
-    tree = parse_json(data, f"manifest {where}", "Restore it or delete it")
+    tree = parse_json(data, f"manifest {where}", WITHOUT_COPY)
     found = tree.get("format_version") if isinstance(tree, dict) else None
     if found != FORMAT_VERSION:
         raise StoreError(
             f"manifest {where} has format version {str(found)[:20]}, but this version of growtx reads {FORMAT_VERSION}",
             "Use the version of growtx that wrote it",
         )
-    return check_record(Manifest, tree, f"manifest {where}", "Restore it")
+    return check_record(Manifest, tree, f"manifest {where}", WITHOUT_COPY)
 
 
 def read_manifest(storage: Storage, file_name: str) -> Manifest:
@@ -126,7 +130,7 @@ def read_manifest(storage: Storage, file_name: str) -> Manifest:
     path = f"{MANIFESTS_DIR}/{file_name}"
     manifest = parse_manifest(storage.read_bytes(path), storage.path(path))
     if manifest.file_name != file_name:
-        raise StoreError(f"manifest {storage.path(path)} is that of {manifest.file_name}", "Restore it from a copy")
+        raise StoreError(f"manifest {storage.path(path)} is that of {manifest.file_name}", WITHOUT_COPY)
     return manifest
 
 
@@ -164,7 +168,7 @@ def read_lineage(storage: Storage, file_name: str | None = None) -> list[Manifes
         if last.parent is not None and last.parent not in manifests:
             raise StoreError(
                 f"the parent of manifest {last.file_name} in {storage.root} is missing or was changed",
-                "Restore the manifests directory from a copy",
+                WITHOUT_COPY,
             )
         last = manifests[last.parent] if last.parent else None
     return lineage[::-1]

@@ -100,7 +100,7 @@ def find_font(path: str | None = None, *, sha256: str | None = None) -> Font:
     if sha256 is not None:
         problem = f"The substrate was drawn with a font of sha256 {sha256[:12]}..., which is not on this machine"
         raise SubstrateError(problem, "Give its file as the font")
-    raise SubstrateError("There is no font to draw tokens with", "Install growtx[fonts] or set substrate.font")
+    raise SubstrateError("There is no font to draw tokens with", "Run pip install weblate-fonts, or set substrate.font")
 
 
 def _checked(font: Font) -> Font:

@@ -124,7 +124,8 @@ class _SweepRunner:
             if best is None:
                 raise TrainingError(
                     f"no trial of stage {stage.index} ({stage.name}) finished: {_reasons(records)}",
-                    "Narrow sweep.space, for example to lower learning rates, and start a new run",
+                    "Narrow sweep.space, for example to lower learning rates, in a new run"
+                    + (f" of the stages that are left, with parent={self.run.root}" if position else ""),
                 )
             promote_trial(self.run, best)
             score, values = best.bits_per_byte, ", ".join(f"{key}={value}" for key, value in best.values.items())

@@ -208,7 +208,7 @@ class TpeProposer:
             import optuna
         except ImportError as error:
             raise ConfigError(
-                "sweep.sampler=tpe needs the package optuna", "pip install 'growtx[sweep]', or use random or grid"
+                "sweep.sampler=tpe needs the package optuna", "Run pip install optuna, or use random or grid"
             ) from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._dimensions = optuna, dimensions

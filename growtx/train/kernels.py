@@ -36,7 +36,7 @@ def loss_kernel(settings: TrainingConfig) -> str:
         if not has_liger:
             raise ConfigError(
                 "training.loss_kernel=liger: liger-kernel is not installed on this worker",
-                "Install growtx[gpu] there, or set training.loss_kernel=auto",
+                "Run pip install liger-kernel there, or set training.loss_kernel=auto",
             )
     return settings.loss_kernel
 

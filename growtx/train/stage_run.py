@@ -405,7 +405,7 @@ class StageRun:
         if info.frozen_before != self.frozen_before:
             raise TrainingError(
                 f"checkpoint {directory}: its frozen tensors differ from those on this machine",
-                f"Delete {directory} to repeat the stage from its start",
+                f"Delete {directory.rpartition('/')[0]} to repeat the stage from its start",
             )
         self.position = TrainingProgress(
             step=info.step,

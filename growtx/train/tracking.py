@@ -112,6 +112,7 @@ class TensorBoardLog:
             self._storage.upload(self._directory, TENSORBOARD_DIR)
 
 
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}  # by the module that is imported
 TRACKING_FILE = "tracking.json"
 _LONGEST_PARAMETER = 500  # characters that every version of MLflow takes
 logger = logging.getLogger(__name__)
@@ -147,13 +148,13 @@ class TrackingConfig(ConfigModel):
         """Check before anything is prepared.
 
         Raises:
-            ConfigError: naming the extra that is missing.
+            ConfigError: naming the package that is missing.
         """
-        for name in ("wandb", "mlflow"):
+        for name, package in PACKAGES.items():
             if getattr(self, name) is not None and find_spec(name) is None:
                 raise ConfigError(
                     f"tracking.{name} needs the package {name}, which is not installed",
-                    f"Run pip install 'growtx[{name}]' on every node, or set tracking.{name}=null",
+                    f"Run pip install {package} on every node, or set tracking.{name}=null",
                 )
 
 

@@ -123,6 +123,6 @@ def test_a_package_has_what_a_job_needs_and_no_junk(nodes: RayNodes) -> None:
     output = nodes.job("logs", "package").stdout
     files = {Path(line.removeprefix("file: ")) for line in output.splitlines() if line.startswith("file: ")}
     assert {Path("rayjobs/grow.py"), Path("growtx/presets/demo.yaml"), Path("growtx/cli/main.py")} <= files
-    allowed = {"growtx", "rayjobs", "serve"} | {path.name for path in PROJECT.iterdir() if path.is_file()}
+    allowed = {"benchmarks", "growtx", "rayjobs", "serve"} | {path.name for path in PROJECT.iterdir() if path.is_file()}
     assert {file.parts[0] for file in files} <= allowed
     assert not [file for file in files if file.suffix in {".pyc", ".safetensors", ".parquet", ".otf"}]

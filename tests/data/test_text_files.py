@@ -47,6 +47,20 @@ def test_text_without_blank_lines_is_cut_at_line_ends(tmp_path: Path) -> None:
     assert "\n".join(texts) + "\n" == PARAGRAPH * 200
 
 
+@pytest.mark.parametrize("unit", ["word ", "字", "🙂", "é"])
+def test_one_endless_line_is_cut_into_documents_between_words_or_characters(tmp_path: Path, unit: str) -> None:
+    """Many such files exist; as one document all of the text would be held out, or none of it."""
+    text, options = unit * 3001, ReadOptions(document_bytes=100)
+    (tmp_path / "line.txt").write_text(text, encoding="utf-8")
+    documents = _texts(tmp_path / "line.txt", options)
+    assert len(documents) > 10 and max(len(document.encode()) for document in documents) <= 2 * (400 + 4)
+    assert "".join(documents).replace(" ", "") == text.replace(" ", "")
+    assert " " not in unit or {word for document in documents for word in document.split()} == {"word"}
+    (tmp_path / "broken.txt").write_bytes(b"fine\n" + text.encode() + b"\xff")
+    with pytest.raises(DataError, match=r"line 2: not UTF-8 \(byte 0xff\)"):
+        _texts(tmp_path / "broken.txt", options)
+
+
 def test_byte_order_marks_and_windows_line_ends_vanish(tmp_path: Path) -> None:
     (tmp_path / "dos.txt").write_bytes(b"\xef\xbb\xbfOne\r\ntwo\r\n")
     assert _texts(tmp_path / "dos.txt") == ["One\ntwo"]

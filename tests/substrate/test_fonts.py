@@ -45,7 +45,7 @@ def test_a_font_is_found_by_its_hash(packaged: Font) -> None:
 def test_without_any_font_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fonts, "FONT_FOLDERS", ())
     monkeypatch.setattr(fonts, "_packaged", lambda: iter(()))
-    with pytest.raises(SubstrateError, match=r"no font to draw tokens with\. Install growtx\[fonts\]"):
+    with pytest.raises(SubstrateError, match=r"no font to draw tokens with\. Run pip install weblate-fonts"):
         find_font()
 
 

@@ -96,6 +96,10 @@ class Run:
         assert json.loads((self.dir / "status.json").read_text())["state"] == "stopped"
 
 
+# Evaluations between the steps, so that signals come inside of the stage; losses stay what they are.
+SLOW = ("training.micro_batch_size=1", "training.evaluation={num_windows: 64, num_samples: 1, every_steps: 1}")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(home: Path) -> Run:
     run = Run(home, "undisturbed")
@@ -171,8 +175,7 @@ def test_a_stage_goes_on_after_its_driver_was_killed_and_after_ctrl_c_on_two_one
 
     Ctrl-C is the signal that Ray Train would handle by itself; `ray job stop` sends the other one, SIGTERM.
     """
-    small = "training.micro_batch_size=1"  # slows steps down, so that signals come inside of the stage
-    run = Run(home, "moved", small, "resources.num_workers=2")
+    run = Run(home, "moved", *SLOW, "resources.num_workers=2")
     run.wait_for(lambda: run.reached(stage=2, step=7))
     orphans = kill_alone(run.process.pid)
     first = open_lineage(str(run.dir)).manifests[0]
@@ -195,7 +198,7 @@ def test_a_stage_goes_on_after_its_driver_was_killed_and_after_ctrl_c_on_two_one
 
 
 def test_a_request_to_stop_survives_the_process_that_carries_it(home: Path, undisturbed: Run) -> None:
-    run = Run(home, "deaf", "training.micro_batch_size=1", "resources.num_workers=2")
+    run = Run(home, "deaf", *SLOW, "resources.num_workers=2")
     run.wait_for(lambda: run.reached(stage=2, step=3))
     (carrier,) = descendants("ray::ProgressActor", run.process.pid)
     carrier.kill()

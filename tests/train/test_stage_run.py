@@ -16,6 +16,7 @@ import torch
 
 from growtx.exceptions import DataError, FencedError, GrowtxError, StoreError
 from growtx.fence import take_over
+from growtx.growth.assembly import read_state
 from growtx.growth.lineage import open_lineage
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
@@ -333,6 +334,39 @@ def test_a_loss_that_is_not_finite_leaves_no_checkpoint_to_resume_into(
         patched.setattr(StageRun, "_step", diverge)
         assert "is not finite at step 3" in str(train(the_job))
     assert not Path(the_job.run_dir, CHECKPOINTS_DIR).exists()
+
+
+# --- a damaged run without a copy ------------------------------------------------------------------------------------
+
+
+def damage_blob(run: Path) -> None:
+    blob = open_lineage(str(run)).manifests[1].new_blobs[0]
+    path = next(run.glob(f"blobs/**/{blob}*"))
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8))
+
+
+def damage_manifest(run: Path) -> None:
+    sorted(run.glob("manifests/02-*.json"))[0].write_text("{")
+
+
+@pytest.mark.parametrize("damage", [damage_blob, damage_manifest])
+def test_a_damaged_run_without_a_copy_goes_on_as_the_sentence_says(
+    damage: Callable[[Path], None], home: Path, stopless: tuple[Losses, list[Any]]
+) -> None:
+    the_job = job(home, plan=PHASE_PLAN, training=PHASE_TRAINING)
+    finished(the_job)
+    run = Path(the_job.run_dir)
+    damage(run)
+    with pytest.raises(StoreError, match="out of manifests/ and resume: they are trained again"):
+        for manifest in open_lineage(str(run)).manifests:
+            read_state(BlobStore(str(run)), manifest)
+    (run / "aside").mkdir()
+    for name in ("02-", "03-"):
+        for path in run.glob(f"manifests/{name}*.json"):
+            path.rename(run / "aside" / path.name)
+    finished(the_job)
+    assert_same(losses(the_job), stopless[0])
+    assert rows_of(the_job) == stopless[1]
 
 
 # --- another driver ---------------------------------------------------------------------------------------------------
