@@ -1,6 +1,7 @@
 # A fresh machine needs Python 3.11, pip and make: every target first sets up .venv with the versions that were tested.
 #   make demo       grow a small model on the embedded text (about four minutes on two cores), then name the report
 #   make test       every test, including those that start a real Ray cluster; `make test-fast` leaves those out
+#   make crash      let every write of a run fail, and let it die before and after each (an hour; PART=1/8 for less)
 #   make check      format, lint, types and layers; `make format` repairs what can be repaired
 #   make clean      remove the environment and the caches; runs/ stays
 # A GPU machine is set up by the same targets: pip decides which build of torch==(constraints.txt) it gets.
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 SOURCES := growtx serve rayjobs benchmarks tests
 
-.PHONY: demo test test-fast readers check format install clean
+.PHONY: demo test test-fast readers crash check format install clean
 
 demo: $(STAMP)
 	$(BIN)/python rayjobs/grow.py
@@ -38,6 +39,11 @@ ORDER ?= $(shell date +%s)
 test-fast: $(STAMP) readers
 	@echo "order of tests: ORDER=$(ORDER)"
 	GROWTX_TEST_ORDER=$(ORDER) $(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile
+
+PART ?= 1/1
+
+crash: $(STAMP)
+	$(BIN)/python -m tests.crash.harness $(PART)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)
