@@ -13,7 +13,7 @@ from growtx.data.sources import DataConfig, ReadOptions, find_files, iterate_doc
 from growtx.exceptions import DataError
 from growtx.microworld import MicroworldConfig
 from growtx.storage import Storage
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import RUN_FILE
 
 Groups = dict[str, list[str]]
 SCRIPTS = {  # by the first word of a character's Unicode name

@@ -24,7 +24,7 @@ from growtx.models.causal_lm import GrowtxPreTrainedModel
 from growtx.storage import Storage, resolve_address
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import MANIFESTS_DIR
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import RUN_FILE
 
 HUGGING_FACE_FILE = "config.json"
 GROUP_KINDS = ("specialists", "study")  # jobs whose run directory holds runs instead of stages

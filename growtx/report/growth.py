@@ -18,9 +18,7 @@ from growtx.report.page import Page, Samples, Section, Table, Tile, render_page
 from growtx.report.plot_style import save
 from growtx.report.run_record import RunRecord, StageRecord, read_run
 from growtx.report.sweep import sweep_sections
-from growtx.store.changes import read_changes
-from growtx.store.data_record import read_data_record
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import RUN_FILE, read_changes, read_data_record
 from growtx.store.trials import read_trials
 
 # The numbers under the figures of a growth run, and its lineage.

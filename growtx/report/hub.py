@@ -24,9 +24,8 @@ from growtx.growth.results import HUGGING_FACE_FILE, find_result
 from growtx.report.model_card import write_model_card
 from growtx.storage import Storage
 from growtx.store.blobs import blob_path
-from growtx.store.data_record import DATA_FILE
 from growtx.store.manifest import MANIFESTS_DIR
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import DATA_FILE, RUN_FILE
 from growtx.substrate.build import SUBSTRATE_FILE
 
 PREFIX = "hf://"

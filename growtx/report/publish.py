@@ -7,7 +7,7 @@ from growtx.report.evaluation import write_evaluation_page
 from growtx.report.growth import write_report
 from growtx.report.model_card import CARD_FILE, write_model_card
 from growtx.storage import Storage
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import RUN_FILE
 
 
 def publish(home: Storage, evaluation: Evaluation) -> str:

@@ -16,8 +16,8 @@ from growtx.exceptions import ConfigError, StoreError
 from growtx.redaction import redact_tree
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, list_manifests, read_manifest
+from growtx.store.run_records import RUN_FILE
 from growtx.store.runs import METRICS_FILE, read_metrics
-from growtx.store.status import RUN_FILE
 
 Json = dict[str, Any]
 

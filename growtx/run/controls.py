@@ -17,7 +17,7 @@ from growtx.run.directory import claim, write_status
 from growtx.run.prepare import cache_dir, copy_tokenizer_and_substrate, prepare
 from growtx.storage import Storage
 from growtx.store.manifest import latest_manifest
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import RUN_FILE
 from growtx.train.checkpoints import remove_checkpoints
 from growtx.train.job import TrainJob
 from growtx.train.tracking import TrackingConfig

@@ -11,8 +11,8 @@ from growtx.data.packing import PackedData
 from growtx.exceptions import ConfigError, DataError
 from growtx.growth.plan import Stage
 from growtx.storage import Storage
-from growtx.store.data_record import DataChange, DataRecord, read_data_record, write_data_record
 from growtx.store.manifest import Manifest, read_manifests
+from growtx.store.run_records import DataChange, DataRecord, read_data_record, write_data_record
 from growtx.store.runs import METRICS_FILE
 from growtx.train.checkpoints import CHECKPOINTS_DIR
 

@@ -26,12 +26,18 @@ from growtx.growth.plan import PlanConfig
 from growtx.redaction import ENVIRONMENT, masked_keys, redact_text, redact_tree
 from growtx.run.config import JobConfig, RunConfig, differing_keys
 from growtx.storage import Storage, resolve_address
-from growtx.store.changes import CHANGES_FILE, ValueChange, append_changes
-from growtx.store.data_record import DATA_FILE
 from growtx.store.manifest import latest_manifest, list_manifests
 from growtx.store.run_lock import acquire, fenced
+from growtx.store.run_records import (
+    CHANGES_FILE,
+    DATA_FILE,
+    RUN_FILE,
+    STATUS_FILE,
+    ValueChange,
+    append_changes,
+    read_status,
+)
 from growtx.store.runs import METRICS_FILE
-from growtx.store.status import RUN_FILE, STATUS_FILE, read_status
 from growtx.substrate.build import SUBSTRATE_FILE
 
 Config = TypeVar("Config", bound=JobConfig)

@@ -26,9 +26,8 @@ from growtx.run.config import JobConfig, RunConfig
 from growtx.run.data_check import check_data
 from growtx.storage import Storage, resolve_address
 from growtx.store.blobs import BlobStore
-from growtx.store.changes import read_changes
-from growtx.store.data_record import read_data_record
 from growtx.store.manifest import Manifest
+from growtx.store.run_records import read_changes, read_data_record
 from growtx.substrate.build import SUBSTRATE_FILE, SubstrateRecord, build_substrate
 from growtx.train.data_proof import PREFIX_DIR
 from growtx.train.job import TrainJob

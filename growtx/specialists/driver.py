@@ -31,7 +31,7 @@ from growtx.run.prepare import Prepared, cache_dir, copy_tokenizer_and_substrate
 from growtx.specialists.config import CONTROL_RUN, SpecialistsConfig, TuneHeadsConfig
 from growtx.storage import Storage
 from growtx.store.manifest import MANIFESTS_DIR, list_manifests, stage_index
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import RUN_FILE
 from growtx.train.cluster import check_cluster, connected
 from growtx.train.job import TrainJob
 

@@ -18,7 +18,7 @@ from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError
 from growtx.fence import Fence, take_over
 from growtx.storage import Storage
-from growtx.store.status import ENDED, RUN_FILE, read_status
+from growtx.store.run_records import ENDED, RUN_FILE, read_status
 
 LOCK_FILE = "lock"  # says who holds it, or held it last
 _held: dict[str, int] = {}  # run directory, links resolved -> descriptor, kept open until this process ends

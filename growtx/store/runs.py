@@ -17,7 +17,7 @@ from growtx.exceptions import StoreError
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests
 from growtx.store.run_lock import is_locked
-from growtx.store.status import RUN_FILE, STATUS_FILE, read_status
+from growtx.store.run_records import RUN_FILE, STATUS_FILE, read_status
 
 # `metrics.jsonl`: one row per logging step, rewound when a stage resumes from a checkpoint.
 

@@ -18,7 +18,7 @@ from growtx.report.growth import REPORT_FILE
 from growtx.report.page import Page, Section, Table, render_page
 from growtx.report.plot_style import LINES, MARKERS, Theme, label_axes, new_figure, save
 from growtx.storage import Storage
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import RUN_FILE
 from growtx.study.results import Difference, StudyResults, VariantSummary, against, variant_summaries
 
 if TYPE_CHECKING:

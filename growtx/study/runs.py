@@ -13,7 +13,7 @@ from growtx.run.directory import claim
 from growtx.run.prepare import Prepared, copy_tokenizer_and_substrate, prepare
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests, read_manifest
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import RUN_FILE
 from growtx.study.config import StudyConfig, VariantConfig
 from growtx.study.results import RunResult, StageResult
 

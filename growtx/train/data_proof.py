@@ -13,8 +13,8 @@ import torch
 from growtx.data.packing import open_packed
 from growtx.exceptions import DataError
 from growtx.storage import Storage
-from growtx.store.data_record import DataRecord, read_data_record
 from growtx.store.manifest import Manifest
+from growtx.store.run_records import DataRecord, read_data_record
 from growtx.train.prefix_cache import PrefixCache, find_problem_of_shard
 
 PREFIX_DIR = "prefix"  # beside the packed data, in the cache directory

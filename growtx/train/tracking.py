@@ -23,7 +23,7 @@ from growtx.config import ConfigModel, parse_record, parse_yaml
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.redaction import redact_text, redact_tree
 from growtx.storage import Storage
-from growtx.store.status import RUN_FILE
+from growtx.store.run_records import RUN_FILE
 
 # The newest row of `metrics.jsonl` as Prometheus gauges, for the dashboards in cluster/monitoring.
 #

@@ -12,8 +12,8 @@ from growtx.exceptions import ConfigError, DataError
 from growtx.run.data_check import accepting_new_data
 from growtx.run.prepare import Prepared, prepare
 from growtx.storage import Storage
-from growtx.store.data_record import DATA_FILE, read_data_record
 from growtx.store.manifest import Manifest, write_manifest
+from growtx.store.run_records import DATA_FILE, read_data_record
 from growtx.store.runs import METRICS_FILE
 from tests.run.configs import config, write_corpus
 from tests.store.manifests import manifest as make_manifest

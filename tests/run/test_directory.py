@@ -27,8 +27,8 @@ from growtx.run.directory import (
     resumed_config,
     write_status,
 )
-from growtx.store.changes import read_changes
 from growtx.store.manifest import write_manifest
+from growtx.store.run_records import read_changes
 from growtx.store.runs import list_runs
 from growtx.sweep.config import SweepConfig
 from tests.run.configs import config, tree

@@ -27,8 +27,8 @@ from growtx.report.run_record import read_run
 from growtx.run.directory import recorded_config, write_status
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
-from growtx.store.data_record import DataRecord, read_data_record
 from growtx.store.manifest import latest_manifest, list_manifests, parse_manifest, read_manifest
+from growtx.store.run_records import DataRecord, read_data_record
 from growtx.store.runs import list_runs, read_metrics
 from growtx.store.trials import TrialRecord, read_trials
 from growtx.train.checkpoints import CheckpointInfo, find_checkpoint
