@@ -196,3 +196,11 @@ class TestWhatCannotBeUsedIsSaidInOneSentence:
     def test_keys_of_another_family(self, tree: dict[str, Any]) -> None:
         with pytest.raises(ConfigError):
             build_config(TokenizerConfig, tree)
+
+
+def test_a_compact_vocabulary_is_made_from_so_many_bytes_of_text_and_no_more() -> None:
+    texts = ["anna " * 40, "zwei Wege " * 20]
+    config = {"family": "compact", "vocab_size": 272}
+    assert len(build_tokenizer(TokenizerConfig(**config, max_training_bytes=400), texts)) == 272
+    with pytest.raises(DataError, match="have only"):
+        build_tokenizer(TokenizerConfig(**config, max_training_bytes=20), texts)

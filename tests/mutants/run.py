@@ -287,10 +287,11 @@ class Runner:
                 yield Outcome("error", 0.0, f"{test} fails without a bug: {without_bug.by}")
                 return
             seconds += without_bug.seconds
+        key = mutant.key(self.checkout.root)
         with self.checkout.with_bug(mutant):
             for found in self._job(mutant.id, mutant.tests, 3 * seconds + GRACE):
                 if found is not None:
-                    self._records.add(mutant.id, mutant.key(ROOT), found)
+                    self._records.add(mutant.id, key, found)
                 yield found
 
     def _unharmed(self, test: str) -> Iterator[Outcome | None]:
