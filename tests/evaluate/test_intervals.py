@@ -61,7 +61,9 @@ def test_wilson_intervals_are_95_percent_on_average() -> None:
     log_choose = [math.log(math.comb(60, num_correct)) for num_correct in range(61)]
     covered = np.zeros(len(shares))
     for num_correct, (_, low, high) in enumerate(ends):
-        log_probability = log_choose[num_correct] + num_correct * np.log(shares) + (60 - num_correct) * np.log1p(-shares)
+        log_probability = (
+            log_choose[num_correct] + num_correct * np.log(shares) + (60 - num_correct) * np.log1p(-shares)
+        )
         covered += np.exp(log_probability) * ((shares >= low) & (shares <= high))
     assert covered.mean() == pytest.approx(0.95, abs=0.008)
 

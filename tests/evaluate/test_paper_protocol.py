@@ -66,7 +66,9 @@ def test_samples_follow_the_models_distribution(model: Any, tokenizer: Any) -> N
     assert share == pytest.approx(wanted / (1 - blank), abs=0.06)
 
 
-def test_sigma_is_the_standard_deviation_of_the_runs_as_a_sample(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigma_is_the_standard_deviation_of_the_runs_as_a_sample(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = [["A", "B", "A"], ["A", "C", "x"]]
     monkeypatch.setattr(paper_protocol, "sample_first_characters", lambda *_, **__: drawn)
     score = score_letters(Favourite(tokenizer, " ", "B"), tokenizer, "mmlu", [doc(0), doc(0)], depth=1, num_runs=3)
