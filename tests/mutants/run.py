@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -53,7 +53,7 @@ ENVIRONMENT = {
 }
 PYTEST = ("-x", "-q", "-m", "not ray", "-p", "no:cacheprovider", "-p", "no:randomly")
 MINIMUM = 0.95  # the share of mutants that tests must notice
-GRACE = 60.0  # seconds beyond three times what the tests take without a bug: then the bug is one that hangs
+GRACE = 30.0  # seconds beyond three times what the tests take without a bug: then the bug is one that hangs
 
 
 class NotApplicableError(Exception):
@@ -209,12 +209,16 @@ class Job:
         seconds = time.monotonic() - self._begin
         if not process and seconds < self._limit:
             return None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process, signal.SIGKILL)
+        self.kill()
         if not process:
             os.waitpid(self._process, 0)
             return Outcome("killed", seconds, f"no end within {self._limit:.0f} s")
         return outcome(os.waitstatus_to_exitcode(status), seconds, _text(self.log))
+
+    def kill(self) -> None:
+        """End it with all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process, signal.SIGKILL)
 
     def wait(self) -> Outcome:
         while (ended := self.poll()) is None:
@@ -260,6 +264,9 @@ class Records:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+Progress = Generator[Outcome | None, None, None]  # None while tests run, then how they ended
+
+
 class Runner:
     """Runs mutants in one copy: first, once, each of their test files without a bug."""
 
@@ -276,11 +283,11 @@ class Runner:
             return Outcome("error", 0.0, str(error))
         return self._records.get(mutant.id, mutant.key(self.checkout.root))
 
-    def run(self, mutant: Mutant) -> Iterator[Outcome | None]:
+    def run(self, mutant: Mutant) -> Progress:
         """Yield None as long as tests run, at the end the outcome."""
         seconds = 0.0
         for test in dict.fromkeys(mutant.tests):
-            yield from (None for found in self._unharmed(test) if found is None)
+            yield from self._unharmed(test)
             without_bug = self._records.get(test, self.checkout.state(file_of(test)))
             assert without_bug is not None
             if without_bug.result != "survived":
@@ -294,36 +301,45 @@ class Runner:
                     self._records.add(mutant.id, key, found)
                 yield found
 
-    def _unharmed(self, test: str) -> Iterator[Outcome | None]:
+    def _unharmed(self, test: str) -> Progress:
         key = self.checkout.state(file_of(test))
         if self._records.get(test, key) is None:
             for found in self._job(f"without-{test.replace('/', '-').replace('::', '-')}", [test], 1800.0):
-                if found is not None:
+                if found is None:
+                    yield None
+                else:
                     self._records.add(test, key, found)
-                yield found
 
-    def _job(self, name: str, tests: Sequence[str], limit: float) -> Iterator[Outcome | None]:
+    def _job(self, name: str, tests: Sequence[str], limit: float) -> Progress:
         log = self._directory / f"{name[:120]}.txt"
         job = Job(self.checkout, lambda: self.checkout.run_tests(tests), log, limit)
-        while (found := job.poll()) is None:
-            yield None
+        try:
+            while (found := job.poll()) is None:
+                yield None
+        except GeneratorExit:  # this program ends
+            job.kill()
+            raise
         yield found
 
 
 def run_all(mutants: Sequence[Mutant], runners: Sequence[Runner], report: Callable[[Mutant, Outcome], None]) -> None:
     """Give each runner the next mutant as soon as it is free."""
     waiting = list(reversed(mutants))
-    running: dict[int, tuple[Mutant, Iterator[Outcome | None]]] = {}
-    while waiting or running:
-        for number, runner in enumerate(runners):
-            if number not in running and waiting:
-                running[number] = (waiting[-1], runner.run(waiting.pop()))
-        for number, (mutant, progress) in list(running.items()):
-            if (found := next(progress)) is not None:
-                next(progress, None)  # takes the bug out again
-                del running[number]
-                report(mutant, found)
-        time.sleep(0.05)
+    running: dict[int, tuple[Mutant, Progress]] = {}
+    try:
+        while waiting or running:
+            for number, runner in enumerate(runners):
+                if number not in running and waiting:
+                    running[number] = (waiting[-1], runner.run(waiting.pop()))
+            for number, (mutant, progress) in list(running.items()):
+                if (found := next(progress)) is not None:
+                    next(progress, None)  # takes the bug out again
+                    del running[number]
+                    report(mutant, found)
+            time.sleep(0.05)
+    finally:
+        for _, progress in running.values():
+            progress.close()
 
 
 def summary(mutants: Sequence[Mutant], found: dict[str, Outcome]) -> tuple[list[str], bool]:
@@ -357,6 +373,7 @@ def main() -> int:
         print(f"{place}  {mutant.id}  {outcome.by}", flush=True)
 
     os.environ.update(ENVIRONMENT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends, too
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="growtx-mutants-") as directory:
         runners = [_runner(Path(directory, str(number)), records) for number in range(arguments.jobs)]

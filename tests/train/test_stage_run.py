@@ -311,6 +311,8 @@ def test_a_learned_substrate_trains_in_the_first_stage_and_is_frozen_from_then_o
     learned = job(home, plan=plan, substrate={"kind": "learned"})
     first, second = finished(learned)
     assert first.substrate != learned.substrate.blob and first.substrate in first.new_blobs
+    assert learned.substrate.blob in first.new_blobs, "what it started from is its own, too"
+    assert not {first.substrate, learned.substrate.blob} & set(second.new_blobs)
     assert second.substrate == first.substrate
     assert second.frozen_check.num_tensors == 1 + 12  # the substrate and the first block
 
