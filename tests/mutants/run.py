@@ -166,6 +166,7 @@ class Checkout:
 
     def _enter(self, log: Path) -> None:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for target in (1, 2):
             os.dup2(descriptor, target)
@@ -297,7 +298,7 @@ class Runner:
         key = mutant.key(self.checkout.root)
         with self.checkout.with_bug(mutant):
             for found in self._job(mutant.id, mutant.tests, 3 * seconds + GRACE):
-                if found is not None:
+                if found is not None and found.result != "error":
                     self._records.add(mutant.id, key, found)
                 yield found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from growtx.sampling import Sampling
 from growtx.serving.api import create_app
-from growtx.serving.requests import Generation, ModelInfo, Token
+from growtx.serving.requests import EngineError, Generation, ModelInfo, Token
 from growtx.serving.settings import ServeSettings
 
 CONTEXT = 32
@@ -54,6 +55,29 @@ def backend(tokenizer: Any) -> Listener:
 @pytest.fixture
 def client(backend: Listener) -> TestClient:
     return TestClient(create_app(backend, ServeSettings(model="runs/tiny", chat_template="transcript")))
+
+
+class Failing(Listener):
+    """Is lost after two tokens."""
+
+    async def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:
+        for _ in range(2):
+            yield [Token(self._token)]
+        raise EngineError("lost")
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_an_error_in_the_middle_of_a_stream_is_its_last_event(tokenizer: Any, path: str) -> None:
+    settings = ServeSettings(model="runs/tiny", chat_template="transcript")
+    client = TestClient(create_app(Failing(tokenizer), settings))
+    said = {"prompt": "The"} if path == "completions" else {"messages": [{"role": "user", "content": "The"}]}
+    answer = client.post(f"/v1/{path}", json={"model": "tiny", "max_tokens": 5, "stream": True, **said})
+    assert answer.status_code == 200
+    *texts, last = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert len(texts) == 2
+    assert json.loads(last)["error"]["code"] == "unavailable"
+    whole = client.post(f"/v1/{path}", json={"model": "tiny", "max_tokens": 5, **said})
+    assert (whole.status_code, whole.headers["Retry-After"]) == (503, "1")
 
 
 SETTINGS: dict[str, Any] = {
