@@ -1,7 +1,8 @@
 # A fresh machine needs Python 3.11, pip and make: every target first sets up .venv with the versions that were tested.
 #   make demo       grow a small model on the embedded text (about four minutes on two cores), then name the report
 #   make test       every test, including those that start a real Ray cluster; `make test-fast` leaves those out
-#   make crash      let every write of a run fail, and let it die before and after each (an hour; PART=1/8 for less)
+#   make crash      let every write of a run fail, and let it die before and after each (an hour; SHARD=1/8 for less)
+#   make mutants    plant every bug of tests/mutants in a copy, one at a time, and see that tests notice (JOBS=2 ONLY=seal-* SHARD=1/4)
 #   make check      format, lint, types and layers; `make format` repairs what can be repaired
 #   make clean      remove the environment and the caches; runs/ stays
 # A GPU machine is set up by the same targets: pip decides which build of torch==(constraints.txt) it gets.
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 SOURCES := growtx serve rayjobs benchmarks tests
 
-.PHONY: demo test test-fast readers crash check format install clean
+.PHONY: demo test test-fast mutants crash readers check format install clean
 
 demo: $(STAMP)
 	$(BIN)/python rayjobs/grow.py
@@ -40,10 +41,14 @@ test-fast: $(STAMP) readers
 	@echo "order of tests: ORDER=$(ORDER)"
 	GROWTX_TEST_ORDER=$(ORDER) $(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile
 
-PART ?= 1/1
+JOBS ?= 2
+SHARD ?= 1/1
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run.py --jobs $(JOBS) --shard $(SHARD) $(if $(ONLY),--only '$(ONLY)')
 
 crash: $(STAMP)
-	$(BIN)/python -m tests.crash.harness $(PART)
+	$(BIN)/python -m tests.crash.harness $(SHARD) $(JOBS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check $(SOURCES)

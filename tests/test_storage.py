@@ -239,15 +239,58 @@ def test_on_an_object_store_the_file_that_is_looked_for_goes_first_and_comes_las
     assert kinds == [("remove", "a"), ("remove", "b"), ("write", "b"), ("write", "c"), ("write", "a")]
 
 
-def test_names_are_on_the_disk_when_a_write_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a power failure a manifest may not be there without the blobs that it names."""
-    synced: list[str] = []
-    fsync = os.fsync
+Synced = list[tuple[str, int]]
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> Synced:
+    """What is waited for from now on: path and size on the disk at that moment; renames are among them."""
+    found: Synced = []
+    fsync, replace, rename = os.fsync, Path.replace, Path.rename
 
     def noted(descriptor: int) -> None:
-        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        found.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), os.fstat(descriptor).st_size))
         fsync(descriptor)
 
+    def replaced(self: Path, target: Path) -> Path:
+        found.append((f"renamed to {target}", 0))
+        return replace(self, target)
+
+    def renamed(self: Path, target: Path) -> Path:
+        found.append((f"renamed to {target}", 0))
+        return rename(self, target)
+
     monkeypatch.setattr(os, "fsync", noted)
-    Storage(str(tmp_path)).write_text("new/er/a.txt", "x")
-    assert synced[0].endswith(".part") and set(synced[1:]) == {str(tmp_path / at) for at in ("", "new", "new/er")}
+    monkeypatch.setattr(Path, "replace", replaced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    return found
+
+
+def test_names_are_on_the_disk_when_a_write_returns(tmp_path: Path, synced: Synced) -> None:
+    """After a power failure a manifest may not be there without the blobs that it names."""
+    Storage(str(tmp_path)).write_text("new/er/a.txt", "x" * 100)
+    part, renamed, *directories = synced
+    assert part[0].endswith(".part") and part[1] == 100, "all of it, before it gets its name"
+    assert renamed[0] == f"renamed to {tmp_path}/new/er/a.txt"
+    assert {path for path, _ in directories} == {str(tmp_path / at) for at in ("", "new", "new/er")}
+
+
+def test_a_new_directory_is_on_the_disk_before_it_has_its_name(tmp_path: Path, synced: Synced) -> None:
+    storage = Storage(str(tmp_path / "run"))
+    new = directory(tmp_path / "new", a="1", b="22")
+    for _ in range(2):  # the second time there is an old one, which makes room for the new one
+        synced.clear()
+        storage.replace_directory(new, "model", last="a")
+        names = [path.rpartition("/")[2] for path, _ in synced]
+        placed = names.index("model")
+        assert {"a", "b"} < set(names[:placed])
+        assert any(name.startswith(".model-new-") for name in names[:placed])
+        assert names[placed + 1] == "run"
+
+
+def test_whoever_reads_a_file_goes_on_reading_the_old_one_while_it_is_replaced(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    storage.write_text("a.txt", "old")
+    with (tmp_path / "a.txt").open() as reader:
+        storage.write_text("a.txt", "new and longer")
+        assert reader.read() == "old"

@@ -143,9 +143,8 @@ class TextStream:
     def _find_stop(self) -> int | None:
         if self._num_before_stop > 0:
             return None
-        begins = [self._text.find(stop, max(0, self._num_sent - len(stop))) for stop in self._stop]
-        found = [begin for begin in begins if begin >= self._num_sent]
-        return min(found) if found else None
+        begins = [self._text.find(stop, self._num_sent) for stop in self._stop]
+        return min((begin for begin in begins if begin >= 0), default=None)
 
     def _num_safe(self) -> int:
         """Length of the text without an ending that may become a stop sequence."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from growtx.store.data_record import DataRecord, write_data_record
 from rich.console import Console
 
 from growtx.cli.main import main, parse
@@ -15,6 +17,7 @@ from growtx.command import run_command
 from growtx.config import preset_names
 from growtx.exceptions import ConfigError, StoreError
 from growtx.growth.lineage import open_lineage
+from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path
 
 Capture = pytest.CaptureFixture[str]
@@ -93,6 +96,29 @@ def test_verify_names_the_blob_that_does_not_match_and_exits_with_1(
         needed_by = "01-depth-1.json, 02-depth-2.json, 03-tune-2.json"
         first, last = capsys.readouterr().out.splitlines()
         assert first == f"{damage}: blob {blob} (needed by {needed_by})" and last.startswith("NOT intact: 3 manifests")
+
+
+def test_one_damaged_part_of_a_group_is_enough(finished_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    for name in ("a", "b", "c"):
+        shutil.copytree(finished_run, tmp_path / name)
+    (tmp_path / "run.yaml").write_text("kind: study\n")
+    assert main(["verify", str(tmp_path)]) == 0
+    change_last_byte(tmp_path / "a" / blob_path(open_lineage(str(finished_run)).last.head))
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path)]) == 1
+    verdicts = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "manifests, " in line]
+    assert verdicts == ["NOT intact", "intact", "intact"]
+
+
+def test_packed_text_that_was_changed_makes_a_run_not_intact(run_dir: Path, tmp_path: Path, capsys: Capture) -> None:
+    packed = tmp_path / "packed/mix.json"
+    packed.parent.mkdir()
+    packed.write_text("{}")
+    record = DataRecord(data_fingerprint="d", sources={}, packed_path=str(packed))
+    write_data_record(Storage(str(run_dir)), record)
+    assert main(["verify", str(run_dir)]) == 1
+    printed = capsys.readouterr().out
+    assert "packed data: " in printed and "NOT intact: 3 manifests" in printed
 
 
 def test_verify_refuses_another_tokenizer(run_dir: Path, capsys: Capture) -> None:

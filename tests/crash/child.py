@@ -62,8 +62,9 @@ class Writes:
                 return original(*args, **kwargs)
             if self._mode == "error":
                 raise OSError(errno.ENOSPC, "No space left on device", path)
-            if self._mode == "after":
-                original(*args, **kwargs)
+            with suppress(OSError):
+                if self._mode == "after":
+                    original(*args, **kwargs)
             os._exit(KILLED)
 
         return changed

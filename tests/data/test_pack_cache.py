@@ -130,6 +130,30 @@ def test_an_upload_that_was_cut_off_does_not_count(tmp_path: Path, monkeypatch: 
     assert PackCache(url).entry("key") is None
 
 
+def test_whoever_sees_an_index_elsewhere_sees_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "node"))
+    memory, order = fsspec.filesystem("memory"), []
+    put_file, rm = type(memory).put_file, type(memory).rm
+
+    def recording_put(self: Any, local: str, path: str, **options: Any) -> Any:
+        order.append(f"put {Path(path).name}")
+        return put_file(self, local, path, **options)
+
+    def recording_rm(self: Any, path: str, **options: Any) -> Any:
+        order.append(f"rm {Path(path).name}")
+        return rm(self, path, **options)
+
+    monkeypatch.setattr(type(memory), "put_file", recording_put)
+    monkeypatch.setattr(type(memory), "rm", recording_rm)
+    cache = PackCache(f"memory://{tmp_path.name}/order")
+    directory = cache.build("key", _fill)
+    assert order == ["put a.bin", f"put {INDEX}"]
+    order.clear()
+    (directory / "a.bin").write_bytes(b"cut")  # damaged on this node: built and uploaded again
+    cache.build("key", _fill)
+    assert order == [f"rm {INDEX}", "put a.bin", f"put {INDEX}"]
+
+
 def test_small_documents_are_replaced_as_a_whole(cache: PackCache) -> None:
     cache.write_json("mix.json", [1])
     path = cache.write_json("mix.json", {"a": 2})

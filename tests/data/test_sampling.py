@@ -60,3 +60,45 @@ def test_corpora_of_any_size_cost_a_batch() -> None:
     indices = window_indices(huge, seed=0, step=10**9, global_batch_size=100)
     assert (indices < 10**12).sum() in (89, 90, 91)
     assert indices.max() < 10**12 + 3
+
+
+def test_the_order_is_the_same_on_every_platform_and_in_every_version() -> None:
+    two = Mix((7, 11), (1.0, 2.0))
+    pinned = {
+        (0, 0): [14, 15, 17, 6, 1, 9, 7, 8, 3, 10, 2, 12, 11, 13, 0, 16, 12, 5, 16, 11],
+        (0, 13): [0, 11, 16, 11, 16, 4, 5, 12, 14, 10, 8, 3, 9, 13, 7, 2, 1, 15, 17, 4],
+        (1, 0): [3, 10, 12, 15, 4, 8, 13, 16, 0, 9, 2, 7, 17, 6, 11, 14, 17, 16, 10, 5],
+        (1, 13): [11, 6, 17, 16, 17, 10, 5, 1, 15, 1, 14, 11, 5, 8, 12, 7, 9, 6, 0, 13],
+    }
+    for (seed, before), expected in pinned.items():
+        steps = [
+            window_indices(two, seed=seed, step=step, global_batch_size=4, num_samples_before=before)
+            for step in range(5)
+        ]
+        assert np.concatenate(steps).tolist() == expected
+
+
+def test_each_seed_epoch_and_source_has_an_order_of_its_own() -> None:
+    one_by_one = [_run(Mix((40, 40), (1.0, 1.0)), seed=seed, num_steps=160, batch=1) for seed in (0, 1)]
+    orders = [
+        (windows[windows // 40 == source] % 40)[40 * epoch : 40 * (epoch + 1)].tolist()
+        for windows in one_by_one
+        for source in (0, 1)
+        for epoch in (0, 1)
+    ]
+    assert all(sorted(order) == list(range(40)) for order in orders)
+    assert len({tuple(order) for order in [*orders, list(range(40))]}) == len(orders) + 1
+
+
+def test_each_step_has_an_order_of_its_own() -> None:
+    mix = Mix((1000,), (1.0,))
+    stream, steps = _run(mix, seed=0, num_steps=64, batch=1), _run(mix, seed=0, num_steps=4, batch=16).reshape(4, 16)
+    orders = [[stream[16 * n : 16 * n + 16].tolist().index(window) for window in step] for n, step in enumerate(steps)]
+    assert all(sorted(order) == list(range(16)) for order in orders)
+    assert len({tuple(order) for order in [*orders, list(range(16))]}) == 5
+
+
+def test_the_first_window_is_any_of_them() -> None:
+    firsts = [window_indices(Mix((5,), (1.0,)), seed=seed, step=0, global_batch_size=1)[0] for seed in range(2000)]
+    counts = np.bincount(firsts, minlength=5)
+    assert ((counts - 400) ** 2 / 400).sum() < 25  # chi-square of 4 degrees of freedom: p > 5e-5

@@ -196,3 +196,11 @@ class TestWhatCannotBeUsedIsSaidInOneSentence:
     def test_keys_of_another_family(self, tree: dict[str, Any]) -> None:
         with pytest.raises(ConfigError):
             build_config(TokenizerConfig, tree)
+
+
+def test_a_compact_vocabulary_is_made_from_so_many_bytes_of_text_and_no_more() -> None:
+    texts = [f"{words} " * 20 for words in ("anna sah", "zwei Wege", "drei Burgen", "vier Pferde", "kein Licht")]
+    config = {"family": "compact", "vocab_size": 290}
+    assert len(build_tokenizer(TokenizerConfig(**config, max_training_bytes=2000), texts)) == 290
+    with pytest.raises(DataError, match="have only"):
+        build_tokenizer(TokenizerConfig(**config, max_training_bytes=20), texts)

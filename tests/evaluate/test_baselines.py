@@ -10,7 +10,9 @@ def test_chance_counts_every_question_by_its_choices() -> None:
 
 
 def test_shortest_is_counted_in_characters() -> None:
-    assert shortest([["long one", "no"], ["no", "long one"]], [1, 1]) == 0.5
+    choices = [["long one", "no"], ["no", "long one"], ["a", "bb"], ["same", "size"]]
+    assert shortest(choices, [1, 1, 0, 0]) == 0.75
+    assert shortest(choices, [0, 1, 1, 1]) == 0.0
 
 
 def test_an_answer_that_is_right_everywhere_is_found_without_a_model() -> None:

@@ -73,3 +73,16 @@ def test_measuring_leaves_the_training_mode_as_it_was(model: Any, tokenizer: Any
 def test_no_text_is_an_error_not_a_zero(model: Any, tokenizer: Any) -> None:
     with pytest.raises(DataError, match="no text to measure"):
         bits_per_byte.of_documents(model, tokenizer, [""], context_length=12)
+
+
+@pytest.mark.parametrize("context_length", [1, 2, 5, 8, 22, 23, 24])
+def test_windows_of_a_long_document_use_the_context_that_there_is(context_length: int) -> None:
+    ids = list(range(23))
+    windows = list(bits_per_byte.rolling_windows(ids, context_length))
+    assert [token for window in windows for token in window.ids[-window.num_scored :]] == ids[1:]
+    for window in windows:
+        assert window.ids == ids[window.ids[0] : window.ids[-1] + 1]
+        assert len(window.ids) <= context_length + 1
+        first_scored = window.ids[-window.num_scored]
+        assert first_scored == window.ids[0] + 1 or window is windows[-1]
+    assert len(windows[-1].ids) == min(len(ids), context_length + 1), "the last one reaches back"

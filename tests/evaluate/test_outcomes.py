@@ -40,3 +40,10 @@ def test_a_group_is_the_mean_of_its_questions_not_of_its_tasks() -> None:
     many = outcomes.TaskOutcome("b", "both", {"acc": 0.0}, [{"acc": 0.0}] * 3, True)
     both = outcomes.pooled("both", [few, many])
     assert (both.name, both.values, len(both.rows)) == ("both", {"acc": 0.25}, 4)
+
+
+def test_an_interval_is_of_the_value_that_it_stands_beside() -> None:
+    values = [0.1, 0.4, 0.9, 0.2]
+    assert outcomes.interval_of(values, "f1", 0.4) == outcomes.interval_of(values, "f1", None)
+    assert outcomes.interval_of(values, "f1", 0.5) == (0.5, None, None)  # lm-eval's own is not the mean of its rows
+    assert outcomes.interval_of(["no", "numbers"], "f1", 0.5) == (0.5, None, None)

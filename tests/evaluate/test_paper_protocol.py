@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from growtx.evaluate import paper_protocol
 from growtx.evaluate.paper_protocol import sample_first_characters, score_letters
 
 
@@ -63,3 +64,25 @@ def test_samples_follow_the_models_distribution(model: Any, tokenizer: Any) -> N
     blank = sum(p for p, char in zip(probabilities, first, strict=True) if not char)
     share = np.mean([char.isascii() for char in drawn if char])
     assert share == pytest.approx(wanted / (1 - blank), abs=0.06)
+
+
+def test_sigma_is_the_standard_deviation_of_the_runs_as_a_sample(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = [["A", "B", "A"], ["A", "C", "x"]]
+    monkeypatch.setattr(paper_protocol, "sample_first_characters", lambda *_, **__: drawn)
+    score = score_letters(Favourite(tokenizer, " ", "B"), tokenizer, "mmlu", [doc(0), doc(0)], depth=1, num_runs=3)
+    assert score.sigma == pytest.approx(0.5)  # of 1, 0 and 0.5
+    assert score.value == pytest.approx(0.5)
+    assert score.format_failures == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_samples_follow_the_distribution_at_a_temperature(tokenizer: Any, temperature: float) -> None:
+    model = Favourite(tokenizer, "A", "B")
+    logits = torch.zeros(1, 1, 400)
+    logits[..., model.ids[0]], logits[..., model.ids[1]] = 8.0, 7.0
+    model.forward = lambda input_ids: type("Output", (), {"logits": logits.expand(*input_ids.shape, 400)})()  # type: ignore[method-assign]
+    first = float(torch.softmax(logits[0, 0] / temperature, -1)[model.ids[0]])
+    (drawn,) = sample_first_characters(model, tokenizer, ["Answer:"], 1000, temperature=temperature)
+    assert drawn.count("A") / 1000 == pytest.approx(first, abs=0.05)

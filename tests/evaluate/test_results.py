@@ -44,6 +44,7 @@ def test_a_control_stands_beside_the_model_and_is_not_mistaken_for_it(tmp_path: 
     both = Evaluation(model="run", scores=(score(),)).beside(
         Evaluation(model="mono", scores=(score(value=0.4),)), "control"
     )
+    save_evaluation(Storage(tmp_path), both)
     found = save_evaluation(Storage(tmp_path), both)
     assert [(s.variant, s.value) for s in found.scores] == [("", 0.25), ("control", 0.4)]
     assert [s.value for s in found.own_scores] == [0.25]

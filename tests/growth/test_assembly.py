@@ -69,6 +69,13 @@ def test_a_copied_block_is_the_parents_newest_in_its_own_memory() -> None:
         assert all(torch.equal(copied[name], source[name]) for name in source)
     pointers = [parameter.data_ptr() for parameter in new.parameters()]
     assert len(pointers) == len(set(pointers))
+    deep = parent(2)
+    third = build_stage_model(
+        tiny.config(3), tiny.stages(stages=[{"add": 2}, {"add": 1, "init": "copy"}])[1], deep.state_dict(),
+        tiny.substrate(), seed=0,
+    )  # fmt: skip
+    newest, copied = (split_state(model.state_dict(), block_prefix(i)) for model, i in ((deep, 1), (third, 2)))
+    assert all(torch.equal(copied[name], newest[name]) for name in newest)
 
 
 def test_random_blocks_depend_on_seed_and_position_and_on_nothing_else() -> None:

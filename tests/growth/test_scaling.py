@@ -50,6 +50,14 @@ def test_stages_keep_their_shares_and_everything_but_their_length() -> None:
     assert after[0].train.learning_rate == 0.5 and after[1].init == "identity"
 
 
+@pytest.mark.parametrize("wanted", [41, 42, 45.6, 50.4, 399])
+def test_what_rounding_leaves_goes_to_the_next_stage(wanted: float) -> None:
+    after = resolve(scaled_to(plan(), tiny.config(), "tokens", wanted * TOKENS, tokens_per_step=TOKENS))
+    steps = [stage.train.steps or 0 for stage in after]
+    assert abs(sum(steps) - wanted) <= 0.5
+    assert max(steps) - min(steps) <= 1
+
+
 def test_a_stage_is_never_shorter_than_a_step() -> None:
     after = resolve(scaled_to(plan(), tiny.config(), "tokens", TOKENS, tokens_per_step=TOKENS))
     assert all(stage.train.steps == 1 for stage in after)

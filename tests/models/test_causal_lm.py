@@ -23,6 +23,16 @@ def test_sampling_and_beams_do_not_depend_on_the_cache(make_model: Make, tokens_
     generation.check_sampling_and_beams_do_not_depend_on_the_cache(make_model(), tokens_BT)
 
 
+def test_tokens_after_a_cache_stand_where_they_would_without_one(make_model: Make, tokens_BT: torch.Tensor) -> None:
+    model = make_model()
+    whole = model(tokens_BT, use_cache=False).logits
+    cache = model(tokens_BT[:, :5], use_cache=True).past_key_values
+    for part in (tokens_BT[:, 5:9], tokens_BT[:, 9:]):
+        output = model(part, past_key_values=cache, use_cache=True)
+        start = int(cache.get_seq_length()) - part.shape[1]
+        torch.testing.assert_close(output.logits, whole[:, start : start + part.shape[1]], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_continuous_batching_generates_what_single_requests_do(
     make_model: Make, tokens_BT: torch.Tensor, attention: str

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from growtx.cli.main import parse
 from growtx.config import build_config
-from growtx.exceptions import ConfigError, StoreError, TrainingError
+from growtx.exceptions import ConfigError, FencedError, StoreError, TrainingError
+from growtx.fence import take_over
 from growtx.run.config import RunConfig, load_run_config
 from growtx.run.directory import (
     begin_run,
@@ -27,7 +28,9 @@ from growtx.run.directory import (
     resumed_config,
     write_status,
 )
+from growtx.storage import Storage
 from growtx.store.manifest import write_manifest
+from growtx.store.run_lock import is_locked
 from growtx.store.run_records import read_changes
 from growtx.store.runs import list_runs
 from growtx.sweep.config import SweepConfig
@@ -151,6 +154,33 @@ def test_a_directory_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="cannot be written"):
         claim(str(tmp_path / "file/run"), config("a.txt"), resume=False)
+
+
+@pytest.mark.parametrize("state", ["failed", "stopped", "finished", "running"])
+@pytest.mark.parametrize("left", ["nothing", "manifest", "metrics"])
+def test_only_a_run_that_failed_before_it_had_anything_may_start_anew(state: str, left: str, run_dir: str) -> None:
+    storage = claim(run_dir, config("a.txt"), resume=False)
+    write_status(storage, state, 2)
+    if left == "manifest":
+        write_manifest(storage, make_manifest(1, None))
+    if left == "metrics":
+        storage.write_text("metrics.jsonl", "{}\n")
+    if (state, left) == ("failed", "nothing"):
+        assert recorded_config(claim(run_dir, config("b.txt", seed=7), resume=False)).seed == 7
+        return
+    for resume, problem in ((False, "already holds a run"), (True, "holds another run")):
+        with pytest.raises(ConfigError, match=problem):
+            claim(run_dir, config("b.txt", seed=7), resume=resume)
+
+
+def test_a_run_is_locked_and_fenced_from_its_claim_on(tmp_path: Path) -> None:
+    run_dir = str(tmp_path / "run")
+    storage = claim(run_dir, config("a.txt"), resume=False)
+    assert is_locked(Storage(run_dir))
+    assert len(storage.fences) == 1 and storage.fences[0].is_current
+    take_over(run_dir)
+    with pytest.raises(FencedError):
+        storage.write_text("status.json", "{}")
 
 
 def test_a_relative_directory_is_the_same_one_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from growtx.train.job import TrainJob
 from growtx.train.stage_trainer import GroupOutcome
 from tests import tiny
 from tests.run.configs import config, write_corpus
+from tests.store.manifests import manifest as make_manifest
 from tests.train.test_job import job
 
 
@@ -144,6 +145,29 @@ def test_jobs_share_a_worker_group_until_the_resources_change(groups: Groups) ->
     changing = job(run_dir="/r/c", stages=stages_with_workers(None, 1, None))
     assert not run_jobs([one, changing, other])
     assert groups == [[("a", [1, 2]), ("c", [1])], [("c", [2])], [("c", [3]), ("b", [1, 2])]]
+
+
+def test_stages_that_have_a_manifest_are_not_trained_again(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    the_job = job(run_dir="/r/a", stages=stages_with_workers(None, None, None))
+    for done, left in ((1, [[("a", [2, 3])]]), (3, [])):
+        last = make_manifest(done, None)
+        monkeypatch.setattr("growtx.run.grow.latest_manifest", lambda storage, last=last: last)
+        assert not run_jobs([the_job])
+        assert groups == left
+        groups.clear()
+
+
+def test_nothing_is_started_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def stopping(given: list[TrainJob], progress_actor: object, claims: object) -> GroupOutcome:
+        started.append(len(given))
+        return GroupOutcome(True, {})
+
+    monkeypatch.setattr("growtx.run.grow.fit_worker_group", stopping)
+    monkeypatch.setattr("growtx.run.grow.latest_manifest", lambda storage: None)
+    assert run_jobs([job(run_dir="/r/a", stages=stages_with_workers(None, 1))])
+    assert started == [1]
 
 
 def test_a_failed_run_gets_no_further_group_and_the_others_do(groups: Groups) -> None:

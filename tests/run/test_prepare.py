@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from growtx.data.sources import iterate_documents
+from growtx.data.tokenizer import build_tokenizer
 from growtx.exceptions import BudgetError, ConfigError, DataError, FingerprintError
 from growtx.growth.assembly import SUBSTRATE_KEY
 from growtx.run.prepare import Prepared, prepare
@@ -101,6 +104,32 @@ def test_a_run_continues_another_one_from_its_last_stage(finished_run: Path, tmp
     assert job.num_stages == 5 and job.stage_weights[:3] == (0.0, 0.0, 0.0)
     substrate = BlobStore(job.run_dir).get(job.substrate.blob)[SUBSTRATE_KEY]
     assert torch.equal(substrate, BlobStore(str(finished_run)).get(job.substrate.blob)[SUBSTRATE_KEY])
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_attention_heads", 4), ("context_length", 16)])
+def test_a_run_does_not_continue_another_one_in_another_shape(
+    key: str, value: int, finished_run: Path, tmp_path: Path
+) -> None:
+    shape = {"hidden_size": 16, "num_attention_heads": 2, "context_length": 32, key: value}
+    name = "max_position_embeddings" if key == "context_length" else key
+    with pytest.raises(ConfigError, match=rf"parent=.* has {name}=\d+, but the configuration gives {value}"):
+        prepare(config(write_corpus(tmp_path), parent=str(finished_run), model=shape), Storage(str(tmp_path / "next")))
+
+
+def test_a_vocabulary_is_made_from_what_is_not_held_out(
+    home: Path, corpus: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+
+    def listening(settings: Any, texts: Iterable[str], data: Any) -> Any:
+        given.extend(texts)
+        return build_tokenizer(settings, given, data)
+
+    monkeypatch.setattr("growtx.run.prepare.build_tokenizer", listening)
+    prepare(config(corpus), Storage(str(home / "listening")))
+    documents = list(iterate_documents(config(corpus).data))
+    assert {document.split for document in documents} == {"train", "validation"}
+    assert given == [document.text for document in documents if document.split == "train"]
 
 
 def test_a_run_does_not_continue_another_one_on_a_different_tokenizer(run_dir: Path, tmp_path: Path) -> None:

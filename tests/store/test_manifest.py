@@ -55,6 +55,20 @@ def test_a_lineage_is_the_chain_of_parents_up_to_the_latest_or_a_named_one(stora
     assert latest_manifest(storage) == manifests[-1]
 
 
+def test_the_pointer_never_names_a_manifest_that_is_not_there(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, write = [], Storage.write_bytes
+
+    def noted(self: Storage, relative: str, data: bytes) -> None:
+        order.append(relative)
+        write(self, relative, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", noted)
+    write_manifest(storage, manifest(1, None))
+    assert order == ["manifests/01-depth-1.json", LATEST]
+
+
 def test_there_is_no_lineage_before_the_first_stage_is_finished(storage: Storage) -> None:
     assert latest_manifest(storage) is None and read_lineage(storage) == [] and list_manifests(storage) == []
 

@@ -14,19 +14,23 @@ from typing import Any
 import pytest
 import torch
 
-from growtx.exceptions import DataError, FencedError, GrowtxError, StoreError
+from growtx.exceptions import ConfigError, DataError, FencedError, GrowtxError, StoreError, TrainingError
 from growtx.fence import take_over
 from growtx.growth.assembly import read_state
+from growtx.growth.freezing import frozen_parameters
 from growtx.growth.lineage import open_lineage
+from growtx.models.causal_lm import GrowtxForCausalLM
+from growtx.models.loss import TextScore
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
-from growtx.store.blobs import BlobStore
+from growtx.store.blobs import BlobStore, blob_path
 from growtx.store.manifest import Manifest
 from growtx.store.runs import read_metrics
 from growtx.store.verify import verify
-from growtx.train import prefix_cache
-from growtx.train.checkpoints import CHECKPOINTS_DIR, STATE_FILE
+from growtx.train import prefix_cache, prefix_stage, stage_run
+from growtx.train.checkpoints import CHECKPOINTS_DIR, STATE_FILE, CheckpointInfo
 from growtx.train.data_proof import verify_data
+from growtx.train.engine import TrainEngine
 from growtx.train.job import TrainJob
 from growtx.train.prefix_cache import PrefixCache
 from growtx.train.progress import ProgressReporter
@@ -430,6 +434,8 @@ def test_a_learned_substrate_trains_in_the_first_stage_and_is_frozen_from_then_o
     learned = job(home, plan=plan, substrate={"kind": "learned"})
     first, second = finished(learned)
     assert first.substrate != learned.substrate.blob and first.substrate in first.new_blobs
+    assert learned.substrate.blob in first.new_blobs, "what it started from is its own, too"
+    assert not {first.substrate, learned.substrate.blob} & set(second.new_blobs)
     assert second.substrate == first.substrate
     assert second.frozen_check.num_tensors == 1 + 12  # the substrate and the first block
 
@@ -511,3 +517,216 @@ def test_a_disk_that_is_full_at_a_checkpoint_costs_no_finished_stage(
     fill_disk("nothing any more")
     finished(the_job)
     assert_same(losses(the_job), undisturbed)
+
+
+# --- the guards of a stage's end -------------------------------------------------------------------------------------
+
+
+def assert_only_the_first_stage_is_sealed(the_job: TrainJob) -> None:
+    run = Path(the_job.run_dir)
+    assert [path.name for path in sorted((run / "manifests").iterdir())] == ["01-depth-1.json", "latest"]
+    assert (run / "manifests/latest").read_text() == "01-depth-1.json\n"
+    assert verify(the_job.run_dir).is_intact
+
+
+def test_a_stage_in_which_a_frozen_tensor_moved_is_not_stored(
+    home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job, original = job(home), TrainEngine.step
+
+    def moving(self: TrainEngine, *arguments: Any) -> torch.Tensor:
+        totals = original(self, *arguments)
+        for _, parameter in itertools.islice(frozen_parameters(self.model), 1, 2):
+            parameter.data.view(-1)[0] += 1e-3
+        return totals
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainEngine, "step", moving)
+        problem = train(the_job)
+    assert isinstance(problem, TrainingError) and "a frozen tensor changed during stage 2" in str(problem)
+    assert_only_the_first_stage_is_sealed(the_job)
+
+
+def test_a_stage_without_a_finite_score_is_not_stored(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    the_job, original = job(home), StageRun.evaluate
+
+    def failing(self: StageRun, when: str) -> dict[str, TextScore]:
+        scores = original(self, when)
+        return {**scores, "": TextScore(float("nan"), 1, 1)} if (self.stage.index, when) == (2, "end") else scores
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageRun, "evaluate", failing)
+        problem = train(the_job)
+    assert isinstance(problem, TrainingError) and "held-out loss of stage 2" in str(problem)
+    assert_only_the_first_stage_is_sealed(the_job)
+
+
+@pytest.mark.parametrize("change", [1e-2, float("nan")])
+def test_a_stored_model_that_computes_something_else_is_not_sealed(
+    change: float, home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job, original = job(home), stage_run.assemble
+
+    def changed(store: BlobStore, manifest: Manifest) -> GrowtxForCausalLM:
+        model = original(store, manifest)
+        if manifest.index == 2:
+            model.lm_head.weight.data[0, 0] += change
+        return model
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_run, "assemble", changed)
+        problem = train(the_job)
+    assert isinstance(problem, TrainingError) and "the stored model's logits differ" in str(problem)
+    assert_only_the_first_stage_is_sealed(the_job)
+    finished(the_job)
+    assert_same(losses(the_job), undisturbed)
+
+
+def test_a_stage_whose_blob_vanished_is_not_sealed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    the_job, original = job(home), stage_run.assemble
+
+    def losing(store: BlobStore, manifest: Manifest) -> GrowtxForCausalLM:
+        model = original(store, manifest)
+        if manifest.index == 2:
+            store.storage.remove(blob_path(manifest.blocks[-1].blob))
+        return model
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_run, "assemble", losing)
+        problem = train(the_job)
+    assert isinstance(problem, StoreError) and "a blob of stage 2" in str(problem)
+    assert_only_the_first_stage_is_sealed(the_job)
+
+
+def test_a_manifest_says_where_its_stage_began_and_what_it_stands_on(home: Path) -> None:
+    the_job = job(home).model_copy(update={"changes": ("plan.train.steps changed",)})
+    first, second = finished(the_job)
+    assert (first.parent, second.parent) == (None, first.digest())
+    rows = [row for row in read_metrics(Storage(the_job.run_dir)) if "eval/when" in row]
+    for manifest in (first, second):
+        start, end = (
+            next(row for row in rows if (row["stage"], row["eval/when"]) == (manifest.index, when))
+            for when in ("start", "end")
+        )
+        assert manifest.metrics["eval/bits_per_byte_start"] == start["eval/bits_per_byte"] != end["eval/bits_per_byte"]
+        assert manifest.metrics["eval/bits_per_byte"] == end["eval/bits_per_byte"]
+        assert manifest.metrics["changes"] == ["plan.train.steps changed"]
+
+
+def test_samples_of_the_same_prompt_differ(home: Path) -> None:
+    evaluation = {"num_windows": 4, "sample_tokens": 12, "prompts": ["Anna", "Anna"]}
+    (manifest,) = finished(job(home, plan={"grow": {"blocks": 1}, "train": TRAIN}, training={"evaluation": evaluation}))
+    assert [sample["prompt"] for sample in manifest.samples] == ["Anna", "Anna"]
+    assert len({sample["text"] for sample in manifest.samples}) == 2
+
+
+# --- stopping and checkpoints ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Stage and step of every checkpoint that is written from now on."""
+    found: list[tuple[int, int]] = []
+    original = StageRun.save
+
+    def save(self: StageRun) -> None:
+        found.append((self.stage.index, self.position.step))
+        original(self)
+
+    monkeypatch.setattr(StageRun, "save", save)
+    return found
+
+
+@pytest.mark.parametrize("asked_at", [(1, 3), (2, 5)])
+def test_a_request_to_stop_is_followed_at_once_and_nothing_is_trained_twice(
+    asked_at: tuple[int, int],
+    home: Path,
+    undisturbed: Losses,
+    saved: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    the_job = job(home, training={"checkpoint": {"every_steps": None, "every_seconds": None}})
+    original, trained = StageRun._step, []
+
+    def ask(self: StageRun) -> torch.Tensor:
+        trained.append((self.stage.index, self.position.step))
+        self.context.reporter.stop_requested = (self.stage.index, self.position.step + 1) == asked_at
+        return original(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageRun, "_step", ask)
+        config = {"jobs": [the_job.model_dump(mode="json")], "progress_actor": None, "claims": None}
+        assert train_loop_per_worker(config) == {"stopped": True, "failed": {}}
+    assert trained[-1] == (asked_at[0], asked_at[1] - 1)
+    assert saved == [asked_at]
+    finished(the_job)
+    assert_same(losses(the_job), undisturbed)
+
+
+def test_checkpoints_are_written_when_due_but_not_at_the_end(home: Path, saved: list[tuple[int, int]]) -> None:
+    plan = {"grow": {"blocks": 1}, "train": {"steps": 6}}
+    finished(job(home, plan=plan))
+    assert saved == [(1, 2), (1, 4)]
+    saved.clear()
+    finished(job(home, plan=plan, training={"checkpoint": {"every_steps": None, "every_seconds": 1e-9}}))
+    assert saved == [(1, step) for step in range(1, 6)]
+
+
+def test_on_other_text_convergence_is_judged_anew(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two evaluations without a gain end the stage, and one was before the checkpoint at step 4."""
+    convergence = {"patience": 2, "min_delta": 100.0, "every_steps": 2}
+    plan = {"grow": {"blocks": 1}, "train": {"steps": 5000, "convergence": convergence}}
+    same, other = job(home, plan=plan), job(home, plan=plan)
+    for the_job in (same, other):
+        crash_at(monkeypatch, the_job, stage=1, step=5)
+    assert finished(same)[0].metrics["steps"] == 6
+    original = stage_run.find_checkpoint
+
+    def of_other_text(*arguments: Any) -> tuple[str, CheckpointInfo] | None:
+        found = original(*arguments)
+        return found and (found[0], found[1].model_copy(update={"data_fingerprint": "0" * 64}))
+
+    monkeypatch.setattr(stage_run, "find_checkpoint", of_other_text)
+    assert finished(other)[0].metrics["steps"] == 10
+
+
+def test_every_step_drops_other_numbers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = {"stages": [{"add": 1}, {"add": 0, "active": 0, "lora": {**LORA, "dropout": 0.1}}], "train": {"steps": 4}}
+    the_job, original, seeds = job(home, plan=plan), torch.manual_seed, []
+
+    def recording(seed: int) -> torch.Generator:
+        seeds.append(seed)
+        return original(seed)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_run.torch, "manual_seed", recording)
+        finished(the_job)
+    assert len(set(seeds)) >= 4
+    again = job(home, plan=plan)
+    finished(again)
+    assert_same(losses(again), losses(the_job))
+
+
+# --- prefixes that change --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"lora": LORA}, {"train_substrate": True}])
+def test_a_prefix_that_changes_in_the_stage_is_not_cached(change: dict[str, Any], home: Path) -> None:
+    plan = {"stages": [{"add": 1}, {"add": 1, **change}], "train": TRAIN}
+    substrate = {"kind": "learned"} if "train_substrate" in change else {"kind": "binary"}
+    asked = job(home, plan=plan, substrate=substrate, training={"prefix": "cache"})
+    problem = train(asked)
+    assert isinstance(problem, ConfigError) and "changes what its prefix computes" in str(problem)
+    left = job(home, plan=plan, substrate=substrate, cache_dir=str(home / f"cache-{'-'.join(change)}"))
+    assert not finished(left)[1].metrics["prefix_cached"]
+    assert not any(path.suffix == ".npy" for path in cached_shards(left))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_what_other_workers_have_not_put_where_this_one_sees_it_is_computed_here(
+    home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_stage, "world_size", lambda: 3)  # two thirds are the others', who write elsewhere
+    cached = job(home, training={"prefix": "cache"}, cache_dir=str(home / "cache-shares"))
+    assert finished(cached)[1].metrics["prefix_cached"]
+    assert_same(losses(cached), undisturbed)

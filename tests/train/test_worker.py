@@ -8,7 +8,7 @@ import pytest
 
 from growtx.exceptions import GrowtxError, TrainingError
 from growtx.train import worker
-from growtx.train.claims import RunClaims
+from growtx.train.claims import ClaimRegistry, RunClaims
 from growtx.train.job import TrainJob
 from growtx.train.progress import RunPosition
 from tests.train.test_job import job
@@ -80,3 +80,9 @@ def test_groups_divide_runs_and_one_that_lost_its_workers_finds_its_own_again(mo
     registry.owners = {"/r/a": "other", "/r/b": "mine"}
     seen, _ = trained(monkeypatch, {}, "/r/a", "/r/b", "/r/c", claims=RunClaims(registry, "mine"))
     assert [run_dir for run_dir, _ in seen] == ["/r/b", "/r/c"] and registry.owners["/r/c"] == "mine"
+
+
+def test_a_run_belongs_to_the_group_that_claims_it_first() -> None:
+    registry = ClaimRegistry.__ray_metadata__.modified_class()
+    asked = [("/r/a", "one"), ("/r/a", "two"), ("/r/b", "two"), ("/r/a", "one"), ("/r/b", "one")]
+    assert [registry.claim(run_dir, group) for run_dir, group in asked] == [True, False, True, True, False]
