@@ -16,8 +16,8 @@ from contextlib import contextmanager
 
 from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError
-from growtx.fence import Fence, take_over
-from growtx.storage import Storage
+from growtx.fence import FENCE_FILE, Fence, take_over
+from growtx.storage import Storage, write_error
 from growtx.store.run_records import ENDED, RUN_FILE, read_status
 
 LOCK_FILE = "lock"  # says who holds it, or held it last
@@ -29,6 +29,7 @@ def acquire(storage: Storage) -> None:
 
     Raises:
         ConfigError: another process holds it.
+        StoreError: the disk is full.
     """
     if not storage.is_local or _key(storage) in _held:
         return
@@ -47,8 +48,12 @@ def acquire(storage: Storage) -> None:
         )
     job = submission_id()
     holder = f"{f'job {job}, ' if job else ''}process {os.getpid()} on {socket.gethostname()}"
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, holder.encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, holder.encode(), 0)
+    except OSError as error:
+        os.close(descriptor)
+        raise write_error(storage.path(LOCK_FILE), error) from error
     _held[_key(storage)] = descriptor
 
 
@@ -62,7 +67,10 @@ def fenced(storage: Storage) -> Storage:
     """
     key = _key(storage)
     if key not in _fences or not _fences[key].is_current:
-        _fences[key] = take_over(storage.path("") if storage.is_local else storage.root)
+        try:
+            _fences[key] = take_over(storage.path("") if storage.is_local else storage.root)
+        except OSError as error:
+            raise write_error(storage.path(FENCE_FILE), error) from error
     return Storage(storage.root, fences=(_fences[key],))
 
 

@@ -55,6 +55,9 @@ def test_one_endless_line_is_cut_into_documents_between_words_or_characters(tmp_
     documents = _texts(tmp_path / "line.txt", options)
     assert len(documents) > 10 and max(len(document.encode()) for document in documents) <= 2 * (400 + 4)
     assert "".join(documents).replace(" ", "") == text.replace(" ", "")
+    for length in range(400, 900):  # whatever the last part is
+        (tmp_path / "line.txt").write_text(unit * length, encoding="utf-8")
+        assert sum(document.count(unit.strip()) for document in _texts(tmp_path / "line.txt", options)) == length
     assert " " not in unit or {word for document in documents for word in document.split()} == {"word"}
     (tmp_path / "broken.txt").write_bytes(b"fine\n" + text.encode() + b"\xff")
     with pytest.raises(DataError, match=r"line 2: not UTF-8 \(byte 0xff\)"):

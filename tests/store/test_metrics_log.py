@@ -75,3 +75,13 @@ def test_a_file_with_nothing_but_a_torn_line_does_not_swallow_the_next_row(stora
     log.rewind(stage=1, step=-1)
     log.append(rows((1, 0))[0])
     assert read_metrics(storage) == rows((1, 0))
+
+
+def test_rewinding_drops_the_score_at_the_end_of_a_stage_that_will_be_finalized_again(storage: Storage) -> None:
+    """A stage whose last checkpoint is at its last step may have been scored before it could be stored."""
+    log = write(storage, (1, 10))
+    for stage, when in ((1, "end"), (2, "start"), (2, "during"), (2, "end")):
+        log.append({"stage": stage, "step": 10, "eval/when": when})
+    log.rewind(stage=2, step=10)
+    kept = [(row["stage"], row["eval/when"]) for row in read_metrics(storage) if "eval/when" in row]
+    assert kept == [(1, "end"), (2, "start"), (2, "during")]

@@ -309,6 +309,8 @@ def test_a_stop_is_heard_in_every_phase_and_costs_nothing(
             {"jobs": [the_job.model_dump(mode="json")], "progress_actor": None, "claims": None}
         )
     assert stop.heard and outcome == {"stopped": True, "failed": {}}
+    saved = {"during": "step-00000004", "end": "step-00000008"}.get(phase)
+    assert saved is None or Path(the_job.run_dir, CHECKPOINTS_DIR, "stage-02", saved).exists()
     num_stored = len(open_lineage(the_job.run_dir).manifests)
     assert num_stored == (2 if phase == "storing" else 1), "what is being stored is stored"
     finished(the_job)
@@ -332,11 +334,11 @@ def test_a_loss_that_is_not_finite_leaves_no_checkpoint_to_resume_into(
 
     def diverge(self: StageRun) -> torch.Tensor:
         totals = original(self)
-        return totals * math.nan if self.position.step == 3 else totals
+        return totals * math.nan if self.position.step == 4 else totals
 
     with monkeypatch.context() as patched:
         patched.setattr(StageRun, "_step", diverge)
-        assert "is not finite at step 3" in str(train(the_job))
+        assert "is not finite at step 4" in str(train(the_job))
     assert not Path(the_job.run_dir, CHECKPOINTS_DIR).exists()
 
 
