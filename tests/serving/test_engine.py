@@ -11,7 +11,7 @@ import torch
 from growtx.sampling import Sampling
 from growtx.serving.backbones import FlatBackbone, FusedBackbone
 from growtx.serving.engine import Engine
-from growtx.serving.requests import Generation, OverloadedError
+from growtx.serving.requests import Generation, OverloadedError, Token
 from tests.serving.conftest import collect, complete, make_ensemble, make_model
 
 StartEngine = Callable[..., Engine]
@@ -142,6 +142,30 @@ def test_a_consumer_that_leaves_frees_its_place(tokenizer: Any, start_engine: St
         await stream.aclose()
         assert engine.num_running == 0
         assert len(await complete(engine, PROMPTS[1], 4, seed=2)) == 4
+
+    asyncio.run(scenario())
+
+
+def test_what_nobody_reads_any_more_is_not_computed_to_its_end(tokenizer: Any, start_engine: StartEngine) -> None:
+    engine, num_steps = start_engine(make_model(tokenizer)), 0
+    deliver = engine.decoder.deliver
+
+    def counting(tokens: list[Token]) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        deliver(tokens)
+
+    engine.decoder.deliver = counting
+
+    async def scenario() -> None:
+        stream = engine.generate(Generation(PROMPTS[0], 240, Sampling(seed=3, ignore_eos=True)))
+        await anext(stream)
+        await stream.aclose()
+        await complete(engine, PROMPTS[1], 4, seed=2)
+        await complete(engine, PROMPTS[1], 4, seed=2)
+        before = num_steps
+        await asyncio.sleep(0.5)
+        assert num_steps == before < 100
 
     asyncio.run(scenario())
 
