@@ -117,7 +117,6 @@ class TextStream:
             self._decode(token, is_last=token.finish_reason is not None)
             end = self._find_stop()
             if end is not None:
-                self._text = self._text[:end]
                 self._pending = [(kept, start) for kept, start in self._pending if start - self._offset < end]
                 return self._piece(end, "stop")
             reason = token.finish_reason

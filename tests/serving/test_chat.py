@@ -201,6 +201,18 @@ def test_a_message_that_spells_the_end_of_text_is_text(engines: Engines, tokeniz
     assert tokenizer.eos_token_id not in ids[1:-1]
 
 
+def test_the_token_that_begins_a_document_stands_once_whether_a_template_writes_it_or_not(
+    engines: Engines, tokenizer: Any
+) -> None:
+    found = []
+    for begin in ("", "{{ bos_token }}", "{{ eos_token }}"):
+        settings = ServeSettings(model="tiny", chat_template=begin + "{{ messages[0].content }}{% if 0 %}{% endif %}")
+        with TestClient(create_app(engines, settings)) as client:
+            found.append(client.post("/tokenize", json={"messages": USER}).json()["tokens"])
+    assert found[0] == found[1] == found[2]
+    assert found[0].count(tokenizer.eos_token_id) == 1
+
+
 def test_the_setting_is_a_word_a_file_or_jinja_and_wrong_ones_are_refused(tmp_path: Any) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text(CHATML)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from growtx.sampling import Sampling
+from growtx.serving import api
 from growtx.serving.api import create_app
+from growtx.serving.errors import ApiError
 from growtx.serving.requests import EngineError, Generation, ModelInfo, Token
 from growtx.serving.settings import ServeSettings
 
@@ -55,6 +58,52 @@ def backend(tokenizer: Any) -> Listener:
 @pytest.fixture
 def client(backend: Listener) -> TestClient:
     return TestClient(create_app(backend, ServeSettings(model="runs/tiny", chat_template="transcript")))
+
+
+class Saying(Listener):
+    """Answers with a text."""
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        super().__init__(tokenizer)
+        self._ids = tokenizer.encode(text, add_special_tokens=False)
+
+    async def generate(self, request: Generation) -> AsyncGenerator[list[Token], None]:
+        for token in self._ids:
+            yield [Token(token)]
+        yield [Token(self._token, finish_reason="length")]
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"), [(None, "The fox"), (["quick"], "The fox"), (["fox", "x"], "The "), (["User"], "The fox\n")]
+)
+def test_a_transcript_ends_where_the_user_would_speak_again(tokenizer: Any, stop: Any, text: str) -> None:
+    settings = ServeSettings(model="runs/tiny", chat_template="transcript")
+    client = TestClient(create_app(Saying(tokenizer, " The fox\nUser: quick"), settings))
+    said = {"messages": [{"role": "user", "content": "The"}], "max_tokens": 20, "stop": stop}
+    (choice,) = client.post("/v1/chat/completions", json={"model": "tiny", **said}).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (text, "stop")
+
+
+def test_an_answer_that_nobody_waits_for_is_given_up() -> None:
+    ends: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+
+    async def receive() -> dict[str, str]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def scenario() -> None:
+        with pytest.raises(ApiError, match="closed the connection"):
+            await asyncio.wait_for(api._cancel_on_disconnect(SimpleNamespace(receive=receive), work()), 5)
+
+    asyncio.run(scenario())
+    assert ends == ["cancelled"]
 
 
 class Failing(Listener):

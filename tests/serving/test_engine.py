@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from growtx.models.varlen_attention import MIN_ROWS
 from growtx.sampling import Sampling
 from growtx.serving.backbones import FlatBackbone, FusedBackbone
 from growtx.serving.engine import Engine
-from growtx.serving.requests import Generation, OverloadedError
+from growtx.serving.requests import Generation, OverloadedError, Token
 from tests.serving.conftest import collect, complete, make_ensemble, make_model
 
 StartEngine = Callable[..., Engine]
@@ -144,6 +146,78 @@ def test_a_consumer_that_leaves_frees_its_place(tokenizer: Any, start_engine: St
         assert len(await complete(engine, PROMPTS[1], 4, seed=2)) == 4
 
     asyncio.run(scenario())
+
+
+def test_what_nobody_reads_any_more_is_not_computed_to_its_end(tokenizer: Any, start_engine: StartEngine) -> None:
+    engine, num_steps = start_engine(make_model(tokenizer)), 0
+    deliver = engine.decoder.deliver
+
+    def counting(tokens: list[Token]) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        deliver(tokens)
+
+    engine.decoder.deliver = counting
+
+    async def scenario() -> None:
+        stream = engine.generate(Generation(PROMPTS[0], 240, Sampling(seed=3, ignore_eos=True)))
+        await anext(stream)
+        await stream.aclose()
+        await complete(engine, PROMPTS[1], 4, seed=2)
+        await complete(engine, PROMPTS[1], 4, seed=2)
+        before = num_steps
+        await asyncio.sleep(0.5)
+        assert num_steps == before < 100
+
+    asyncio.run(scenario())
+
+
+def test_a_scoring_takes_a_place_like_any_other_request(
+    tokenizer: Any, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = start_engine(make_model(tokenizer), max_batch_size=1, max_queue=0)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def score(*_: Any) -> list[Token]:
+        begun.set()
+        assert may_end.wait(10)
+        return []
+
+    async def scenario() -> None:
+        stream = engine.generate(Generation(PROMPTS[0], 200, Sampling(seed=3, ignore_eos=True)))
+        await anext(stream)
+        with pytest.raises(OverloadedError):
+            await engine.score(PROMPTS[1], Sampling())
+        await stream.aclose()
+        assert len(await engine.score(PROMPTS[1], Sampling(num_logprobs=0))) == len(PROMPTS[1]) - 1
+        monkeypatch.setattr(engine.decoder, "score", score)
+        scoring = asyncio.ensure_future(engine.score(PROMPTS[1], Sampling()))
+        await asyncio.to_thread(begun.wait, 10)
+        assert engine.num_running == 1
+        with pytest.raises(OverloadedError):
+            await engine.score(PROMPTS[1], Sampling())
+        with pytest.raises(OverloadedError):
+            await anext(engine.generate(Generation(PROMPTS[1], 4)))
+        may_end.set()
+        await scoring
+        assert engine.num_running == 0
+
+    asyncio.run(scenario())
+
+
+def test_no_product_of_matrices_has_so_few_rows_that_it_rounds_in_another_way(
+    tokenizer: Any, start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linear, num_rows = torch.nn.functional.linear, set[int]()
+
+    def counting(states: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        num_rows.add(states.shape[-2])
+        return linear(states, *arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", counting)
+    engine = start_engine(make_model(tokenizer))
+    assert len(asyncio.run(complete(engine, PROMPTS[0][:2], 6, seed=1, ignore_eos=True))) == 6
+    assert min(num_rows) == MIN_ROWS
 
 
 def test_the_last_token_says_why_it_is_the_last(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
@@ -61,6 +62,14 @@ def test_equal_tensors_are_held_once(tokenizer: Any) -> None:
     share_equal_tensors([first, second, third])
     assert first.lm_head.weight.data_ptr() == second.lm_head.weight.data_ptr()
     assert first.lm_head.weight.data_ptr() != third.lm_head.weight.data_ptr()
+
+
+def test_tensors_of_one_shape_and_sum_keep_their_values() -> None:
+    values = ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [1.0, 2.0, 3.0])
+    models: Any = [torch.nn.ParameterList([torch.nn.Parameter(torch.tensor(one))]) for one in values]
+    share_equal_tensors(models)
+    assert [model[0].tolist() for model in models] == [*values]
+    assert models[0][0].data_ptr() == models[2][0].data_ptr() != models[1][0].data_ptr()
 
 
 def test_members_of_one_name_are_told_apart() -> None:

@@ -75,3 +75,23 @@ def test_text_that_spells_a_special_token_is_text(codec: Codec) -> None:
     ids = codec.encode("</s>")
     assert ids is not None
     assert ids.count(codec.start_token_id) == 1
+
+
+def test_of_stop_sequences_that_end_together_the_one_that_began_first_counts(codec: Codec) -> None:
+    for stop in (("o th", " th"), (" th", "o th")):
+        for seed in range(5):
+            assert stream_in_pieces(codec, "two three", stop, seed)[:2] == ("tw", "stop")
+
+
+def test_a_stop_sequence_before_enough_tokens_is_text(codec: Codec) -> None:
+    ids = codec.spell("abcabcabc")
+    for min_tokens in (0, 2, 4, len(ids) + 1):
+        stream, sent, reason = TextStream(codec, ("bc",), min_tokens=min_tokens), "", None
+        for number, token in enumerate(ids, start=1):
+            piece = stream.push([Token(token, finish_reason="length" if number == len(ids) else None)])
+            sent, reason = sent + piece.text, piece.finish_reason
+            if reason:
+                break
+        assert reason == ("length" if min_tokens > len(ids) else "stop")
+        assert "abcabcabc".startswith(sent)
+        assert number >= min_tokens or reason == "length"

@@ -10,7 +10,7 @@ import pytest
 
 from growtx.exceptions import ConfigError
 from growtx.storage import Storage
-from growtx.store.run_lock import acquire, is_locked
+from growtx.store.run_lock import acquire, held, is_locked
 from growtx.store.runs import list_runs
 
 OTHER = """
@@ -44,3 +44,24 @@ def test_what_another_machine_holds_cannot_be_told_from_here(tmp_path: Path) -> 
     (tmp_path / "lock").write_text("process 1 on elsewhere")
     assert is_locked(Storage(str(tmp_path))) is None
     assert is_locked(Storage("memory://runs/one")) is None
+
+
+def test_a_lock_that_is_held_for_a_block_is_given_back_and_an_own_one_is_kept(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path / "run"))
+    run.write_text("run.yaml", "name: run\n")
+    with held(run):
+        assert is_locked(run)
+    assert not is_locked(run)
+    acquire(run)
+    with held(run):
+        assert is_locked(run)
+    assert is_locked(run)
+
+
+def test_a_run_that_died_a_moment_ago_is_not_taken_for_one_that_runs(tmp_path: Path) -> None:
+    run = Storage(str(tmp_path / "run"))
+    run.write_text("run.yaml", "name: run\n")
+    run.write_text("status.json", '{"state": "running"}')
+    with held(run):
+        assert [found.state for found in list_runs(str(tmp_path))] == ["running"]
+    assert [found.state for found in list_runs(str(tmp_path))] == ["interrupted"]

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 import pytest
@@ -211,3 +211,17 @@ def test_without_locks_a_run_is_pruned_only_when_it_has_ended() -> None:
             verify(root, prune=True)
     storage.write_text("status.json", json.dumps({"state": "stopped"}))
     assert verify(root, prune=True).is_intact
+
+
+def test_what_is_young_is_told_by_the_clock_that_dates_the_files(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of this machine is two hours ahead of that of the file server."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + timedelta(hours=2)
+
+    monkeypatch.setattr("growtx.store.verify.datetime", Ahead)
+    young, old = put(run, 11, hours=0.5), put(run, 12)
+    kept = left(run)
+    assert young in kept and old not in kept

@@ -69,6 +69,31 @@ def test_everything_that_matters_changes_the_fingerprint() -> None:
     assert len({variant.fingerprint for variant in variants}) == len(variants)
 
 
+def test_what_is_augmented_is_drawn_in_another_way() -> None:
+    assert not torch.equal(make("glyph").weight, make("glyph", augment=False).weight)
+
+
+def test_fingerprints_are_the_same_on_every_platform_and_in_every_version() -> None:
+    assert make("binary").fingerprint == "96ae0262ba470777094ea193226ae07d190e53787051acb2aca22672bf9d10db"
+    assert make("learned").fingerprint == "12e7bff7ec95c1df051ee553eb773f5e171fe1e7687f96c194e6dd414b8acde2"
+    tiled = make("binary", layout="tile").fingerprint
+    assert tiled == "8ffa531fa62419fe37d89a87be3972a3409eace49aa93c52dda2ab57496eb20e"
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("glyph", "4299f8f646edec2b9135abe16b1f5b5e04bf5e9f0ebe57d7c9024de657653567"),
+        ("glyph+code", "9aad669b9154c2eb9d72e19b1c65faab9890c011586a3cddcb02dbfbe9489864"),
+    ],
+)
+def test_fingerprints_of_drawn_substrates_are_those_that_runs_have_recorded(kind: Kind, expected: str) -> None:
+    substrate = make(kind)
+    if substrate.recipe["font_sha256"] != "db1960227adcb14640063e7384fdcd2867aaf819d9ca4866bca289d4db9a9f67":
+        pytest.skip("pinned for Unifont 15.0.01, and this machine draws with another font")
+    assert substrate.fingerprint == expected
+
+
 def test_the_fingerprint_of_learned_vectors_is_their_start() -> None:
     substrate = make("learned")
     trained = substrate.weight.numpy() + 1

@@ -39,6 +39,7 @@ def test_the_first_trial_is_the_plan_itself() -> None:
     assert [config["number"] for config in found] == list(range(6))
     assert found[0]["values"] == PLANNED and found[0]["planned"]
     assert not any(config["planned"] for config in found[1:])
+    assert len({config["values"]["learning_rate"] for config in found}) == 6, "and every trial has its own values"
 
 
 def test_an_interrupted_search_ends_with_the_trials_it_would_have_had() -> None:

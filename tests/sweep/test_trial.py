@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,9 @@ from growtx.storage import Storage
 from growtx.store.trials import TrialEvaluation, TrialRecord, read_trials
 from growtx.sweep import trial as trial_module
 from growtx.sweep.search import METRIC, RandomProposer, RecordedSearch
-from growtx.sweep.trial import Trial
+from growtx.sweep.trial import Trial, TrialCoordinator
 from growtx.sweep.tune import Recorder
+from growtx.train.progress import StageProgress
 from growtx.train.stage_trainer import GroupOutcome
 
 
@@ -93,3 +95,22 @@ def test_a_trial_that_goes_on_keeps_what_it_had_reported(tmp_path: Any) -> None:
     recorder.on_trial_result(0, [], tuned, {**result, "prefix_cached": False})
     (found,) = read_trials(run, 1)
     assert [(one.fraction, one.bits_per_byte) for one in found.evaluations] == [(0.25, 3.0), (0.5, 2.5)]
+
+
+def test_trials_are_asked_to_stop_one_by_one_or_all_at_once() -> None:
+    async def scenario() -> list[bool]:
+        coordinator = TrialCoordinator.__ray_metadata__.modified_class()
+        for number in (1, 2):
+            await coordinator.open(number)
+        answers = [await coordinator.report(number, StageProgress()) for number in (1, 2)]
+        await coordinator.request_stop(1)
+        answers += [await coordinator.report(number, StageProgress()) for number in (1, 2)]
+        waiting = asyncio.ensure_future(coordinator.report(2, StageProgress(evaluated=True)))
+        await asyncio.sleep(0.01)
+        assert not waiting.done(), "an evaluation waits for what is decided"
+        await coordinator.request_stop()
+        answers.append(await asyncio.wait_for(waiting, 5))
+        await coordinator.open(3)
+        return [*answers, await coordinator.report(3, StageProgress())]
+
+    assert asyncio.run(scenario()) == [False, False, True, False, True, True]

@@ -55,6 +55,26 @@ def test_a_checkpoint_is_read_back_as_it_was_written(run: Storage) -> None:
     assert all(torch.equal(moments[key]["a.weight"], MOMENTS[key]["a.weight"]) for key in MOMENTS)
 
 
+def test_the_record_of_a_checkpoint_comes_after_its_state_and_before_older_ones_go(
+    run: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(run, 10)
+    order, write, remove = [], Storage.write_bytes, Storage.remove
+
+    def written(self: Storage, relative: str, data: bytes) -> None:
+        order.append(relative.rpartition("/")[2])
+        write(self, relative, data)
+
+    def removed(self: Storage, relative: str) -> None:
+        order.append(f"without {relative.rpartition('/')[2]}")
+        remove(self, relative)
+
+    monkeypatch.setattr(Storage, "write_bytes", written)
+    monkeypatch.setattr(Storage, "remove", removed)
+    save(run, 20, keep=1)
+    assert order == [STATE_FILE, INFO_FILE, "without step-00000010"]
+
+
 def test_there_may_be_none(run: Storage) -> None:
     assert find_checkpoint(run, 1, "this") is None
 
