@@ -75,6 +75,17 @@ def test_the_record_of_a_checkpoint_comes_after_its_state_and_before_older_ones_
     assert order == [STATE_FILE, INFO_FILE, "without step-00000010"]
 
 
+def test_what_one_rank_has_found_intact_another_may_not_read(run: Storage) -> None:
+    directory = save(run, 10)
+    found = find_checkpoint(run, 2, "this")
+    assert found is not None
+    path = f"{directory}/{STATE_FILE}"
+    data = run.read_bytes(path)
+    run.write_bytes(path, data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(StoreError, match=rf"{STATE_FILE} is damaged"):
+        read_checkpoint(run, directory, found[1].state_sha256)
+
+
 def test_there_may_be_none(run: Storage) -> None:
     assert find_checkpoint(run, 1, "this") is None
 

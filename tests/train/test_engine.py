@@ -60,6 +60,18 @@ def test_all_zero_stages_take_the_same_steps(uninterrupted: Runs) -> None:
     assert losses[1][5] < losses[1][0]
 
 
+def test_the_loss_of_a_step_is_the_mean_over_the_tokens_that_it_predicts(
+    engines: dict[int, TrainEngine], beginning: dict[int, Checkpoint], uninterrupted: Runs
+) -> None:
+    engines[1].load(*beginning[1], num_steps=0)
+    model, tokens_BT = engines[1].evaluation_model().eval(), tiny.tokens(BATCH, seed=0)
+    with torch.no_grad():
+        logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
+    model.train()
+    expected = functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), tokens_BT[:, 1:].flatten())
+    assert uninterrupted[1][0][0] == pytest.approx(float(expected), abs=1e-5)
+
+
 def assert_as_forecast(held: AllocatedBytes, *, num_workers: int, zero_stage: int) -> None:
     settings = TrainingConfig(zero_stage=zero_stage, global_batch_size=BATCH, micro_batch_size=MICRO_BATCH)  # type: ignore[arg-type]
     found = memory_metrics(held, tiny.config(3), stage(), settings, num_workers=num_workers)

@@ -16,6 +16,7 @@ from growtx.data.packing import PackedData
 from growtx.exceptions import StoreError
 from growtx.growth.assembly import build_stage_model
 from growtx.models.causal_lm import GrowtxForCausalLM
+from growtx.store.manifest import BlockRef
 from growtx.train import prefix_cache
 from growtx.train.prefix_cache import PrefixCache, find_problem_of_shard
 from tests import tiny
@@ -152,6 +153,78 @@ def test_two_models_of_the_same_blobs_do_not_share_a_cache() -> None:
     assert key() == key(num_hidden_layers=3) == key(num_layers_for_init=9)
     others = {key(num_attention_heads=4), key(rope_theta=1.0), key(layer_norm_eps=1e-3), key(hidden_size=8)}
     assert len(others | {key()}) == 5
+
+
+def test_whatever_decides_what_a_prefix_computes_is_in_the_name_of_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    low, middle, top = (BlockRef(blob=digit * 64, adapters=(other * 64,)) for digit, other in ("14", "25", "36"))
+    parent = manifest(3, None, blocks=(low, middle, top))
+
+    def key(num_frozen: int = 2, data: str = "data", dtype: torch.dtype = torch.float32, **changes: Any) -> str:
+        return PrefixCache.key(parent.model_copy(update=changes), num_frozen, data, dtype)
+
+    merged = BlockRef(blob=low.blob)
+    others = [
+        key(num_frozen=1),
+        key(num_frozen=3),
+        key(data="other"),
+        key(dtype=torch.bfloat16),
+        key(substrate="9" * 64),
+        key(blocks=(middle, low, top)),
+        key(blocks=(low, top, top)),
+        key(blocks=(merged, middle, top)),
+        key(blocks=(BlockRef(blob=low.blob, adapters=(*low.adapters, "7" * 64)), middle, top)),
+    ]
+    assert len({key(), *others}) == len(others) + 1
+    same = [key(blocks=(low, middle)), key(blocks=(low, middle, low)), key(head="8" * 64), key(name="another")]
+    assert set(same) == {key()}, "what stands above the prefix does not matter"
+    before = key()
+    monkeypatch.setattr(prefix_cache, "FORMAT", prefix_cache.FORMAT + 1)
+    assert key() != before
+
+
+def test_the_name_of_a_cache_is_the_same_in_every_version() -> None:
+    """A change of it makes every cache useless, and one that is forgotten makes one wrong: it must be meant."""
+    parent = manifest(1, None, blocks=(BlockRef(blob="1" * 64, adapters=("2" * 64,)),))
+    assert (
+        PrefixCache.key(parent, 1, "data", torch.float32)
+        == "19abd56ae11e4d2e974b8384b5d478d9c4f7f8d5acef6c1d77656e5f9142f4ad"
+    )
+
+
+def test_a_shard_of_fewer_windows_is_computed_again(tmp_path: Path, data: PackedData, model: GrowtxForCausalLM) -> None:
+    cache_in(tmp_path, data).fill([0, 1, 2], model, NUM_FROZEN)
+    assert cache_in(tmp_path, packed(train=(6, 5))).missing([0, 1, 2]) == [2]
+    assert cache_in(tmp_path, packed(train=(6, 3))).missing([0, 1, 2]) == [2]
+
+
+def test_a_shard_that_another_version_has_hashed_in_its_way_is_computed_again(
+    tmp_path: Path, data: PackedData, model: GrowtxForCausalLM
+) -> None:
+    cache = cache_in(tmp_path, data)
+    cache.fill([0], model, NUM_FROZEN)
+    path = tmp_path / "shard-0000000.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"9")
+    assert cache.missing([0]) == [0]
+    assert "an earlier version wrote it" in str(find_problem_of_shard(path))
+
+
+def test_a_disk_that_fills_up_is_left_as_it_was(
+    tmp_path: Path, data: PackedData, model: GrowtxForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = PrefixCache._write, []
+
+    def second_does_not_fit(self: PrefixCache, shard: int, states: torch.Tensor) -> None:
+        if written:
+            raise StoreError("the disk is full")
+        written.append(shard)
+        write(self, shard, states)
+
+    cache = cache_in(tmp_path, data)
+    cache.fill([0], model, NUM_FROZEN)
+    monkeypatch.setattr(PrefixCache, "_write", second_does_not_fit)
+    with pytest.raises(StoreError, match="the disk is full"):
+        cache.fill([0, 1, 2], model, NUM_FROZEN)
+    assert written and [path.name for path in tmp_path.iterdir()] == ["shard-0000000.npy"], "what others had stays"
 
 
 def test_a_full_disk_leaves_no_half_shard(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from growtx.exceptions import StoreError
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests, read_manifest
 from growtx.train import prefix_cache
-from growtx.train.prefix_cache import PrefixCache, PrefixWork, ShardFiller
+from growtx.train.prefix_cache import PrefixCache, PrefixWork, ShardFiller, run_job
 from growtx.train.settings import PrefixJobConfig
 from tests.train.windows import packed
 
@@ -49,3 +50,24 @@ def test_a_worker_that_cannot_write_says_why_and_tries_no_further(
         row = filler({"shard": np.array([0])})
         assert (row["problem"].item(), row["remedy"].item()) == ("the disk is full", "Free some space")
     assert tried == [0]
+
+
+@pytest.mark.parametrize("problem", ["", "the disk is full"])
+def test_what_a_job_wrote_stays_unless_something_kept_it_from_writing_the_rest(
+    problem: str, work: PrefixWork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the job's rows as Ray Data would return them."""
+    import ray.data
+
+    shards = work.cache(DATA).shards_of(np.arange(10))
+    rows = [{"problem": "", "remedy": ""}, {"problem": problem, "remedy": "Free some space"}]
+
+    def iter_rows() -> list[dict[str, str]]:
+        ShardFiller(work, PrefixJobConfig())({"shard": np.array(shards)})
+        return rows
+
+    blocks = SimpleNamespace(map_batches=lambda *_, **__: SimpleNamespace(iter_rows=iter_rows))
+    monkeypatch.setattr(ray.data, "from_items", lambda items, **_: blocks)
+    found = run_job(work, shards, PrefixJobConfig())
+    assert (found.problem if found else "") == problem
+    assert work.cache(DATA).missing(shards) == (shards if problem else [])

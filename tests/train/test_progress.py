@@ -6,6 +6,7 @@ import dataclasses
 import io
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -158,3 +159,14 @@ def test_who_has_no_progress_to_report_asks_and_hears_at_the_next_question(clock
         clock[0] += 1.0
     assert heard == [False, False, False, True, True]
     assert not ProgressReporter(None).ask(), "without an actor there is nobody to ask"
+
+
+def test_the_actor_lives_beside_the_driver_and_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    here = "ab" * 28
+    monkeypatch.setattr(progress.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: here))
+    actor = SimpleNamespace(options=lambda **options: asked.update(options) or SimpleNamespace(remote=lambda: "actor"))
+    monkeypatch.setattr(progress, "ProgressActor", actor)
+    assert progress.start_progress_actor() == "actor"
+    assert asked["max_restarts"] == -1
+    assert (asked["scheduling_strategy"].node_id, asked["scheduling_strategy"].soft) == (here, False)

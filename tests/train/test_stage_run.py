@@ -28,6 +28,7 @@ from growtx.store.manifest import Manifest
 from growtx.store.runs import read_metrics
 from growtx.store.verify import verify
 from growtx.train import prefix_cache, prefix_stage, stage_run
+from growtx.train.batches import Batches
 from growtx.train.checkpoints import CHECKPOINTS_DIR, STATE_FILE, CheckpointInfo
 from growtx.train.data_proof import verify_data
 from growtx.train.engine import TrainEngine
@@ -417,8 +418,8 @@ def test_orphaned_workers_write_nothing_beside_a_new_driver(
     [
         ({"steps": 3}, "steps", 3),
         ({"tokens": 3 * 4 * 32}, "tokens", 3),
-        ({"steps": 5000, "seconds": 1e-6}, "seconds", 1),
-        ({"steps": 5000, "convergence": {"patience": 2, "min_delta": 100.0, "every_steps": 2}}, "convergence", 6),
+        ({"steps": 50, "seconds": 1e-6}, "seconds", 1),
+        ({"steps": 50, "convergence": {"patience": 2, "min_delta": 100.0, "every_steps": 2}}, "convergence", 6),
     ],
 )
 def test_the_manifest_says_what_ended_the_stage(
@@ -674,22 +675,107 @@ def test_checkpoints_are_written_when_due_but_not_at_the_end(home: Path, saved: 
     assert saved == [(1, step) for step in range(1, 6)]
 
 
-def test_on_other_text_convergence_is_judged_anew(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def remembered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a checkpoint remembers in place of what it did; empty: as it was."""
+    changes: dict[str, Any] = {}
+    original = stage_run.find_checkpoint
+
+    def changed(*arguments: Any) -> tuple[str, CheckpointInfo] | None:
+        found = original(*arguments)
+        return found and (found[0], found[1].model_copy(update=changes))
+
+    monkeypatch.setattr(stage_run, "find_checkpoint", changed)
+    return changes
+
+
+def test_on_other_text_convergence_is_judged_anew(
+    home: Path, remembered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two evaluations without a gain end the stage, and one was before the checkpoint at step 4."""
     convergence = {"patience": 2, "min_delta": 100.0, "every_steps": 2}
-    plan = {"grow": {"blocks": 1}, "train": {"steps": 5000, "convergence": convergence}}
+    plan = {"grow": {"blocks": 1}, "train": {"steps": 50, "convergence": convergence}}
     same, other = job(home, plan=plan), job(home, plan=plan)
     for the_job in (same, other):
         crash_at(monkeypatch, the_job, stage=1, step=5)
     assert finished(same)[0].metrics["steps"] == 6
-    original = stage_run.find_checkpoint
-
-    def of_other_text(*arguments: Any) -> tuple[str, CheckpointInfo] | None:
-        found = original(*arguments)
-        return found and (found[0], found[1].model_copy(update={"data_fingerprint": "0" * 64}))
-
-    monkeypatch.setattr(stage_run, "find_checkpoint", of_other_text)
+    remembered["data_fingerprint"] = "0" * 64
     assert finished(other)[0].metrics["steps"] == 10
+
+
+@pytest.mark.parametrize("crashed_at", [(1, 1), (2, 3)])
+def test_what_was_written_before_the_first_checkpoint_is_written_once(
+    crashed_at: tuple[int, int], home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job = job(home, training={"checkpoint": {"every_steps": None, "every_seconds": None}})
+    stage, step = crashed_at
+    crash_at(monkeypatch, the_job, stage=stage, step=step)
+    assert losses(the_job)[-1][:2] == crashed_at
+    finished(the_job)
+    assert_same(losses(the_job), undisturbed)
+
+
+def test_time_and_first_score_from_before_a_crash_count(
+    home: Path, remembered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job = job(home, plan={"grow": {"blocks": 1}, "train": TRAIN})
+    crash_at(monkeypatch, the_job, stage=1, step=5)
+    remembered.update({"seconds": 1000.0, "first_bits_per_byte": 123.0})
+    (manifest,) = finished(the_job)
+    assert 1000 < manifest.metrics["seconds"] < 2000
+    assert manifest.metrics["eval/bits_per_byte_start"] == 123.0
+    timed = {"steps": 8, "seconds": 900.0}
+    other = job(home, plan={"grow": {"blocks": 1}, "train": timed})
+    remembered.clear()
+    crash_at(monkeypatch, other, stage=1, step=5)
+    remembered["seconds"] = 1000.0
+    (manifest,) = finished(other)
+    assert (manifest.ended_by, manifest.metrics["steps"]) == ("seconds", 4), "the time was over at the checkpoint"
+
+
+def test_a_checkpoint_beside_other_frozen_tensors_is_refused(
+    home: Path, remembered: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job = job(home)
+    crash_at(monkeypatch, the_job, stage=2, step=5)
+    remembered["frozen_before"] = "0" * 64
+    problem = train(the_job)
+    assert isinstance(problem, TrainingError) and "its frozen tensors differ from those on this machine" in str(problem)
+    assert_only_the_first_stage_is_sealed(the_job)
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_with_the_command_that_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job, original = job(home), TrainEngine.step
+
+    def diverging(self: TrainEngine, *arguments: Any) -> torch.Tensor:
+        totals = original(self, *arguments)
+        if any("layers.1." in name for name, _ in self.trainable()):
+            totals[0] = float("inf")
+        return totals
+
+    monkeypatch.setattr(TrainEngine, "step", diverging)
+    problem = train(the_job)
+    assert isinstance(problem, TrainingError) and "the loss of stage 2 (depth-2) is not finite at step 1" in str(
+        problem
+    )
+    assert f"--run-dir {the_job.run_dir} plan.train.learning_rate=0.0033" in problem.remedy
+    assert_only_the_first_stage_is_sealed(the_job)
+
+
+def test_a_stage_reads_on_where_the_one_before_has_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begins: list[int] = []
+
+    class Noted(Batches):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            begins.append(options["num_samples_before"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(stage_run, "Batches", Noted)
+    manifests = finished(job(home))
+    assert begins == [0, 8 * 4]
+    assert [manifest.num_tokens for manifest in manifests] == [8 * 4 * 32, 2 * 8 * 4 * 32]
 
 
 def test_every_step_drops_other_numbers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
