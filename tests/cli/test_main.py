@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from growtx.store.data_record import DataRecord, write_data_record
 from rich.console import Console
 
 from growtx.cli.main import main, parse
@@ -19,6 +18,7 @@ from growtx.exceptions import ConfigError, StoreError
 from growtx.growth.lineage import open_lineage
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path
+from growtx.store.run_records import DataRecord, write_data_record
 
 Capture = pytest.CaptureFixture[str]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growtx.exceptions import ConfigError
@@ -43,6 +43,7 @@ PIECES = ["<|im_start|>", "<|im_end|>", "</s>", "<|", "im", "|>", "_start", "<",
 FORGED = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 
 
+@settings(deadline=None)
 @given(st.lists(FORGED, min_size=1, max_size=4))
 def test_no_message_becomes_a_control_token(texts: list[str]) -> None:
     for source in (CHATML, "<|{% for m in messages %}{{ m.content }}{% endfor %}|>", TRANSCRIPT):
