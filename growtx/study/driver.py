@@ -28,7 +28,7 @@ from growtx.study.report import terminal_tables, write_study_report
 from growtx.study.results import STUDY_FILE, RunResult, StudyResults, best_rate, variant_summaries
 from growtx.study.runs import StudyRun, prepare_run, read_result, runs_of
 from growtx.train.checkpoints import remove_checkpoints
-from growtx.train.claims import ClaimRegistry, RunClaims
+from growtx.train.claims import RunClaims, forget_claims, start_registry
 from growtx.train.cluster import connected
 from growtx.train.job import TrainJob
 
@@ -106,8 +106,9 @@ class _StudyRunner:
     def _train(self, runs: Sequence[StudyRun]) -> bool:
         with self._console.status(f"Preparing {len(runs)} runs ..."):
             jobs = [prepare_run(run, self._config, self._study, self._shared, self._cache).job for run in runs]
-        max_concurrent = concurrent_tasks(jobs, max_concurrent=self._config.max_concurrent)
-        result = train_concurrently(max_concurrent, retries=0, on_stop=self._status.stop, console=self._console)
+        groups = concurrent_tasks(jobs, self._study, max_concurrent=self._config.max_concurrent)
+        result = train_concurrently(groups, retries=0, on_stop=self._status.stop, console=self._console)
+        forget_claims(self._study)
         for error in result.failed.values():
             self._remember(error, jobs)
         for job in jobs:
@@ -145,7 +146,7 @@ class _StudyRunner:
         return next((why for place, why in self._failures.items() if place.endswith(f"/{run.name}")), "")
 
 
-def concurrent_tasks(jobs: Sequence[TrainJob], *, max_concurrent: int | None) -> list[TrainTask]:
+def concurrent_tasks(jobs: Sequence[TrainJob], study: Storage, *, max_concurrent: int | None) -> list[TrainTask]:
     """Worker groups that share the jobs: each takes the next unclaimed run, so none waits for another.
 
     Raises:
@@ -159,7 +160,7 @@ def concurrent_tasks(jobs: Sequence[TrainJob], *, max_concurrent: int | None) ->
     needs = TrainTask("", tuple(todo)).needs
     fitting = [int(total / need) for total, need in zip(cluster_capacity(), needs, strict=True) if need]
     number = max(1, min(len(todo), max_concurrent or min(fitting)))
-    registry = ClaimRegistry.remote()  # type: ignore[attr-defined]
+    registry = start_registry(study)
     names = [f"worker group {index}" for index in range(1, number + 1)]
     return [TrainTask(name, tuple(todo), RunClaims(registry, name)) for name in names]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from growtx.store.manifest import latest_manifest
 from growtx.store.trials import trial_dir
 from growtx.sweep.search import METRIC, Values, stage_with_values
 from growtx.train.job import TrainJob
-from growtx.train.progress import StageProgress
+from growtx.train.progress import StageProgress, insist
 from growtx.train.stage_trainer import GroupOutcome, fit_worker_group
 
 # One actor between the trials of a sweep and their workers: evaluations go up, decisions come down.
@@ -34,17 +35,20 @@ from growtx.train.stage_trainer import GroupOutcome, fit_worker_group
 # no step beyond the evaluation that it was stopped for.
 
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = TELL_EVERY_SECONDS = 1.0
 
 
 @ray.remote(num_cpus=0)
 class TrialCoordinator:
-    """Progress, evaluations and stop requests of all trials, by number."""
+    """Progress, evaluations and stop requests of all trials, by number.
+
+    Started anew, it knows no trial: those that run are met when they report.
+    """
 
     def __init__(self) -> None:
         self._progress: dict[int, StageProgress] = {}
-        self._evaluations: dict[int, asyncio.Queue[StageProgress]] = {}
-        self._go_on: dict[int, asyncio.Event] = {}
+        self._evaluations: defaultdict[int, asyncio.Queue[StageProgress]] = defaultdict(asyncio.Queue)
+        self._go_on: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._stop: set[int] = set()
         self._stop_all = False
         self._failures: dict[int, str] = {}
@@ -87,6 +91,10 @@ class TrialCoordinator:
             if self._must_stop(number):
                 event.set()
 
+    async def is_stopping(self, trial: int) -> bool:
+        """What a trial's workers ask that have no progress to report."""
+        return self._must_stop(trial)
+
     async def fail(self, trial: int, sentence: str) -> None:
         """Remember why a trial failed: Tune's callback is not told."""
         self._failures[trial] = sentence
@@ -122,6 +130,10 @@ class TrialHandle:
     @property
     def report(self) -> _BoundMethod:
         return _BoundMethod(self.coordinator.report, self.trial)
+
+    @property
+    def is_stopping(self) -> _BoundMethod:
+        return _BoundMethod(self.coordinator.is_stopping, self.trial)
 
     @property
     def warn(self) -> _BoundMethod:
@@ -207,7 +219,7 @@ class Trial(tune.Trainable):
 
     def _begin(self) -> Future[GroupOutcome]:
         self._started = time.monotonic()
-        ray.get(self._coordinator.open.remote(self._number))
+        insist(lambda: self._coordinator.open.remote(self._number))
         return ThreadPoolExecutor(1).submit(self._train)
 
     def _train(self) -> GroupOutcome:
@@ -220,7 +232,7 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         self._training = self._training or self._begin()
         while not self._training.done():
-            evaluation = ray.get(self._coordinator.next_evaluation.remote(self._number))
+            evaluation = insist(lambda: self._coordinator.next_evaluation.remote(self._number))
             if evaluation is not None:
                 stage = self._job.stages[0]
                 return {
@@ -237,7 +249,7 @@ class Trial(tune.Trainable):
             return self._result()
         except Exception as error:
             sentence = str(error) if isinstance(error, GrowtxError) else f"{type(error).__name__}: {error}"
-            ray.get(self._coordinator.fail.remote(self._number, sentence))
+            insist(lambda: self._coordinator.fail.remote(self._number, sentence))
             raise
 
     def _result(self) -> dict[str, Any]:
@@ -263,6 +275,10 @@ class Trial(tune.Trainable):
         """End the workers before this process ends; what they raised was reported by `step`."""
         if self._training is None:
             return
-        self._coordinator.request_stop.remote(self._number)
-        with suppress(Exception):
-            self._training.result(timeout=STOP_SECONDS)
+        deadline = time.monotonic() + STOP_SECONDS
+        while True:
+            self._coordinator.request_stop.remote(self._number)  # again: whoever was told may have been started anew
+            with suppress(Exception):
+                self._training.result(timeout=TELL_EVERY_SECONDS)
+            if self._training.done() or time.monotonic() >= deadline:
+                return

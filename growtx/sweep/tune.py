@@ -30,7 +30,7 @@ from growtx.storage import Storage
 from growtx.store.trials import TrialEvaluation, TrialRecord, best_trial, read_trials, write_trial
 from growtx.sweep.search import METRIC, Dimension, Proposer, RecordedSearch, Values, planned_values
 from growtx.sweep.trial import FRACTION, TRIAL_MEMORY_BYTES, StageSearch, Trial, TrialCoordinator
-from growtx.train.progress import StageProgress
+from growtx.train.progress import StageProgress, insist, start_control_actor
 from growtx.train.settings import ResourcesConfig
 
 # The live table of a stage's trials: redrawn on a terminal; elsewhere a line is printed when a trial ends.
@@ -216,7 +216,9 @@ class Recorder(tune.Callback):
             self.on_trial_start(iteration, trials, trial)
             record = self.records[trial.config["number"]]
         record.state = "failed"
-        record.error = ray.get(self._coordinator.failure.remote(record.number)) or "its process ended; see Ray's logs"
+        record.error = (
+            insist(lambda: self._coordinator.failure.remote(record.number)) or "its process ended; see Ray's logs"
+        )
         write_trial(self._run, record)
 
 
@@ -265,7 +267,7 @@ def run_trials(
     if not searcher.num_left or sweeping.stopped:
         return records
     set_environment(TUNE_ENVIRONMENT)
-    coordinator: Any = TrialCoordinator.remote()  # type: ignore[attr-defined]
+    coordinator = start_control_actor(TrialCoordinator)
     sweeping.coordinator, sweeping.search = coordinator, searcher
     recorder = Recorder(run, search, records, coordinator)
     table = TrialTable(f"Stage {stage.index} ({stage.name})", search.num_trials, recorder.records)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,13 +107,37 @@ class ProgressActor:
         return self._progress.stage > 0
 
 
-def start_progress_actor() -> Any:
-    """A progress actor on the node of this process, started again whenever its own process dies.
+def start_control_actor(actor_class: Any, *arguments: Any) -> Any:
+    """An actor on the node of this process, started again whenever its own process dies.
 
     It has then forgotten everything: progress is reported, and a stop is asked for, again and again.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ProgressActor.options(scheduling_strategy=here, max_restarts=-1).remote()  # type: ignore[attr-defined]
+    return actor_class.options(scheduling_strategy=here, max_restarts=-1).remote(*arguments)
+
+
+def start_progress_actor() -> Any:
+    """A progress actor that `start_control_actor` looks after."""
+    return start_control_actor(ProgressActor)
+
+
+def insist(call: Callable[[], Any]) -> Any:
+    """What a control actor answers, asked again and again while it is being started anew.
+
+    Args:
+        call: asks, and returns the reference of the answer.
+
+    Raises:
+        RayActorError: nothing has answered for as long as starting anew never takes.
+    """
+    deadline = time.monotonic() + LOST_AFTER_SECONDS
+    while True:
+        try:
+            return ray.get(call())
+        except ray.exceptions.RayActorError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(ASK_EVERY_SECONDS)
 
 
 class StopRequested(Exception):
@@ -142,10 +166,11 @@ class ProgressReporter:
             if not ready:
                 return
             self._collect()
-        if self._progress_actor is not None:
+        while self._progress_actor is not None:
             self._pending = self._progress_actor.report.remote(progress)
-            if progress.evaluated:
-                self._collect()
+            if not progress.evaluated or self._collect():
+                return
+            time.sleep(ASK_EVERY_SECONDS)  # an evaluation counts: whoever was started anew must hear of it
 
     def ask(self) -> bool:
         """Whether to stop, as far as this rank has heard: the answer to this question comes with one of the next.
@@ -161,15 +186,18 @@ class ProgressReporter:
             self._question, self._asked_at = self._progress_actor.is_stopping.remote(), time.monotonic()
         return self.stop_requested
 
-    def _collect(self) -> None:
+    def _collect(self) -> bool:
+        """Whether the last report was answered."""
         pending, self._pending = self._pending, None
         try:
             self.stop_requested = bool(ray.get(pending)) or self.stop_requested
             self._silent_since = None
+            return True
         except ray.exceptions.RayError:  # it is being started again, or the driver is gone and with it the actor
             self._silent_since = self._silent_since or time.monotonic()
             if time.monotonic() - self._silent_since >= LOST_AFTER_SECONDS:
                 self._progress_actor, self.is_lost = None, True
+            return False
 
 
 class DriverLogHandler(logging.Handler):

@@ -43,8 +43,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **changes: Any
     return GrowtxForCausalLM(config).eval()
 
 
-def make_ensemble(tokenizer: PreTrainedTokenizerFast, rule: str = "mean") -> PreTrainedModel:
-    members = {name: make_model(tokenizer, seed) for seed, name in enumerate(("north", "south"))}
+def make_ensemble(tokenizer: PreTrainedTokenizerFast, rule: str = "mean", **changes: Any) -> PreTrainedModel:
+    members = {name: make_model(tokenizer, seed, **changes) for seed, name in enumerate(("north", "south"))}
     members["south"].model.embed_tokens = members["north"].model.embed_tokens
     return from_members(members, rule=rule)
 

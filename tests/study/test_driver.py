@@ -76,7 +76,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     monkeypatch.setattr(driver, "train_concurrently", made.together)
     monkeypatch.setattr(driver, "connected", Connected)
     monkeypatch.setattr(driver, "cluster_capacity", lambda: (2.0, 0.0))
-    monkeypatch.setattr(driver.ClaimRegistry, "remote", lambda: None, raising=False)
+    monkeypatch.setattr(driver, "start_registry", lambda study: None)
     monkeypatch.setattr("growtx.study.report.save", lambda draw, storage, name: "")
     return made
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +15,9 @@ from growtx.storage import Storage
 from growtx.store.trials import TrialEvaluation, TrialRecord, read_trials
 from growtx.sweep import trial as trial_module
 from growtx.sweep.search import METRIC, RandomProposer, RecordedSearch
-from growtx.sweep.trial import Trial, TrialCoordinator
+from growtx.sweep.trial import Trial, TrialCoordinator, TrialHandle
 from growtx.sweep.tune import Recorder
+from growtx.train import progress
 from growtx.train.progress import StageProgress
 from growtx.train.stage_trainer import GroupOutcome
 
@@ -33,7 +36,7 @@ class Coordinator:
 def coordinator(monkeypatch: pytest.MonkeyPatch) -> Coordinator:
     """What a stage's training was asked to do ends with `stopped`."""
     coordinator = Coordinator()
-    monkeypatch.setattr(trial_module.ray, "get", lambda reference: reference)
+    monkeypatch.setattr(trial_module, "insist", lambda call: call())
     monkeypatch.setattr(
         trial_module,
         "fit_worker_group",
@@ -114,3 +117,33 @@ def test_trials_are_asked_to_stop_one_by_one_or_all_at_once() -> None:
         return [*answers, await coordinator.report(3, StageProgress())]
 
     assert asyncio.run(scenario()) == [False, False, True, False, True, True]
+
+
+def test_a_trial_offers_its_workers_what_a_progress_actor_offers_them() -> None:
+    """Every method of the actor that the loop of the workers calls, however many that will be."""
+    source = inspect.getsource(progress.ProgressReporter) + inspect.getsource(progress.DriverLogHandler)
+    called = set(re.findall(r"_progress_actor\.(\w+)\.remote", source))
+    assert {"report", "is_stopping", "warn"} <= called
+    coordinator = Coordinator()
+    handle = TrialHandle(coordinator, 7)
+    for name in called:
+        getattr(handle, name).remote()
+        assert coordinator.calls[-1] == (name, 7)
+        assert inspect.iscoroutinefunction(getattr(TrialCoordinator.__ray_metadata__.modified_class, name))
+
+
+def test_a_coordinator_that_is_started_anew_meets_its_trials_when_they_report() -> None:
+    async def scenario() -> list[Any]:
+        anew = TrialCoordinator.__ray_metadata__.modified_class()
+        evaluated = StageProgress(evaluated=True, fraction=0.5)
+        waiting = asyncio.ensure_future(anew.report(5, evaluated))
+        found = await anew.next_evaluation(5)
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        asked = asyncio.ensure_future(anew.next_evaluation(5))
+        goes_on = await asyncio.wait_for(waiting, 5)
+        asked.cancel()
+        await anew.request_stop(5)
+        return [found == evaluated, goes_on, await anew.is_stopping(5), await anew.is_stopping(6)]
+
+    assert asyncio.run(scenario()) == [True, False, True, False]

@@ -151,6 +151,37 @@ def test_an_evaluation_waits_for_its_answer(clock: list[float]) -> None:
     assert reporter.stop_requested
 
 
+def test_an_evaluation_is_told_again_to_an_actor_that_is_started_anew(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(progress.time, "sleep", wait)
+    evaluated = dataclasses.replace(HALF, evaluated=True)
+    told = Answers(UNAVAILABLE, UNAVAILABLE, True, False)
+    reporter = ProgressReporter(told)
+    reporter.report(evaluated)
+    assert reporter.stop_requested and next(told.answers) is False, "three times, until it was heard"
+    alone = ProgressReporter(Answers(*[UNAVAILABLE] * 1000))
+    alone.report(evaluated)
+    assert alone.is_lost, "and not for ever"
+
+
+def test_an_answer_is_insisted_on_until_nobody_can_be_there(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr(progress.time, "sleep", wait)
+    answers = iter([UNAVAILABLE, UNAVAILABLE, "claimed"])
+    assert progress.insist(lambda: next(answers)) == "claimed"
+    with pytest.raises(ray.exceptions.RayActorError):
+        progress.insist(lambda: UNAVAILABLE)
+    assert clock[0] >= progress.LOST_AFTER_SECONDS
+
+
 def test_who_has_no_progress_to_report_asks_and_hears_at_the_next_question(clock: list[float]) -> None:
     reporter = ProgressReporter(Answers(False, UNAVAILABLE, True, False, False))
     heard = []
@@ -168,5 +199,6 @@ def test_the_actor_lives_beside_the_driver_and_is_started_again(monkeypatch: pyt
     actor = SimpleNamespace(options=lambda **options: asked.update(options) or SimpleNamespace(remote=lambda: "actor"))
     monkeypatch.setattr(progress, "ProgressActor", actor)
     assert progress.start_progress_actor() == "actor"
+    assert progress.start_control_actor(actor) == "actor"
     assert asked["max_restarts"] == -1
     assert (asked["scheduling_strategy"].node_id, asked["scheduling_strategy"].soft) == (here, False)
