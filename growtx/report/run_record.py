@@ -17,7 +17,7 @@ from growtx.redaction import redact_tree
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, list_manifests, read_manifest
 from growtx.store.run_records import RUN_FILE
-from growtx.store.runs import METRICS_FILE, read_metrics
+from growtx.store.runs import METRICS_FILE, has_metrics, read_metrics
 
 Json = dict[str, Any]
 
@@ -173,7 +173,7 @@ def _read_run_yaml(storage: Storage, missing: list[str]) -> Json:
 
 
 def _rows_by_stage(storage: Storage, missing: list[str]) -> dict[int, list[Json]]:
-    if not storage.exists(METRICS_FILE):
+    if not has_metrics(storage):
         missing.append(f"{METRICS_FILE}: the loss within the stages is not known")
     rows: dict[int, list[Json]] = {}
     for row in read_metrics(storage):

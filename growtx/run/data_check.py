@@ -13,7 +13,7 @@ from growtx.growth.plan import Stage
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, read_manifests
 from growtx.store.run_records import DataChange, DataRecord, read_data_record, write_data_record
-from growtx.store.runs import METRICS_FILE
+from growtx.store.runs import has_metrics
 from growtx.train.checkpoints import CHECKPOINTS_DIR
 
 ACCEPT_OPTION = "--accept-new-data"
@@ -72,7 +72,7 @@ def check_data(run: Storage, data: PackedData, stages: Sequence[Stage], parent: 
 
 
 def _has_trained(run: Storage, own: Sequence[Manifest]) -> bool:
-    return bool(own) or run.exists(METRICS_FILE) or run.exists(CHECKPOINTS_DIR)
+    return bool(own) or has_metrics(run) or run.exists(CHECKPOINTS_DIR)
 
 
 def _of_old_run(found: DataRecord, own: Sequence[Manifest]) -> DataRecord | None:

@@ -37,7 +37,7 @@ from growtx.store.run_records import (
     append_changes,
     read_status,
 )
-from growtx.store.runs import METRICS_FILE
+from growtx.store.runs import has_metrics
 from growtx.substrate.build import SUBSTRATE_FILE
 
 Config = TypeVar("Config", bound=JobConfig)
@@ -108,7 +108,7 @@ def _release_if_nothing_trained(storage: Storage) -> None:
     """A run that failed before its first stage (a mistyped path, say) has nothing to keep: it may start anew."""
     if read_status(storage).state != "failed":
         return
-    if not (list_manifests(storage) or storage.exists(METRICS_FILE)):
+    if not (list_manifests(storage) or has_metrics(storage)):
         for name in (RUN_FILE, SUBSTRATE_FILE, DATA_FILE, CHANGES_FILE, "tokenizer"):
             if storage.exists(name):
                 storage.remove(name)

@@ -37,6 +37,7 @@ from growtx.run.directory import RunStatus, begin_run, recording_status
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, latest_manifest
+from growtx.store.runs import MetricsLog
 from growtx.train.checkpoints import remove_checkpoints
 from growtx.train.claims import RunClaims
 from growtx.train.cluster import connected
@@ -217,6 +218,7 @@ def _tell_again(
 
 def finish_run(run: Storage, *, finished: bool) -> str | None:
     """Write the Hugging Face directory and the report for the stages finished so far."""
+    MetricsLog(run).join()
     if latest_manifest(run) is None:
         return None
     if finished:

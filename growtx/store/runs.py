@@ -7,6 +7,7 @@ where locks do not reach (object stores, other machines), whether something in i
 from __future__ import annotations
 
 import json
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,37 +26,90 @@ from growtx.store.run_records import RUN_FILE, STATUS_FILE, read_status
 METRICS_FILE = "metrics.jsonl"
 
 
+PARTS_DIR = "metrics-parts"  # of the log, on object stores, until a run ends
+FLUSH_ROWS = 200
+FLUSH_SECONDS = 10.0
+
+
 class MetricsLog:
-    """Appends rows and rewinds; a last line cut off by a crash is dropped."""
+    """Appends rows and rewinds; a last line cut off by a crash is dropped.
+
+    Object stores cannot append. There rows are gathered for a few seconds and written as a part of the log, so that
+    every row is uploaded once and not with every later one; `join` makes one file of the parts.
+    """
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        self._gathered: list[str] = []
+        self._flushed_at = time.monotonic()
+        self._part: int | None = None
 
     def append(self, row: dict[str, Any]) -> None:
-        self._storage.append_text(METRICS_FILE, json.dumps(row, ensure_ascii=False) + "\n")
+        line = _line(row)
+        if self._storage.is_local:
+            self._storage.append_text(METRICS_FILE, line)
+            return
+        self._gathered.append(line)
+        is_due = len(self._gathered) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= FLUSH_SECONDS
+        if is_due or "eval/loss" in row:
+            self.flush()
+
+    def flush(self) -> None:
+        """See that all rows are stored: before whatever makes them the past, such as a checkpoint."""
+        if self._storage.is_local and self._storage.exists(METRICS_FILE):
+            self._storage.sync(METRICS_FILE)
+        if self._gathered:
+            if self._part is None:
+                names = self._storage.list_names(PARTS_DIR)
+                self._part = 1 + max((int(name.partition(".")[0]) for name in names), default=-1)
+            self._storage.write_text(f"{PARTS_DIR}/{self._part:08d}.jsonl", "".join(self._gathered))
+            self._part += 1
+        self._gathered, self._flushed_at = [], time.monotonic()
 
     def rewind(self, *, stage: int, step: int) -> None:
         """Drop rows after `step` of `stage`, and the score at its end: they will be written again."""
-        if not self._storage.exists(METRICS_FILE):
+        self.flush()
+        if not has_metrics(self._storage):
             return
         rows = [row for row in read_metrics(self._storage) if (row["stage"], row["step"]) <= (stage, step)]
-        kept = [row for row in rows if row["stage"] < stage or row.get("eval/when") != "end"]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
-        self._storage.write_text(METRICS_FILE, text)
+        self._replace([row for row in rows if row["stage"] < stage or row.get("eval/when") != "end"])
+
+    def join(self) -> None:
+        """One file of all parts, where there are any."""
+        self.flush()
+        if self._storage.list_names(PARTS_DIR):
+            self._replace(read_metrics(self._storage))
+
+    def _replace(self, rows: list[dict[str, Any]]) -> None:
+        """One file of these rows; a crash before the parts are gone leaves rows twice, which `read_metrics` knows."""
+        self._storage.write_text(METRICS_FILE, "".join(map(_line, rows)))
+        for name in reversed(self._storage.list_names(PARTS_DIR)):
+            self._storage.remove(f"{PARTS_DIR}/{name}")
+        self._part = None
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def has_metrics(storage: Storage) -> bool:
+    """Whether any row was ever written."""
+    return storage.exists(METRICS_FILE) or bool(storage.list_names(PARTS_DIR))
 
 
 def read_metrics(storage: Storage) -> list[dict[str, Any]]:
     """All complete rows of a run; every row has its `stage` and `step`."""
-    if not storage.exists(METRICS_FILE):
-        return []
-    rows = _rows(storage.read_bytes(METRICS_FILE), storage.path(METRICS_FILE))
+    files = [METRICS_FILE] if storage.exists(METRICS_FILE) else []
+    files += [f"{PARTS_DIR}/{name}" for name in storage.list_names(PARTS_DIR)]
+    lines = dict.fromkeys(line for file in files for line in storage.read_bytes(file).split(b"\n"))
+    rows = _rows(list(lines), storage.path(METRICS_FILE))
     return [row for row in rows if "stage" in row and "step" in row]
 
 
-def _rows(data: bytes, where: str) -> list[dict[str, Any]]:
+def _rows(lines: list[bytes], where: str) -> list[dict[str, Any]]:
     """The rows in lines of JSON; what a dying process has cut off, or what is damaged, is left out."""
     rows = []
-    for line in data.split(b"\n"):
+    for line in lines:
         with suppress(StoreError):
             rows.append(parse_json(line, where, ""))
     return [row for row in rows if isinstance(row, dict) and all(_is_count(row.get(key, 0)) for key in _COUNTS)]
@@ -133,8 +187,9 @@ def _state_of_silent_run(storage: Storage, updated: datetime | None, now: dateti
 
 
 def _last_rows(storage: Storage) -> list[dict[str, Any]]:
-    """Rows at the end of `metrics.jsonl`, oldest first; lines cut off at either end are left out."""
-    return _rows(storage.read_tail(METRICS_FILE).encode(), METRICS_FILE)
+    """Rows at the end of the log, oldest first; lines cut off at either end are left out."""
+    files = [METRICS_FILE, *(f"{PARTS_DIR}/{name}" for name in storage.list_names(PARTS_DIR)[-1:])]
+    return _rows([line for file in files for line in storage.read_tail(file).encode().split(b"\n")], METRICS_FILE)
 
 
 def _newest_score(rows: list[dict[str, Any]]) -> float | None:
@@ -144,5 +199,6 @@ def _newest_score(rows: list[dict[str, Any]]) -> float | None:
 
 def _last_change(storage: Storage) -> datetime | None:
     """The latest modification among the files that a living run keeps writing."""
-    times = [storage.modified(name) for name in (RUN_FILE, STATUS_FILE, METRICS_FILE)]
+    parts = [f"{PARTS_DIR}/{name}" for name in storage.list_names(PARTS_DIR)[-1:]]
+    times = [storage.modified(name) for name in (RUN_FILE, STATUS_FILE, METRICS_FILE, *parts)]
     return max((time for time in times if time is not None), default=None)

@@ -177,6 +177,7 @@ def promote_trial(run: Storage, best: TrialRecord) -> None:
     log.rewind(stage=best.stage, step=-1)
     for row in read_metrics(trial):
         log.append(row)
+    log.flush()
     write_manifest(run, manifest)
     verify(run.root, prune=True, min_age=timedelta(0))  # ours alone: the run is locked, and its trials have ended
 

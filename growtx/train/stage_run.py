@@ -11,6 +11,7 @@ import platform
 import shlex
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -20,7 +21,7 @@ from torch import nn
 
 from growtx import __version__
 from growtx.data.tokenizer import INCOMPLETE, document_ids, visible_text
-from growtx.exceptions import StoreError, TrainingError
+from growtx.exceptions import GrowtxError, StoreError, TrainingError
 from growtx.growth.assembly import (
     State,
     assemble,
@@ -132,6 +133,10 @@ class StageLogger:
         on_rank_zero(lambda: self._metrics.append(row))
         self._context.show(row)
 
+    def flush(self) -> None:
+        """See that all rows so far are stored. By rank 0."""
+        self._metrics.flush()
+
     def show(self, position: TrainingProgress, **values: Any) -> None:
         """Report to the driver, whose answer may be a request to stop. Values not given stay as they were."""
         if rank() != 0:
@@ -235,6 +240,9 @@ class StageRun:
 
     def close(self) -> None:
         """Free what the stage holds, so that the next one can start in this process."""
+        if rank() == 0:
+            with suppress(GrowtxError):  # of a stage that failed; one that ended well has flushed them
+                self.record.flush()
         self.engine.close()
 
     @property
@@ -390,8 +398,12 @@ class StageRun:
             data_fingerprint=self.job.data_fingerprint,
             evaluation_due=evaluation_due,
         )
-        keep = self.settings.checkpoint.keep
-        on_rank_zero(lambda: write_checkpoint(self.storage, info, weights, moments, keep=keep))
+
+        def write() -> None:
+            self.record.flush()  # a run that goes on from here does not write these rows again
+            write_checkpoint(self.storage, info, weights, moments, keep=self.settings.checkpoint.keep)
+
+        on_rank_zero(write)
 
     def _resume(self) -> bool:
         """Load the newest checkpoint of this stage, if there is one."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, RootModel
@@ -91,6 +92,7 @@ class TensorBoardLog:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._directory = storage.path(TENSORBOARD_DIR) if storage.is_local else tempfile.mkdtemp()
+        self._uploaded: set[Path] = set()  # a closed file does not change any more
         self._writer: Any = None
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -108,8 +110,11 @@ class TensorBoardLog:
             return
         self._writer.close()
         self._writer = None
-        if not self._storage.is_local:
-            self._storage.upload(self._directory, TENSORBOARD_DIR)
+        if self._storage.is_local:
+            return
+        for file in set(Path(self._directory).iterdir()) - self._uploaded:
+            self._storage.write_bytes(f"{TENSORBOARD_DIR}/{file.name}", file.read_bytes())
+            self._uploaded.add(file)
 
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}  # by the module that is imported

@@ -89,9 +89,9 @@ def run(root: str, corpus: str, log: str | None, point: int | None, mode: Mode) 
     sys.stdout = sys.stderr = Path(root, "output.txt").open("a")  # noqa: SIM115
     status = UNEXPECTED
     try:
-        _without_ray(root)
+        without_ray(root)
         Writes(Path(root, "work"), Path(log) if log else None, point, mode).patch()
-        status = _grow(root, corpus)
+        status = grow_here(f"{root}/work/run", f"{root}/work/cache", corpus)
     except BaseException:
         import traceback
 
@@ -101,7 +101,8 @@ def run(root: str, corpus: str, log: str | None, point: int | None, mode: Mode) 
         os._exit(status)
 
 
-def _grow(root: str, corpus: str) -> int:
+def grow_here(run_dir: str, cache_dir: str, corpus: str) -> int:
+    """The run itself, begun or gone on with, in a process where `without_ray` was called."""
     from rich.console import Console
 
     from growtx.exceptions import GrowtxError
@@ -110,7 +111,7 @@ def _grow(root: str, corpus: str) -> int:
 
     settings = config(
         corpus,
-        cache_dir=f"{root}/work/cache",
+        cache_dir=cache_dir,
         plan={"grow": {"blocks": 2}, "train": {"steps": 4}},
         training={
             "global_batch_size": 4,
@@ -121,14 +122,14 @@ def _grow(root: str, corpus: str) -> int:
         },
     )
     try:
-        grow(settings, f"{root}/work/run", resume=True, console=Console(quiet=True))
+        grow(settings, run_dir, resume=True, console=Console(quiet=True))
     except GrowtxError as error:
         print(f"error: {error}")
         return 1
     return 0
 
 
-def _without_ray(root: str) -> None:
+def without_ray(root: str) -> None:
     """The same run in this process: what Ray Train would set up, and no figures in the report."""
     import tempfile
 

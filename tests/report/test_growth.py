@@ -40,7 +40,7 @@ def test_report_needs_no_network_and_no_other_file(run_dir: Path, rough: None) -
 
 def test_report_is_written_beside_the_run_on_any_file_system(run_dir: Path, rough: None) -> None:
     remote = Storage(f"memory://{uuid.uuid4()}")
-    remote.upload(str(run_dir), "run")
+    remote.replace_directory(str(run_dir), "run", last="run.yaml")
     assert write_report(remote.path("run")) == remote.path("run/report.html")
     assert remote.exists("run/plots/loss_against_tokens.png")
 

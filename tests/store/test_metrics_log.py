@@ -12,8 +12,10 @@ from growtx.storage import Storage
 from growtx.store.runs import METRICS_FILE, MetricsLog, read_metrics
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        return Storage(request.getfixturevalue("object_store").bucket() + "/run")
     return Storage(str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4()}/run")
 
 
@@ -25,6 +27,7 @@ def write(storage: Storage, *positions: tuple[int, int]) -> MetricsLog:
     log = MetricsLog(storage)
     for row in rows(*positions):
         log.append(row)
+    log.join()
     return log
 
 
@@ -60,6 +63,7 @@ def test_a_last_line_cut_off_by_a_crash_is_dropped(storage: Storage, torn: str) 
     assert read_metrics(storage) == rows((1, 0), (1, 10))
     log.rewind(stage=1, step=10)
     log.append(rows((1, 20))[0])
+    log.flush()
     assert read_metrics(storage) == rows((1, 0), (1, 10), (1, 20))
 
 
@@ -74,6 +78,7 @@ def test_a_file_with_nothing_but_a_torn_line_does_not_swallow_the_next_row(stora
     log = MetricsLog(storage)
     log.rewind(stage=1, step=-1)
     log.append(rows((1, 0))[0])
+    log.flush()
     assert read_metrics(storage) == rows((1, 0))
 
 
