@@ -2,10 +2,10 @@
 
 growtx benchmark growth                 a stage's step relative to the monolithic one, by depth
 growtx benchmark growth --depths 2,12 --rounds 15 --workers none     without Ray: steps and memory alone
-growtx benchmark sweep                  eight trials of a stage at depth 8, with and without the shared cache
+growtx benchmark prefix                 a whole stage at depth 8 from disk, with and without the prefix cache
 growtx benchmark substrate              building 65,536 x 1024, relative to the plain procedure
 growtx benchmark tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
-growtx benchmark serving                an ensemble at 1, 8 and 32 clients against the naive loop
+growtx benchmark serving                an ensemble at 1, 8 and 32 clients against what else would serve it
 growtx benchmark serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from growtx.command import run_command
@@ -22,6 +23,12 @@ from growtx.exceptions import ConfigError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark and print its table; returns the exit status."""
+    arguments = parse(argv)
+    return int(arguments.run(arguments))
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a benchmark, and as `run` the function that runs it."""
     parser = argparse.ArgumentParser(
         prog="growtx benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,11 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     growth.add_argument("--workers", default="1,2", help="comma-separated numbers of Ray workers; 'none': no Ray")
     growth.add_argument("--width", type=int, default=256, help="hidden size")
     growth.set_defaults(run=_growth)
-    sweep = benchmarks.add_parser("sweep", help="the trials of a stage with and without their shared prefix cache")
-    sweep.add_argument("--trials", type=int, default=8)
-    sweep.add_argument("--depth", type=int, default=8)
-    sweep.add_argument("--rounds", type=int, default=3)
-    sweep.set_defaults(run=_sweep)
+    prefix = benchmarks.add_parser("prefix", help="a whole stage with and without the prefix cache, filling included")
+    prefix.add_argument("--passes", default="1,2,4,8", help="comma-separated numbers of trials, or of epochs")
+    prefix.add_argument("--depth", type=int, default=8)
+    prefix.add_argument("--steps", type=int, default=24, help="of a pass")
+    prefix.add_argument("--rounds", type=int, default=3)
+    prefix.set_defaults(run=_prefix)
     substrate = benchmarks.add_parser("substrate", help="time and memory of building a substrate")
     substrate.add_argument("--vocabulary", default="unicode-2-3", choices=["unicode-2-3", "unicode-max"])
     substrate.add_argument("--hidden-size", type=int, default=1024)
@@ -62,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
     serving.set_defaults(run=_serving)
-    arguments = parser.parse_args(argv)
-    return int(arguments.run(arguments))
+    return parser.parse_args(argv)
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -138,16 +145,29 @@ def _print_groups(shape: Any, depth: int, num_workers: Sequence[int]) -> None:
     )
 
 
-def _sweep(arguments: argparse.Namespace) -> int:
-    from benchmarks.prefix_cache import SWEEP_SHAPE, sweep_timing
+def _prefix(arguments: argparse.Namespace) -> int:
+    from benchmarks.prefix_cache import STAGE_SHAPE, stage_timings
 
-    timing = sweep_timing(
-        SWEEP_SHAPE, depth=arguments.depth, num_trials=arguments.trials, num_steps=6, rounds=arguments.rounds
+    passes = _numbers("--passes", arguments.passes)
+    shape = replace(STAGE_SHAPE, max_depth=arguments.depth)
+    rows, break_even = stage_timings(
+        shape, depth=arguments.depth, passes=passes, num_steps=arguments.steps, rounds=arguments.rounds
     )
     _print_table(
-        f"{timing.num_trials} trials of a stage at depth {timing.depth}, one thread, {SWEEP_SHAPE}",
-        ("recomputing, s", "shared cache, s", "of which filling, s", "x faster", "FLOP bound"),
-        [(f"{timing.recompute_seconds:.3g}", timing.shared_seconds, timing.fill_seconds, timing.speedup, timing.bound)],
+        f"A stage at depth {arguments.depth}, one thread, {shape}; even at {break_even:.2f} passes",
+        ("passes", "recomputing, s", "cached, s", "of which filling, s", "x faster", "FLOP bound", "auto"),
+        (
+            (
+                str(row.num_passes),
+                row.recompute_seconds,
+                row.cached_seconds,
+                row.fill_seconds,
+                row.speedup,
+                row.bound,
+                row.auto,
+            )
+            for row in rows
+        ),
     )
     return 0
 
@@ -224,14 +244,14 @@ def _serving(arguments: argparse.Namespace) -> int:
     if arguments.soak is not None:
         return _soak(tokenizer, arguments)
     _print_table(
-        "Two members with random weights",
-        ("system", "clients", "tokens/s", "x naive", "TTFT ms p50", "p99", "ITL ms p50", "p99", "bound tokens/s"),
+        "Two members with random weights; x best: of the alternatives to this engine",
+        ("system", "clients", "tokens/s", "x best", "TTFT ms p50", "p99", "ITL ms p50", "p99", "bound tokens/s"),
         (
             (
                 row.system,
                 str(row.num_clients),
                 row.tokens_per_second,
-                row.ratio_to_naive,
+                "-" if row.ratio_to_best is None else row.ratio_to_best,
                 row.first_token_p50_seconds * 1e3,
                 row.first_token_p99_seconds * 1e3,
                 row.inter_token_p50_seconds * 1e3,

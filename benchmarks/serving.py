@@ -1,25 +1,35 @@
-"""How fast the engine serves: compared with the naive loop, with one member alone, and with what the hardware allows.
+"""How fast the engine serves: beside the best that a user would write or pick instead, and what the hardware allows.
 
-All three run on the same weights, prompts and threads, in turns, in one process; the engine is driven as the front
-end drives it, from the request to its tokens (front ends, which turn them into text, are processes of their own). The
-naive loop is what one would write first: one text after the other, one cached forward pass per member and token,
-logits averaged.
+All run on weights, prompts and threads of the same values, in turns, in one process; the engine is driven as the front
+end drives it, from the request to its tokens (front ends, which turn them into text, are processes of their own).
+
+naive loop             what one would write first: one text after the other, one cached forward pass per member and
+                       token, logits averaged
+padded batch           what one would write next: prompts padded on the left, all texts in one batch until the longest
+                       has ended, so that nobody may come later or leave earlier
+continuous batching    of transformers, which knows single models only and chooses the likeliest token
+
+Each has models of its own: an engine changes how those that it holds compute.
+
+Shapes: B texts, T positions, V token ids.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from statistics import median
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from growtx.models import GrowtxConfig, GrowtxForCausalLM
 from growtx.models.ensemble import from_members
@@ -61,7 +71,7 @@ class ServingRow:
     inter_token_p50_seconds: float
     inter_token_p99_seconds: float
     bound_tokens_per_second: float
-    ratio_to_naive: float = 1.0
+    ratio_to_best: float | None = None  # of the alternatives that serve the same model to as many clients
 
 
 @dataclass
@@ -98,33 +108,44 @@ def _p99(values: Sequence[float]) -> float:
     return values[math.ceil(0.99 * len(values)) - 1]
 
 
+ENSEMBLE, MEMBER = "ensemble", "one member"
+System = Callable[[list[Generation]], Timings]
+
+
 def measure_serving(
     members: Members, tokenizer: PreTrainedTokenizerFast, workload: Workload | None = None
 ) -> list[ServingRow]:
-    """Rows for the ensemble of all members, the first member alone, and the naive loop, at 1, 8 and 32 clients.
+    """Rows for the ensemble of all members and for the first member alone, served in every way, at 1, 8, 32 clients.
 
     Args:
         members: in evaluation mode, on CPU; `random_members` makes some.
     """
     workload = workload or Workload()
-    ensemble = from_members(members).eval()
+    ensemble = from_members(copy.deepcopy(members)).eval()
     ensemble.generation_config.eos_token_id = ensemble.config.eos_token_id = None  # every text has its full length
-    hardware = Hardware.measure()
-    naive_rounds, rounds = list[Timings](), dict[tuple[str, int], list[Timings]]()
-    models = {"ensemble": ensemble, "one member": next(iter(members.values()))}
-    with _engines(models, tokenizer) as engines:
+    models: dict[str, PreTrainedModel] = {ENSEMBLE: ensemble, MEMBER: next(iter(copy.deepcopy(members).values()))}
+    hardware, rounds = Hardware.measure(), dict[tuple[str, str, int], list[Timings]]()
+    with _engines(models, tokenizer) as engines, _alternatives(members, workload) as alternatives:
         for _ in range(workload.num_rounds):
-            naive_rounds.append(_naive(list(members.values()), workload))
             for num_clients in CLIENTS:
                 requests = workload.requests(num_clients, ensemble.config.vocab_size)
-                for system, engine in engines.items():
-                    rounds.setdefault((system, num_clients), []).append(asyncio.run(_serve(engine, requests)))
-    naive = summarise(naive_rounds, "naive loop", 1, hardware.bound(ensemble, 1))
-    served = [
-        summarise(found, system, num_clients, hardware.bound(models[system], num_clients))
-        for (system, num_clients), found in rounds.items()
+                for (model, way), serve in {**engines, **alternatives}.items():
+                    rounds.setdefault((model, way, num_clients), []).append(serve(requests))
+    return [
+        replace(
+            summarise(found, f"{model}, {way}", num_clients, hardware.bound(models[model], num_clients)),
+            ratio_to_best=ratio_to_best(rounds, model, num_clients) if way == ENGINE else None,
+        )
+        for (model, way, num_clients), found in rounds.items()
     ]
-    return [naive, *(replace(row, ratio_to_naive=row.tokens_per_second / naive.tokens_per_second) for row in served)]
+
+
+def ratio_to_best(rounds: Mapping[tuple[str, str, int], Sequence[Timings]], model: str, num_clients: int) -> float:
+    """The engine's tokens per second over those of whatever else is fastest in the same round; median of the rounds."""
+    own = rounds[model, ENGINE, num_clients]
+    others = [found for key, found in rounds.items() if (key[0], key[2]) == (model, num_clients) and key[1] != ENGINE]
+    best = [max(timings.tokens_per_second for timings in at_once) for at_once in zip(*others, strict=True)]
+    return float(median(timings.tokens_per_second / other for timings, other in zip(own, best, strict=True)))
 
 
 def random_members(
@@ -150,12 +171,21 @@ def random_members(
     return members
 
 
+ENGINE = "this engine"
+
+
 @contextmanager
-def _engines(models: dict[str, PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, Engines]]:
+def _engines(
+    models: dict[str, PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[dict[tuple[str, str], System]]:
     engines = {name: Engines({None: model}, tokenizer, max_batch_size=max(CLIENTS)) for name, model in models.items()}
-    yield engines
+    yield {(name, ENGINE): partial(_serve_all, engine) for name, engine in engines.items()}
     for engine in engines.values():
         engine.stop()
+
+
+def _serve_all(engine: Engines, requests: list[Generation]) -> Timings:
+    return asyncio.run(_serve(engine, requests))
 
 
 async def _serve(engine: Engines, requests: list[Generation]) -> Timings:
@@ -172,25 +202,84 @@ async def _serve(engine: Engines, requests: list[Generation]) -> Timings:
     return timings
 
 
-@torch.inference_mode()
-def _naive(members: list[GrowtxForCausalLM], workload: Workload) -> Timings:
+@contextmanager
+def _alternatives(members: Members, workload: Workload) -> Iterator[dict[tuple[str, str], System]]:
+    both = list(copy.deepcopy(members).values())
+    first = list(copy.deepcopy(members).values())[:1]
+    with _continuous_batching(copy.deepcopy(first[0]), workload) as continuous:
+        yield {
+            (ENSEMBLE, "naive loop"): lambda requests: _naive(both, requests[: workload.num_naive_texts]),
+            (ENSEMBLE, "padded batch"): lambda requests: padded_batch(both, requests)[0],
+            (MEMBER, "padded batch"): lambda requests: padded_batch(first, requests)[0],
+            (MEMBER, "continuous batching"): continuous,
+        }
+
+
+def _naive(members: list[GrowtxForCausalLM], requests: list[Generation]) -> Timings:
+    """One text after the other; each counts from its own beginning."""
     timings, start = Timings(), time.perf_counter()
-    for request in workload.requests(workload.num_naive_texts, members[0].config.vocab_size):
-        begin, arrivals = time.perf_counter(), []
-        caches = [None] * len(members)
-        new_ids, position = torch.tensor([request.token_ids]), len(request.token_ids)
-        for _ in range(request.max_tokens):
-            outputs = [
-                member(new_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                for member, cache in zip(members, caches, strict=True)
-            ]
-            caches = [output.past_key_values for output in outputs]
-            scores_V = torch.stack([output.logits[0, -1] for output in outputs]).mean(0)
-            new_ids, position = torch.tensor([[choose(scores_V, request.sampling, position)]]), position + 1
-            arrivals.append(time.perf_counter() - begin)
-        timings.arrivals.append(arrivals)
+    for request in requests:
+        timings.arrivals += padded_batch(members, [request])[0].arrivals
     timings.seconds = time.perf_counter() - start
     return timings
+
+
+@torch.inference_mode()
+def padded_batch(members: list[GrowtxForCausalLM], requests: list[Generation]) -> tuple[Timings, list[list[int]]]:
+    """All texts in one batch, prompts padded on the left; also returns their new tokens."""
+    start, longest = time.perf_counter(), max(len(request.token_ids) for request in requests)
+    padding = [longest - len(request.token_ids) for request in requests]
+    new_BT = torch.tensor([[0] * n + list(request.token_ids) for n, request in zip(padding, requests, strict=True)])
+    mask_BT = torch.tensor([[0] * n + [1] * (longest - n) for n in padding])
+    caches, times, texts = [None] * len(members), list[float](), [list[int]() for _ in requests]
+    for step in range(requests[0].max_tokens):
+        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)[:, -new_BT.shape[1] :]
+        outputs = [
+            member(
+                new_BT,
+                attention_mask=mask_BT,
+                position_ids=positions_BT,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            for member, cache in zip(members, caches, strict=True)
+        ]
+        caches = [output.past_key_values for output in outputs]
+        scores_BV = torch.stack([output.logits[:, -1] for output in outputs]).mean(0)
+        for text, request, scores_V in zip(texts, requests, scores_BV, strict=True):
+            text.append(choose(scores_V, request.sampling, len(request.token_ids) + step))
+        new_BT = torch.tensor([text[-1:] for text in texts])
+        mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
+        times.append(time.perf_counter() - start)
+    return Timings([list(times) for _ in requests], times[-1]), texts
+
+
+PAGE_TOKENS = 32
+
+
+@contextmanager
+def _continuous_batching(model: GrowtxForCausalLM, workload: Workload) -> Iterator[System]:
+    """Room for all texts at once, and the manager kept, so that only the first round pays for its start."""
+    longest = workload.longest_prompt + workload.num_new_tokens
+    pages = max(CLIENTS) * (longest // PAGE_TOKENS + 2)
+    batching = ContinuousBatchingConfig(page_size=PAGE_TOKENS, num_blocks=pages, max_batch_tokens=512)
+    generation = GenerationConfig(max_new_tokens=workload.num_new_tokens, do_sample=False, eos_token_id=-1)
+
+    def serve(requests: list[Generation]) -> Timings:
+        start = time.perf_counter()
+        found = model.generate_batch(
+            [list(request.token_ids) for request in requests],
+            generation_config=generation,
+            continuous_batching_config=batching,
+            record_timestamps=True,
+            persistent_manager=True,
+        )
+        seconds = time.perf_counter() - start
+        return Timings([[at - start for at in output.timestamps] for output in found.values()], seconds)
+
+    serve(workload.requests(max(CLIENTS), model.config.vocab_size))
+    yield serve
 
 
 @dataclass(frozen=True)

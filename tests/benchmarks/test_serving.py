@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
 
-from benchmarks.serving import Timings, summarise
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks import serving
+from benchmarks.serving import (
+    ENGINE,
+    Timings,
+    Workload,
+    measure_serving,
+    padded_batch,
+    random_members,
+    ratio_to_best,
+    summarise,
+)
 from benchmarks.soak import Cost, Soak
+from growtx.models.ensemble import from_members
+from growtx.serving.engine import Engines
+from growtx.serving.requests import Generation
 
 
 def test_quantiles_are_over_the_texts_of_all_rounds_and_throughput_is_that_of_the_middle_one() -> None:
@@ -18,6 +34,51 @@ def test_quantiles_are_over_the_texts_of_all_rounds_and_throughput_is_that_of_th
     assert row.first_token_p50_seconds == pytest.approx(0.25)  # of 0.1, 0.2, 0.3, 1
     assert row.inter_token_p50_seconds == pytest.approx(0.2)  # of 0.1, 0.1, 0.2, 0.2, 1, 2
     assert (row.first_token_p99_seconds, row.inter_token_p99_seconds) == (1.0, 2.0)
+
+
+def test_the_ratio_is_to_the_best_alternative_of_the_same_round_model_and_clients() -> None:
+    def rounds(*speeds: float) -> list[Timings]:
+        return [Timings([[1.0] * int(speed)], seconds=1.0) for speed in speeds]
+
+    measured = {
+        ("m", ENGINE, 8): rounds(20, 40, 30),
+        ("m", "slow", 8): rounds(1, 2, 20),
+        ("m", "fast", 8): rounds(10, 10, 10),
+        ("m", "fast", 1): rounds(1000, 1000, 1000),
+        ("other", "fast", 8): rounds(1000, 1000, 1000),
+    }
+    assert ratio_to_best(measured, "m", 8) == 2.0  # of 2, 4, 1.5
+
+
+def test_every_way_of_serving_is_measured_and_gives_the_tokens_of_the_others(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "CLIENTS", (1, 3))
+    small = {"hidden_size": 32, "num_blocks": 1, "num_heads": 2, "vocab_size": 300, "context_length": 128}
+    members = random_members(tokenizer, **small)
+    workload = Workload(num_new_tokens=6, num_rounds=1, num_naive_texts=2)
+    rows = {(row.system, row.num_clients): row for row in measure_serving(members, tokenizer, workload)}
+    ways = ["ensemble, this engine", "ensemble, naive loop", "ensemble, padded batch"]
+    ways += ["one member, this engine", "one member, padded batch", "one member, continuous batching"]
+    assert sorted(rows) == sorted((way, clients) for way in ways for clients in (1, 3))
+    assert all((row.ratio_to_best is not None) == ("engine" in row.system) for row in rows.values())
+    assert all(row.tokens_per_second > 0 and row.first_token_p50_seconds > 0 for row in rows.values())
+    attention = {member.config._attn_implementation for member in members.values()}
+    assert attention == {"sdpa"}, "an engine changes only its own copies"
+
+    requests = workload.requests(3, 300)
+    together = padded_batch(list(members.values()), requests)[1]
+    assert together == [padded_batch(list(members.values()), [request])[1][0] for request in requests]
+    engine = Engines({None: from_members(members).eval()}, tokenizer)
+
+    async def text_of(request: Generation) -> list[int]:
+        return [token.id async for tokens in engine.generate(request) for token in tokens]
+
+    async def all_texts() -> list[list[int]]:
+        return list(await asyncio.gather(*map(text_of, requests)))
+
+    assert asyncio.run(all_texts()) == together
+    engine.stop()
 
 
 def test_the_99th_percentile_leaves_out_one_in_a_hundred() -> None:

@@ -198,7 +198,8 @@ def test_a_stage_goes_on_after_its_driver_was_killed_and_after_ctrl_c_on_two_one
 
 
 def test_a_request_to_stop_survives_the_process_that_carries_it(home: Path, undisturbed: Run) -> None:
-    run = Run(home, "deaf", *SLOW, "resources.num_workers=2")
+    own = (f"cache_dir={home}/cache", "training.prefix=cache")
+    run = Run(home, "deaf", *SLOW, *own, "resources.num_workers=2")
     run.wait_for(lambda: run.reached(stage=2, step=3))
     (carrier,) = descendants("ray::ProgressActor", run.process.pid)
     carrier.kill()
@@ -208,5 +209,20 @@ def test_a_request_to_stop_survives_the_process_that_carries_it(home: Path, undi
     assert saved_at < NUM_STEPS, "it was still in the stage"
     assert max(path.name for path in (run.dir / "checkpoints/stage-02").iterdir()) == f"step-{saved_at:08d}"
     run = Run(home, "deaf", resume=True)
+    run.wait_for(lambda: bool(descendants("ray::", run.process.pid)))
+    run.stop(signal.SIGTERM)  # before there are workers that could be told
+    damage(home / "cache")
+    run = Run(home, "deaf", resume=True)
     run.finish()
     assert_same_losses(run, undisturbed, 1e-3)
+
+
+def damage(cache: Path) -> None:
+    """What a bad disk does to packed data and to shards of activations: a third of each is something else."""
+    found = [*cache.rglob("*.arrow"), *cache.rglob("*.npy")]
+    assert {file.suffix for file in found} == {".arrow", ".npy"}
+    for file in found:
+        data = bytearray(file.read_bytes())
+        third = len(data) // 3
+        data[third : 2 * third] = bytes(byte ^ 0x55 for byte in data[third : 2 * third])
+        file.write_bytes(data)
