@@ -234,7 +234,10 @@ def _read_preset(name_or_file: str) -> dict[str, Any]:
         raise ConfigError(f"--preset {name_or_file}: unknown preset", f"Use one of {known}, or a path ending in .yaml")
     tree = parse_yaml(text, f"preset {name_or_file}")
     if not isinstance(tree, dict):
-        raise ConfigError(f"preset {name_or_file} is not a mapping of keys to values", "Start it with `name: ...`")
+        raise ConfigError(
+            f"preset {name_or_file} is not a mapping of keys to values",
+            "Let it begin with `extends: demo`, or with what `growtx presets demo` prints",
+        )
     return tree
 
 
@@ -275,7 +278,11 @@ def _key(node: Any, part: str, dotted: str) -> str | int:
     if isinstance(node, dict):
         return part
     if not part.isdecimal() or int(part) >= len(node):
-        raise ConfigError(f"override {dotted}: {part!r} is not an index of a list of {len(node)}", "Count from 0")
+        whole = f"give the list as a whole: {dotted.rpartition(f'.{part}')[0]}=[...]"
+        raise ConfigError(
+            f"override {dotted}: {part!r} is not an index of a list of {len(node)}",
+            f"Use a number from 0 to {len(node) - 1}, or {whole}" if node else whole.capitalize(),
+        )
     return int(part)
 
 

@@ -183,7 +183,9 @@ def _complete(tokenizer: Any, path: str) -> PreTrainedTokenizerFast:
             raise DataError(f"The tokenizer in {path} changes text such as {probe!r}", "Use one without a normalizer")
     fallback = tokenizer.eos_token or tokenizer.bos_token or tokenizer.pad_token
     if fallback is None:
-        raise DataError(f"The tokenizer in {path} has no end-of-text token", "Add one with its eos_token")
+        raise DataError(
+            f"The tokenizer in {path} has no end-of-text token", 'Add "eos_token": "..." to its tokenizer_config.json'
+        )
     for role in ("eos_token", "pad_token"):
         if getattr(tokenizer, role) is None:
             setattr(tokenizer, role, fallback)

@@ -62,7 +62,10 @@ def open_lineage(path: str) -> Lineage:
         )
     manifests = read_lineage(storage, file_name)
     if not manifests:
-        raise StoreError(f"{path} has no finished stage", "Run `growtx grow --resume` on it, or give another path")
+        raise StoreError(
+            f"{path} has no finished stage",
+            f"Let it finish one (growtx grow --resume --run-dir {storage.root}), or give another path",
+        )
     return Lineage(storage, tuple(manifests))
 
 

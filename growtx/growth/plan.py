@@ -223,7 +223,10 @@ class PlanConfig(ConfigModel):
     @model_validator(mode="after")
     def _one_way(self) -> PlanConfig:
         if (self.stages is None) == (self.grow is None):
-            raise ValueError("give the plan either as a list `stages` or as the shorthand `grow`")
+            raise ValueError(
+                "give the plan either as a list `stages` (with plan.grow=null) or as the shorthand `grow` (with "
+                "plan.stages=null)"
+            )
         if self.stages is not None and not self.stages:
             raise ValueError("`stages` is empty; give at least one stage")
         return self

@@ -182,5 +182,6 @@ def _documents(out: str, manifest: EnsembleManifest, config: MergeConfig, texts:
 def _chosen(rules: Mapping[str, CombinationRule], name: str, notes: Sequence[str]) -> CombinationRule:
     """The rule of the ensemble, as fitted where it learns."""
     if name not in rules:
-        raise ConfigError(f"the rule {name} cannot be used: {'; '.join(notes)}", "Choose another rule")
+        usable = ", ".join(rule for rule in rules if rule != FITTED.format(name))
+        raise ConfigError(f"the rule {name} cannot be used: {'; '.join(notes)}", f"Use one of {usable}")
     return rules.get(FITTED.format(name), rules[name])

@@ -117,7 +117,7 @@ def _windows(
     if not num_windows:
         raise DataError(
             f"the held-out text of {name} is too short: {len(ids)} of the {length} tokens of a window",
-            "Add more text, raise data.validation_fraction, or pass other files with --data",
+            "Name files with more text of it: growtx merge ... --data FILES",
         )
     return torch.tensor(ids[: num_windows * length]).view(num_windows, length)
 

@@ -32,14 +32,20 @@ def questions(config: MicroworldConfig, task: str, language: Language, num_quest
         raise ConfigError(f"This microworld has no language {language!r}", f"Use one of {', '.join(config.languages)}")
     others = [other for other in ("en", *config.languages) if other in config.languages and other != language]
     if task == "translation" and not others:
-        raise ConfigError("A microworld of one language has no translations", "Set microworld.languages=[en, ru, zh]")
+        raise ConfigError(
+            "A microworld of one language has no translations",
+            "Leave its translation tasks out, or evaluate a model that was grown on several languages",
+        )
     world, pair = World(config), ((others or [language])[0], language)
     found: dict[object, Question] = {}
     attempts = 0
     while len(found) < num_questions:
         if attempts > MAX_ATTEMPTS * (len(found) + 10):
             problem = f"There are not {num_questions} different questions of task {task} in this microworld"
-            raise ConfigError(problem, f"Ask for at most {len(found)}, or describe more people (num_people)")
+            raise ConfigError(
+                problem,
+                f"Ask for at most {len(found)} (--limit {len(found)} of `growtx evaluate`, benchmarks.limit of a run)",
+            )
         question = _question(world, config.paraphrases, task, pair, attempts)
         found.setdefault(_asked(question), question)
         attempts += 1

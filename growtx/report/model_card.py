@@ -29,7 +29,7 @@ def write_model_card(run_dir: str) -> str:
     """
     run = read_run(run_dir)
     if not run.manifests:
-        raise StoreError(f"{run_dir} has no finished stage", "Let it finish one; --resume continues it")
+        raise StoreError(f"{run_dir} has no finished stage", f"Go on with it: growtx grow --resume --run-dir {run_dir}")
     run.storage.write_text(CARD_FILE, model_card(run, read_evaluation(run.storage)))
     return run.storage.path(CARD_FILE)
 

@@ -78,15 +78,22 @@ _FREE_TRAINING = (
 )  # fmt: skip
 
 
+# What decides the results, and may still change on the way: how unfinished stages train.
+TRAINING_VALUES = (
+    "plan.", "training.gradient_clipping", "training.global_batch_size", "training.evaluation.prompts",
+    "training.evaluation.num_samples", "training.evaluation.sample_tokens", "training.evaluation.temperature",
+)  # fmt: skip
+
+
 class JobConfig(ConfigModel):
     """Settings that every training job has.
 
     Attributes:
-        takes_other_values: whether unfinished stages may be resumed with other training values. Not where a search or
-            a comparison would then mix them.
+        changeable: beginnings of keys that a job may be resumed with other values of although they decide its results:
+            how unfinished stages train. None where a search or a comparison would then mix them.
     """
 
-    takes_other_values: ClassVar[bool] = False
+    changeable: ClassVar[tuple[str, ...]] = ()
     name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$", description="runs are named NAME-TIME by default")
     description: str = ""
     license: str | None = Field(None, description="of the model, for its model card; an SPDX identifier")
@@ -111,7 +118,7 @@ class JobConfig(ConfigModel):
 class RunConfig(JobConfig):
     """Everything that `growtx grow` needs."""
 
-    takes_other_values: ClassVar[bool] = True
+    changeable: ClassVar[tuple[str, ...]] = TRAINING_VALUES
     renamed_keys: ClassVar[Mapping[str, str]] = {"capability": "benchmarks"}
 
     data: DataConfig = DataConfig()

@@ -143,13 +143,6 @@ def _refuse_credentials(config: JobConfig) -> None:
         )
 
 
-# What a run may be resumed with although it decides the results: how its unfinished stages train.
-_CHANGEABLE = (
-    "plan.", "training.gradient_clipping", "training.global_batch_size", "training.evaluation.prompts",
-    "training.evaluation.num_samples", "training.evaluation.sample_tokens", "training.evaluation.temperature",
-)  # fmt: skip
-
-
 def _changed_values(storage: Storage, run_dir: str, recorded: JobConfig, config: JobConfig) -> list[ValueChange]:
     """The training values that a resumed run has other than before; its finished stages stay as they are.
 
@@ -158,7 +151,7 @@ def _changed_values(storage: Storage, run_dir: str, recorded: JobConfig, config:
     """
     before, after = redact_tree(recorded.identity_fields()), redact_tree(config.identity_fields())
     keys = differing_keys(before, after)
-    fixed = [key for key in keys if not (config.takes_other_values and key.startswith(_CHANGEABLE))]
+    fixed = [key for key in keys if not key.startswith(config.changeable)]
     if not fixed and keys and _structure(recorded) != _structure(config):
         fixed = [key for key in keys if key.startswith("plan.")]
     if fixed:
@@ -166,7 +159,7 @@ def _changed_values(storage: Storage, run_dir: str, recorded: JobConfig, config:
         raise ConfigError(
             f"--run-dir {run_dir} holds another run: {shown} differ",
             "Resume without them (--resume --run-dir alone takes what is in its run.yaml), or name another directory; "
-            "only how unfinished stages train may change",
+            + _what_may_change(config),
         )
     last = latest_manifest(storage)
     from_stage = 1 if last is None else last.index + 1
@@ -175,6 +168,11 @@ def _changed_values(storage: Storage, run_dir: str, recorded: JobConfig, config:
         ValueChange(key=key, before=_value(before, key), after=_value(after, key), from_stage=from_stage, at=now)
         for key in keys
     ]
+
+
+def _what_may_change(config: JobConfig) -> str:
+    names = [key.rstrip(".") for key in config.changeable]
+    return f"of what decides the results, only {', '.join(names)} may change" if names else "no value may change here"
 
 
 def _structure(config: JobConfig) -> Any:

@@ -13,7 +13,7 @@ from growtx.growth.plan import BudgetConfig, PlanConfig
 from growtx.growth.scaling import control_plan
 from growtx.merge.driver import MergeConfig
 from growtx.models.configuration import GrowtxConfig
-from growtx.run.config import JobConfig, RunConfig
+from growtx.run.config import TRAINING_VALUES, JobConfig, RunConfig
 from growtx.train.settings import ResourcesConfig
 
 DEFAULT_SPECIALISTS_PRESET = "specialists-demo"
@@ -40,7 +40,7 @@ class TuneHeadsConfig(ConfigModel):
 class SpecialistsConfig(JobConfig):
     """Everything that `growtx specialists` needs."""
 
-    takes_other_values: ClassVar[bool] = True
+    changeable: ClassVar[tuple[str, ...]] = TRAINING_VALUES
 
     kind: Literal["specialists"] = "specialists"
     plan: PlanConfig

@@ -174,7 +174,10 @@ def _manifest_path(job: TrainJob) -> str:
     last = job.stages[-1].index
     name = next((name for name in list_manifests(storage) if stage_index(name) == last), None)
     if name is None:
-        raise ConfigError(f"{storage.root} has no finished stage {last}", "Resume the run")
+        raise ConfigError(
+            f"{storage.root} has no finished stage {last}",
+            f"Go on with it: growtx grow --resume --run-dir {storage.root}",
+        )
     return storage.path(f"{MANIFESTS_DIR}/{name}")
 
 

@@ -33,7 +33,7 @@ class SweepSettings(ConfigModel):
 class SweepConfig(RunConfig):
     """Everything that `growtx sweep` needs."""
 
-    takes_other_values: ClassVar[bool] = False
+    changeable: ClassVar[tuple[str, ...]] = ("sweep.space.", "sweep.num_trials")
 
     kind: Literal["sweep"] = "sweep"
     sweep: SweepSettings

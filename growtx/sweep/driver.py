@@ -8,6 +8,7 @@ RUN/report.html              the growth report, with the search in it
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -124,13 +125,18 @@ class _SweepRunner:
             if best is None:
                 raise TrainingError(
                     f"no trial of stage {stage.index} ({stage.name}) finished: {_reasons(records)}",
-                    "Narrow sweep.space, for example to lower learning rates, in a new run"
-                    + (f" of the stages that are left, with parent={self.run.root}" if position else ""),
+                    f"Finished stages are kept; go on in another space: {self._gentler(stage, records)}",
                 )
             promote_trial(self.run, best)
             score, values = best.bits_per_byte, ", ".join(f"{key}={value}" for key, value in best.values.items())
             line = f"stage {stage.index} ({stage.name}): best is trial {best.label}, {score:.4f} bits/byte; {values}"
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _gentler(self, stage: Stage, records: list[TrialRecord]) -> str:
+        """The command that goes on with learning rates below all that were tried."""
+        lowest = min(record.values.get("learning_rate", stage.train.learning_rate) for record in records)
+        rates = f"sweep.space.learning_rate=[{lowest / 10:.2g}, {lowest / 3:.2g}]"
+        return shlex.join(["growtx", "sweep", "--resume", "--run-dir", self.run.root, rates])
 
     def _trials(self, position: int, stage: Stage) -> list[TrialRecord]:
         settings, first = self.config.sweep, self.prepared.job.stages[0]

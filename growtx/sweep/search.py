@@ -158,6 +158,16 @@ def grid(dimensions: Mapping[str, Dimension]) -> Iterator[Values]:
         yield dict(zip(dimensions, combination, strict=True))
 
 
+def is_inside(dimensions: Mapping[str, Dimension], values: Mapping[str, Any]) -> bool:
+    """Whether a trial with these values could be drawn from a space."""
+    return dimensions.keys() == values.keys() and all(
+        dimension.low <= values[key] <= dimension.high
+        if isinstance(dimension, RangeConfig)
+        else _plain(values)[key] in [_plain({key: choice})[key] for choice in dimension]
+        for key, dimension in dimensions.items()
+    )
+
+
 METRIC = "bits_per_byte"
 Sampler = Literal["random", "tpe", "grid"]
 
@@ -247,7 +257,9 @@ class TpeProposer:
         """Values as Optuna has them; None where one lies outside of the space, as a plan's own may."""
         parameters: dict[str, Any] = {}
         for key, dimension in self._dimensions.items():
-            value = values[key]
+            value = values.get(key)
+            if value is None:  # it was not searched when this trial was begun
+                return None
             if isinstance(dimension, RangeConfig):
                 if not dimension.low <= value <= dimension.high:
                     return None
@@ -264,18 +276,31 @@ class TpeProposer:
 class RecordedSearch(Searcher):
     """Tune's searcher over what is recorded: unfinished trials first, then new ones up to `num_trials`.
 
+    A trial that failed outside of the space counts as none: the space was another one when it was begun.
+
     Args:
         records: trials that were begun before.
         planned: values of the first trial, or None to draw all.
     """
 
     def __init__(
-        self, proposer: Proposer, records: Sequence[TrialRecord], *, num_trials: int, planned: Values | None
+        self,
+        proposer: Proposer,
+        records: Sequence[TrialRecord],
+        *,
+        num_trials: int,
+        planned: Values | None,
+        dimensions: Mapping[str, Dimension] | None = None,
     ) -> None:
         super().__init__(metric=METRIC, mode="min")
         self._proposer, self._planned = proposer, planned
         self._todo = [record for record in records if record.state == "running"]
-        self._new = [n for n in range(num_trials) if n not in {record.number for record in records}]
+        counted = [
+            record
+            for record in records
+            if dimensions is None or record.planned or record.state != "failed" or is_inside(dimensions, record.values)
+        ]
+        self._new = _new_trials(proposer, records, counted, num_trials)
         self._running: dict[str, tuple[int, Values]] = {}
         self.is_stopping = False
         for record in records:
@@ -293,9 +318,9 @@ class RecordedSearch(Searcher):
             record = self._todo.pop(0)
             number, values, planned = record.number, record.values, record.planned
         else:
-            number = self._new.pop(0)
+            number, position = self._new.pop(0)
             planned = number == 0 and self._planned is not None
-            values = dict(self._planned or {}) if planned else self._propose(number)
+            values = dict(self._planned or {}) if planned else self._propose(position)
         self._running[trial_id] = (number, values)
         return {"number": number, "values": values, "planned": planned}
 
@@ -318,6 +343,23 @@ class RecordedSearch(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Never asked for: a sweep is resumed from its records."""
         raise NotImplementedError
+
+
+def _new_trials(
+    proposer: Proposer, records: Sequence[TrialRecord], counted: Sequence[TrialRecord], num_trials: int
+) -> list[tuple[int, int]]:
+    """Numbers of the trials to begin, and what each asks the proposer for."""
+    taken = {record.number for record in records}
+    free = (number for number in itertools.count() if number not in taken)
+    if isinstance(proposer, GridProposer):  # the points that nobody has tried, whatever the grid was before
+        tried = [_plain(record.values) for record in counted]
+        return [(next(free), point) for point in range(num_trials) if _plain(proposer.propose(point)) not in tried]
+    return [(number, number) for number in itertools.islice(free, max(0, num_trials - len(counted)))]
+
+
+def _plain(values: Mapping[str, Any]) -> Values:
+    """Values as they are when they were written and read again."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def make_proposer(

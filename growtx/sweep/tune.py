@@ -263,7 +263,7 @@ def run_trials(
     records = read_trials(run, stage.index)
     batch = search.job.training.global_batch_size
     planned: Values | None = planned_values(stage, dimensions, batch) if include_planned else None
-    searcher = RecordedSearch(proposer, records, num_trials=search.num_trials, planned=planned)
+    searcher = RecordedSearch(proposer, records, num_trials=search.num_trials, planned=planned, dimensions=dimensions)
     if not searcher.num_left or sweeping.stopped:
         return records
     set_environment(TUNE_ENVIRONMENT)

@@ -123,7 +123,10 @@ class ResourcesConfig(ConfigModel):
     @model_validator(mode="after")
     def _whole_cpus(self) -> ResourcesConfig:
         if self.cpus_per_worker > 1 and self.cpus_per_worker != int(self.cpus_per_worker):
-            raise ValueError(f"cpus_per_worker={self.cpus_per_worker} is neither whole nor below 1")
+            raise ValueError(
+                f"cpus_per_worker={self.cpus_per_worker} is neither whole nor below 1; write a whole number, or a "
+                "share such as 0.5"
+            )
         return self
 
     @property

@@ -611,7 +611,10 @@ def _check_difference(stage: Stage, difference: float) -> None:
     if not difference <= MERGE_TOLERANCE:  # also when it is not a number
         raise TrainingError(
             f"stage {stage.index}: the stored model's logits differ by {difference:.2g} from the trained one's",
-            "Lower the adapters' alpha or rank; the previous stage is kept",
+            f"The stages before it are kept; resume with a lower alpha than {stage.lora.alpha:g}, at "
+            "plan.grow.lora.alpha or in plan.stages"
+            if stage.lora
+            else "The stages before it are kept; resume, and report this if it repeats",
         )
 
 

@@ -126,8 +126,11 @@ LORA = {"rank": 2}
 @pytest.mark.parametrize(
     ("tree", "sentence"),
     [
-        ({}, "give the plan either as a list `stages` or as the shorthand `grow`"),
-        ({"grow": {"blocks": 1}, "stages": [{}]}, "give the plan either as a list `stages` or as the shorthand `grow`"),
+        ({}, "give the plan either as a list `stages` (with plan.grow=null) or as the shorthand `grow`"),
+        (
+            {"grow": {"blocks": 1}, "stages": [{}]},
+            "give the plan either as a list `stages` (with plan.grow=null) or as the shorthand `grow`",
+        ),
         ({"stages": []}, "`stages` is empty; give at least one stage"),
         ({"stages": [{"add": 0}]}, "plan, stage 1: add=0: the first stage adds no block"),
         ({"stages": [{}, {"add": 2, "active": 1}]}, "plan, stage 2: active=1: fewer than the 2 blocks added would"),

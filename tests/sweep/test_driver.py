@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from growtx.exceptions import ConfigError
 from growtx.growth.lineage import open_lineage
 from growtx.report.growth import write_report
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
+from growtx.store.run_records import read_changes
 from growtx.store.runs import MetricsLog, read_metrics
 from growtx.store.trials import TrialEvaluation, TrialRecord, trial_dir, write_trial
 from growtx.store.verify import verify
@@ -80,3 +83,27 @@ def test_a_stage_needs_the_stages_before_it(swept: tuple[Storage, TrialRecord]) 
     assert len(planned.plan.stage_configs()) == 2
     with pytest.raises(ConfigError, match=r"--stage 3 needs a finished stage 2 of 2 blocks, but stage 1 has 1 block"):
         _planned_run(given.model_copy(update={"sweep": given.sweep.model_copy(update={"stage": 3})}))
+
+
+def test_a_sweep_without_a_good_trial_says_how_to_go_on_and_that_works(tmp_path: Path) -> None:
+    """The command of its sentence is taken as it stands: only the space differs, and the change is recorded."""
+    from growtx.cli.main import parse
+    from growtx.run.directory import begin_run, resolve_run_arguments
+    from growtx.sweep.config import load_sweep_config
+    from growtx.sweep.driver import _SweepRunner
+
+    settings = config(sweep={"space": {"learning_rate": [1.0, 2.0]}})
+    run = begin_run(str(tmp_path / "run"), settings, resume=False, console=Console(quiet=True))
+    stage = settings.stages()[0]
+    tried = [TrialRecord(stage=1, stage_name="s", number=n, values={"learning_rate": 1.0 + n}) for n in range(2)]
+    runner = _SweepRunner(settings, settings.run_config(), None, run, None, None)  # type: ignore[arg-type]
+    words = shlex.split(runner._gentler(stage, tried))
+    assert words[:2] == ["growtx", "sweep"]
+    arguments = parse(words[1:])
+    again, run_dir = resolve_run_arguments(arguments, SweepConfig, load_sweep_config)
+    assert again.sweep.space.learning_rate == (0.1, 0.33)
+    begin_run(run_dir, again, resume=True, console=Console(quiet=True))
+    assert [change.key for change in read_changes(run)] == ["sweep.space.learning_rate"]
+    other = again.model_copy(update={"seed": 5})
+    with pytest.raises(ConfigError, match=r"seed differ.* only sweep.space, sweep.num_trials may change"):
+        begin_run(run_dir, other, resume=True, console=Console(quiet=True))

@@ -94,3 +94,42 @@ def test_a_bad_trial_is_stopped_also_by_what_was_recorded_before(kind: Any) -> N
         trial: Any = PastTrial(f"new-{score}")
         scheduler.on_trial_add(None, trial)
         assert scheduler.on_trial_result(None, trial, {FRACTION: 0.25, METRIC: score}) == decision
+
+
+def test_trials_that_failed_outside_of_a_narrower_space_count_as_none() -> None:
+    """A sweep whose trials all failed goes on with lower rates, and keeps what it had."""
+    whole = configs(searcher())
+    failed = [as_record(config, "failed") for config in whole[1:]]
+    records = [as_record(whole[0], "failed"), *failed[:-1], as_record(whole[-1], "stopped", 2.0)]
+    low = {"learning_rate": RangeConfig(low=1e-7, high=1e-6, log=True), "init": ("random", "identity")}
+
+    def resumed(dimensions: Any) -> list[dict[str, Any]]:
+        proposer = make_proposer("random", dimensions, seed=3, stage=2, num_trials=6)
+        return configs(RecordedSearch(proposer, records, num_trials=6, planned=PLANNED, dimensions=dimensions))
+
+    found = resumed(low)
+    assert [config["number"] for config in found] == [6, 7, 8, 9], "beside the plan's own and the one that was stopped"
+    assert all(1e-7 <= config["values"]["learning_rate"] <= 1e-6 and not config["planned"] for config in found)
+    assert resumed(DIMENSIONS) == [], "in the same space nothing is repeated"
+
+
+def test_another_grid_has_trials_only_for_points_that_nobody_tried() -> None:
+    first: Any = make_proposer("grid", {"a": (1, 2), "b": ([3], [4])}, seed=0, stage=1, num_trials=99)
+    tried = [as_record({"number": n, "values": first.propose(n), "planned": False}, "finished", 1.0) for n in range(3)]
+    tried[1].state = "failed"
+    dimensions = {"a": (1, 7), "b": ([3], [4])}
+    other: Any = make_proposer("grid", dimensions, seed=0, stage=1, num_trials=99)
+    search = RecordedSearch(other, tried, num_trials=len(other), planned=None, dimensions=dimensions)
+    found = [search.suggest(str(number)) for number in range(search.num_left)]
+    assert [(config["number"], config["values"]) for config in found if isinstance(config, dict)] == [
+        (3, {"a": 7, "b": [3]}), (4, {"a": 7, "b": [4]}),
+    ]  # fmt: skip
+
+
+def test_a_space_of_more_dimensions_learns_nothing_from_trials_without_them() -> None:
+    records = [
+        TrialRecord(stage=1, stage_name="s", number=0, values={"init": "copy"}, state="finished", bits_per_byte=1.0)
+    ]
+    proposer = make_proposer("tpe", DIMENSIONS, seed=0, stage=1, num_trials=4)
+    search = RecordedSearch(proposer, records, num_trials=4, planned=None, dimensions=DIMENSIONS)
+    assert search.num_left == 3 and isinstance(search.suggest("a"), dict)
