@@ -171,28 +171,16 @@ def test_an_override_may_replace_a_value_by_a_section_and_a_list_item_as_a_whole
     [
         ("title", "override 'title' is not a key and a value. Write it as section.key=value."),
         ("=3", "override '=3' is not a key and a value. Write it as section.key=value."),
-        (
-            "parts.1.rate=3",
-            "override parts.1.rate: '1' is not an index of a list of 1. Use a number from 0 to 0, or",
-        ),
-        (
-            "parts.first=3",
-            "override parts.first: 'first' is not an index of a list of 1. Use a number from 0 to 0, or",
-        ),
-        (
-            "parts.².rate=3",
-            "override parts.².rate: '²' is not an index of a list of 1. Use a number from 0 to 0, or",
-        ),
-        (
-            "parts.-1=3",
-            "override parts.-1: '-1' is not an index of a list of 1. Use a number from 0 to 0, or",
-        ),
+        ("parts.1.rate=3", "override parts.1.rate: '1' is not an index of a list of 1. Use a number from 0 to 0, or"),
+        ("parts.first=3", "override parts.first: 'first' is not an index of a list of 1. Use a number from 0 to 0, or"),
+        ("parts.².rate=3", "override parts.².rate: '²' is not an index of a list of 1. Use a number from 0 to 0, or"),
+        ("parts.-1=3", "override parts.-1: '-1' is not an index of a list of 1. Use a number from 0 to 0, or"),
     ],
 )
 def test_an_override_that_cannot_be_applied_says_why(override: str, sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         apply_overrides({"parts": [{}]}, [override])
-    assert str(caught.value) == sentence
+    assert str(caught.value).startswith(sentence)
 
 
 def test_overrides_beat_the_preset_and_the_preset_beats_the_defaults(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_more_than_there_is_room_for_is_refused_with_retry_after(url: str) -> No
             async def ask(index: int) -> int:
                 body = {"model": "tiny", "prompt": "The", "max_tokens": 120, "seed": index}
                 async with session.post("/v1/completions", json=body) as response:
-                    assert response.status == 200 or response.headers["Retry-After"]
+                    assert response.status == 200 or "Retry-After" in response.headers, await response.text()
                     return response.status
 
             assert set(await asyncio.gather(*(ask(index) for index in range(120)))) == {200, 429}
