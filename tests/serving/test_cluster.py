@@ -152,10 +152,12 @@ def test_clients_that_leave_free_their_places(url: str) -> None:
                 task.cancel()
             for task in answered:
                 task.result().close()
-            left = time.perf_counter()
-            readings = await asyncio.gather(*(read_stream(session, index, 2) for index in range(NUM_STREAMS)))
-            assert all(reading.is_complete for reading in readings)
-            assert time.perf_counter() < left + 4, "they waited for texts that nobody reads"
+            left, answered_all = time.perf_counter(), False
+            while not answered_all:
+                assert time.perf_counter() < left + 4, "they wait for texts that nobody reads"
+                with suppress(AssertionError):  # at its limit: the server has yet to see that they have gone
+                    readings = await asyncio.gather(*(read_stream(session, index, 2) for index in range(NUM_STREAMS)))
+                    answered_all = all(reading.is_complete for reading in readings)
 
     asyncio.run(scenario())
 
