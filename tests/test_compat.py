@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from growtx.models.saving import quiet_on_the_cpu
 
 ROOT = Path(__file__).parents[1]
 COMPAT = ROOT / "growtx" / "compat"
@@ -139,3 +142,15 @@ def test_what_every_ray_process_imports_at_its_start_is_of_the_standard_library(
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names
+
+
+def test_saving_on_the_cpu_leaves_nothing_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    with pytest.raises(KeyError), quiet_on_the_cpu():
+        assert os.environ["DS_ACCELERATOR"] == "cpu"
+        raise KeyError
+    assert "DS_ACCELERATOR" not in os.environ
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    with quiet_on_the_cpu():
+        assert os.environ["DS_ACCELERATOR"] == "cuda"
+    assert os.environ["DS_ACCELERATOR"] == "cuda"

@@ -208,8 +208,9 @@ def _map_part(path: str) -> Maps | GrowtxError:
 
 @lru_cache(maxsize=1)
 def _loaded(path: str, depth: int | None) -> tuple[Any, Any]:
-    """The model on the worker's device; the worker keeps it for its next part."""
-    import torch
+    """The model on the worker's device, which is a GPU where Ray gave it one; the worker keeps it for its next part."""
+    import ray
 
     model, tokenizer = load_model(path, depth)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer  # type: ignore[arg-type]
+    is_given = ray.is_initialized() and bool(ray.get_gpu_ids())
+    return model.to("cuda" if is_given else "cpu"), tokenizer  # type: ignore[arg-type]

@@ -31,6 +31,7 @@ class Placement:
     bf16: bool
     offload_optimizer: bool = False
     activation_checkpointing: bool = False
+    sums_in_fp32: bool = False  # gradients of several micro batches in bf16
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def _memory(config: GrowtxConfig, stage: Stage, placement: Placement, total: int
     shards = placement.num_workers
     weights = (total + _num_adapter_parameters(config, stage)) * element // (shards if placement.zero_stage == 3 else 1)
     gradients = _gradient_elements(placement, active) * element
+    if placement.sums_in_fp32:  # this worker's shard of them, beside what the current micro batch makes
+        gradients = bucket_elements(active) * element + active // shards * 4
     # fp32 master weights and two moments, sharded by every ZeRO stage
     optimizer = 0 if placement.offload_optimizer else 12 * active // shards
     return MemoryForecast(weights, gradients, optimizer, _activation_bytes(config, stage, placement, element))

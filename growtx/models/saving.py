@@ -7,6 +7,9 @@ can be read by their owner alone. What is written here opens in 4.57 and in 5, a
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,30 @@ CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 
 def save_directory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, directory: Path) -> None:
     """Write model and tokenizer into a directory."""
-    model.save_pretrained(directory)
+    with quiet_on_the_cpu():
+        model.save_pretrained(directory)
     _edit(directory / CONFIG_FILE, _older_settings(model.config))
     if tokenizer is not None:
         save_tokenizer(tokenizer, directory)
     mask = current_umask()
     for path in directory.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+@contextmanager
+def quiet_on_the_cpu() -> Iterator[None]:
+    """Let DeepSpeed, which transformers imports to save a model, find the CPU without announcing it.
+
+    The process may later start workers that shall find their GPUs, so nothing of it stays in the environment.
+    """
+    if "DS_ACCELERATOR" in os.environ:
+        yield
+        return
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        yield
+    finally:
+        del os.environ["DS_ACCELERATOR"]
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -122,7 +122,7 @@ def _memory_model(config: RunConfig) -> str:
     element = f"{2 if spread.bf16 else 4} bytes"
 
     def shared(from_zero_stage: int) -> str:
-        is_shared = spread.num_workers > 1 and training.zero_stage >= from_zero_stage
+        is_shared = spread.num_workers > 1 and spread.zero_stage >= from_zero_stage
         return f" / {spread.num_workers} workers" if is_shared else ""
 
     optimizer = "in the host's memory" if training.offload_optimizer else f"12 bytes x active{shared(1)}"
@@ -142,7 +142,7 @@ def _memory_model(config: RunConfig) -> str:
 
 def _memory_table(config: RunConfig, rows: list[StageForecast]) -> Table:
     accelerator = config.resources.accelerator
-    where = f"{config.resources.num_workers} workers, ZeRO {config.training.zero_stage}"
+    where = f"{config.resources.num_workers} workers, ZeRO {placement_of(config).zero_stage}"
     title = f"MiB on each of {where}" + (f", {accelerator.name}: {accelerator.memory_gib:g} GiB" if accelerator else "")
     table = Table(title=title, title_justify="left", caption=_memory_model(config), caption_justify="left")
     for column in ("stage", "weights", "gradients", "optimizer", "activations", "sum"):

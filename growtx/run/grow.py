@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import itertools
 import math
-import os
 import signal
 import tempfile
 import threading
@@ -224,7 +223,6 @@ def finish_run(run: Storage, *, finished: bool) -> str | None:
     if finished:
         remove_checkpoints(run)
     transformers_logging.disable_progress_bar()
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving imports DeepSpeed, which would announce it on the terminal
     model, tokenizer = load_model(run.root)
     with tempfile.TemporaryDirectory() as directory:
         save_directory(model, tokenizer, Path(directory))

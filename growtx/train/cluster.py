@@ -25,6 +25,7 @@ from growtx.train.settings import PrefixJobConfig, ResourcesConfig
 
 PASSED_ON = ("WANDB_MODE",)  # from the environment of the command to that of workers on other nodes
 REACH_SECONDS = 30.0  # that a cluster at RAY_ADDRESS gets to answer
+ACCELERATOR = "accelerator_type:"  # how Ray names a kind of GPU among a node's resources
 WATCH_SECONDS, LOST_SECONDS = 2.0, 20.0
 LOST = "Ray was lost"
 RESUME = "Finished stages and checkpoints are kept; run the same command with --resume"
@@ -160,6 +161,8 @@ def runtime_env(resources: ResourcesConfig) -> dict[str, Any]:
     variables |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if not resources.use_gpu:
         variables["DS_ACCELERATOR"] = "cpu"
+        # Ray shows every GPU of a machine to workers that asked for none; those that did are given theirs later.
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     environment: dict[str, Any] = {"worker_process_setup_hook": silence_worker_logs, "env_vars": variables}
     if not os.environ.get("RAY_ADDRESS"):  # inside a job the working directory is Ray's copy and already importable
         root = str(Path(__file__).parents[2])
@@ -200,11 +203,21 @@ def _demanded(resources: ResourcesConfig) -> Iterator[None]:
 
 
 def _bundle(group: ResourcesConfig | PrefixJobConfig) -> dict[str, float]:
-    return {"CPU": group.cpus_per_worker, **({"GPU": 1.0} if group.use_gpu else {})}
+    wanted = getattr(group, "accelerator_type", None)
+    kind = {f"{ACCELERATOR}{wanted}": 0.001} if wanted else {}  # as Ray Train asks for it
+    return {"CPU": group.cpus_per_worker, **({"GPU": 1.0} if group.use_gpu else {}), **kind}
 
 
 def _missing(resources: ResourcesConfig) -> ResourceError | None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if (wanted := resources.accelerator_type) is not None:
+        known = {name.removeprefix(ACCELERATOR) for node in nodes for name in node if name.startswith(ACCELERATOR)}
+        nodes = [node for node in nodes if f"{ACCELERATOR}{wanted}" in node]
+        if not nodes:
+            return ResourceError(
+                f"resources.accelerator_type={wanted}: no node of the Ray cluster has such a GPU",
+                f"Use one of {', '.join(sorted(known))}" if known else "Leave it out, or add such nodes",
+            )
     cpus, gpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU"))
     if resources.use_gpu and gpus < resources.num_workers:
         return ResourceError(

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from growtx.exceptions import GrowtxError
+from growtx.exceptions import GrowtxError, ResourceError
 
 Result = TypeVar("Result")
 _control_group: Any = None
@@ -30,9 +30,35 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
+_device = torch.device("cpu")
+
+
+def use_device(*, use_gpu: bool) -> torch.device:
+    """Decide where this process computes: on the GPU that Ray assigned to it, or on the CPU, whatever GPUs there are.
+
+    Everything else asks `worker_device`: Ray does not hide a machine's GPUs from workers that asked for none.
+
+    Raises:
+        ResourceError: there is no GPU.
+    """
+    global _device  # noqa: PLW0603 - a process computes in one place
+    if use_gpu and not torch.cuda.is_available():
+        raise ResourceError(
+            "resources.use_gpu=true: this worker sees no GPU",
+            "Install a build of torch for its driver, or set resources.use_gpu=false",
+        )
+    _device = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+    return _device
+
+
 def worker_device() -> torch.device:
-    """The accelerator that Ray assigned to this worker, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """Where this process computes; the CPU until `use_device` has said otherwise."""
+    return _device
+
+
+def has_gpu() -> bool:
+    """Whether this process computes on a GPU."""
+    return _device.type == "cuda"
 
 
 def on_rank_zero(action: Callable[[], Result]) -> Result:

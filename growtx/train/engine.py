@@ -30,7 +30,7 @@ from growtx.growth.assembly import State
 from growtx.growth.forecast import bucket_elements
 from growtx.growth.freezing import frozen_parameters, hash_frozen
 from growtx.growth.plan import Stage
-from growtx.train.distributed import rank, world_size
+from growtx.train.distributed import has_gpu, rank, world_size
 from growtx.train.kernels import use_bf16
 from growtx.train.memory import AllocatedBytes, GradientPeak, storage_bytes
 from growtx.train.settings import TrainingConfig
@@ -43,17 +43,20 @@ def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: 
     share = settings.global_batch_size // num_workers
     micro_batch = settings.micro_batch(num_workers)
     bucket = bucket_elements(num_active)  # allocated whole
-    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    bf16 = use_bf16(settings)
+    stage = settings.sharding(num_workers, bf16=bf16)
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if settings.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    if settings.zero_stage == 3:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": has_gpu()}
+    if stage == 3:
         zero.pop("allgather_bucket_size")
         zero["stage3_prefetch_bucket_size"] = bucket
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": share // micro_batch,
         "gradient_clipping": settings.gradient_clipping,
-        "bf16": {"enabled": use_bf16(settings)},
+        "bf16": {"enabled": bf16},
+        "data_types": {"grad_accum_dtype": "fp32" if settings.sums_in_fp32(num_workers, bf16=bf16) else None},
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -93,7 +96,7 @@ class TrainEngine:
     def __init__(self, model: nn.Module, stage: Stage, settings: TrainingConfig) -> None:
         deepspeed = import_deepspeed()
         self._gather = deepspeed.zero.GatheredParameters
-        self._zero_stage = settings.zero_stage
+        self._zero_stage = settings.sharding(world_size(), bf16=use_bf16(settings))
         groups = parameter_groups(model, stage)
         num_active = sum(parameter.numel() for group in groups for parameter in group["params"])
         optimizer = torch.optim.AdamW(

@@ -10,12 +10,13 @@ import torch
 from growtx.exceptions import ConfigError
 from growtx.growth.freezing import checkpoint_activations
 from growtx.models.causal_lm import GrowtxForCausalLM
+from growtx.train.distributed import has_gpu
 from growtx.train.settings import TrainingConfig
 
 
 def use_bf16(settings: TrainingConfig) -> bool:
     """Whether this worker computes in bf16."""
-    return settings.uses_bf16(has_gpu=torch.cuda.is_available())
+    return settings.uses_bf16(has_gpu=has_gpu())
 
 
 def loss_kernel(settings: TrainingConfig) -> str:
@@ -26,9 +27,9 @@ def loss_kernel(settings: TrainingConfig) -> str:
     """
     has_liger = find_spec("liger_kernel") is not None
     if settings.loss_kernel == "auto":
-        return "liger" if torch.cuda.is_available() and has_liger else "chunked"
+        return "liger" if has_gpu() and has_liger else "chunked"
     if settings.loss_kernel == "liger":
-        if not torch.cuda.is_available():
+        if not has_gpu():
             raise ConfigError(
                 "training.loss_kernel=liger: its fused kernel runs on GPUs, but this worker has none",
                 "Set training.loss_kernel=auto",
@@ -39,6 +40,19 @@ def loss_kernel(settings: TrainingConfig) -> str:
                 "Run pip install liger-kernel there, or set training.loss_kernel=auto",
             )
     return settings.loss_kernel
+
+
+def check_precision(settings: TrainingConfig) -> None:
+    """Refuse bf16 on GPUs that would only imitate it, many times slower.
+
+    Raises:
+        ConfigError: this worker's does.
+    """
+    if use_bf16(settings) and has_gpu() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f"training.precision={settings.precision}: {torch.cuda.get_device_name()} does not compute in bf16",
+            "Set training.precision=fp32, or choose newer GPUs with resources.accelerator_type",
+        )
 
 
 @cache
@@ -64,6 +78,7 @@ def set_kernels(model: GrowtxForCausalLM, settings: TrainingConfig, device: torc
     Raises:
         ConfigError: this worker cannot.
     """
+    check_precision(settings)
     model.config.loss_kernel = loss_kernel(settings)
     if settings.activation_checkpointing:
         checkpoint_activations(model)

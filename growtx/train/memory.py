@@ -13,13 +13,14 @@ from torch import nn
 from growtx.growth.forecast import Placement, forecast
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
+from growtx.train.distributed import has_gpu
 from growtx.train.kernels import use_bf16
 from growtx.train.settings import TrainingConfig
 
 
 def reset_peak_memory() -> None:
     """Start a new measurement; stages share a process, so the peak of an earlier one must not count."""
-    if torch.cuda.is_available():
+    if has_gpu():
         torch.cuda.reset_peak_memory_stats()
     else:
         try:
@@ -30,7 +31,7 @@ def reset_peak_memory() -> None:
 
 def peak_memory_bytes() -> int:
     """Largest memory in use since the last reset."""
-    if torch.cuda.is_available():
+    if has_gpu():
         return int(torch.cuda.max_memory_allocated())
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -89,11 +90,12 @@ def placement(training: TrainingConfig, *, num_workers: int, bf16: bool) -> Plac
     """How a stage is spread over its workers."""
     return Placement(
         num_workers=num_workers,
-        zero_stage=training.zero_stage,
+        zero_stage=training.sharding(num_workers, bf16=bf16),
         micro_batch=training.micro_batch(num_workers),
         bf16=bf16,
         offload_optimizer=training.offload_optimizer,
         activation_checkpointing=training.activation_checkpointing,
+        sums_in_fp32=training.sums_in_fp32(num_workers, bf16=bf16),
     )
 
 
@@ -105,6 +107,6 @@ def memory_metrics(
     tokens_per_step = training.global_batch_size * config.max_position_embeddings
     (row,) = forecast(config, [stage], spread, tokens_per_step=tokens_per_step)
     measured = asdict(held)
-    if torch.cuda.is_available():
+    if has_gpu():
         measured["activations"] = int(torch.cuda.max_memory_allocated()) - sum(measured.values())
     return {"held_bytes": measured, "forecast_bytes": asdict(row.memory)}

@@ -70,6 +70,7 @@ def _torch_trainer(jobs: Sequence[TrainJob], progress_actor: Any, claims: RunCla
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=resources.use_gpu,
+            accelerator_type=resources.accelerator_type,
             resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(

@@ -19,7 +19,7 @@ from growtx.exceptions import ConfigError, DataError
 from growtx.growth.assembly import check_same
 from growtx.growth.lineage import TOKENIZER_DIR
 from growtx.storage import STORAGE_VARIABLE, Storage
-from growtx.train.distributed import any_rank, on_all_ranks, on_rank_zero, rank
+from growtx.train.distributed import any_rank, on_all_ranks, on_rank_zero, rank, use_device
 from growtx.train.held_out import HeldOut
 from growtx.train.job import TrainJob
 from growtx.train.progress import DriverLogHandler, ProgressReporter, RunPosition, StageProgress, StopRequested
@@ -39,6 +39,7 @@ class WorkerContext:
 
     def __init__(self, job: TrainJob, progress_actor: Any, run_position: RunPosition) -> None:
         self.job = job
+        on_all_ranks(partial(use_device, use_gpu=job.resources.use_gpu))
         torch.set_num_threads(max(1, int(job.resources.cpus_per_worker)))
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         on_all_ranks(partial(_check_visible, job))

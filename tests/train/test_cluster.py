@@ -23,7 +23,7 @@ def nodes(*resources: dict[str, float]) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def two_nodes_of_three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray.nodes", lambda: nodes({"CPU": 3.0}, {"CPU": 3.0, "GPU": 1.0}))
+    monkeypatch.setattr("ray.nodes", lambda: nodes({"CPU": 3.0}, {"CPU": 3.0, "GPU": 1.0, "accelerator_type:T4": 1.0}))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,14 @@ def two_nodes_of_three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
             {"use_gpu": True, "prefix_job": PrefixJobConfig(use_gpu=True)},
             "prefix_job: 1 workers of 1 CPUs and a GPU .* 2 GPUs together",
         ),
+        (
+            {"use_gpu": True, "accelerator_type": "H100"},
+            r"accelerator_type=H100: no node of the Ray cluster has such a GPU\. Use one of T4",
+        ),
+        (
+            {"use_gpu": True, "accelerator_type": "T4", "cpus_per_worker": 2, "num_workers": 2},
+            "2 GPU workers requested",
+        ),
         ({"cpus_per_worker": 4, "use_gpu": True}, "1 workers of 4 CPUs and a GPU requested, .* room for 0"),
     ],
 )
@@ -57,11 +65,25 @@ def test_what_the_nodes_lack_is_named(asked: dict[str, Any], sentence: str) -> N
         {"num_workers": 6},
         {"num_workers": 2, "cpus_per_worker": 3},
         {"use_gpu": True},
+        {"use_gpu": True, "accelerator_type": "T4"},
         {"num_workers": 5, "prefix_job": PrefixJobConfig()},
     ],
 )
 def test_what_the_nodes_have_is_not_refused(asked: dict[str, Any]) -> None:
     cluster.check_cluster(ResourcesConfig(**asked))
+
+
+def test_workers_that_asked_for_no_gpu_see_none() -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    on_cpus, on_gpus = (cluster.runtime_env(ResourcesConfig(use_gpu=use_gpu))["env_vars"] for use_gpu in (False, True))
+    assert hidden.items() <= on_cpus.items() and not hidden.keys() & on_gpus.keys()
+
+
+def test_a_kind_of_gpu_is_shown_to_an_autoscaler_and_needs_gpus() -> None:
+    chosen = ResourcesConfig(use_gpu=True, accelerator_type="T4")
+    assert cluster._bundle(chosen) == {"CPU": 1, "GPU": 1, "accelerator_type:T4": 0.001}
+    with pytest.raises(ValueError, match="accelerator_type=T4 chooses among GPUs; set use_gpu too"):
+        ResourcesConfig(accelerator_type="T4")
 
 
 def test_a_cluster_that_can_grow_is_shown_the_demand_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

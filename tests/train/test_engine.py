@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from growtx.growth.lora import base_model
 from growtx.train.engine import MOMENTS, TrainEngine, deepspeed_config, parameter_groups
-from growtx.train.memory import AllocatedBytes, memory_metrics
+from growtx.train.memory import AllocatedBytes, memory_metrics, placement
 from growtx.train.settings import TrainingConfig
 from tests import tiny
 from tests.train.engines import BATCH, MICRO_BATCH, Checkpoint, checkpoint, make_engine, run, stage, two_ranks
@@ -220,6 +220,37 @@ def test_bf16_keeps_fp32_weights_to_go_on_from() -> None:
     engine.load(*state, num_steps=2)
     assert run(engine, 2, 4) == losses
     engine.close()
+
+
+def gradients(engine: TrainEngine, num_windows: int) -> dict[str, torch.Tensor]:
+    """What one step of so many micro batches of one window has summed, scaled: Adam's first moment."""
+    windows = torch.split(tiny.tokens(num_windows), 1)
+    engine.step([{"input_ids": one, "labels": one} for one in windows], tiny.CONTEXT_LENGTH - 1, 1.0)
+    return engine.optimizer_state()["exp_avg"]
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_bf16_sums_the_gradients_of_256_micro_batches_in_fp32(zero_stage: int) -> None:
+    """In bf16 they are 1.5 % off, those of the head 2.4 %."""
+    found = []
+    for precision in ("fp32", "bf16"):
+        many = {"global_batch_size": 256, "micro_batch_size": 1}
+        engine = make_engine(zero_stage, stage(lora=None), precision=precision, **many)
+        found.append(gradients(engine, 256))
+        engine.close()
+    exact, rounded = found
+    for names in (list(exact), [name for name in exact if "lm_head" in name]):
+        off = torch.cat([(rounded[name] - exact[name]).flatten() for name in names]).norm()
+        assert off / torch.cat([exact[name].flatten() for name in names]).norm() < 5e-3
+
+
+def test_with_bf16_and_micro_batches_zero_1_is_zero_2_and_the_forecast_knows() -> None:
+    settings = TrainingConfig(global_batch_size=8, micro_batch_size=2, precision="bf16")
+    assert settings.sharding(2, bf16=True) == 2 and settings.sharding(4, bf16=True) == 1
+    assert settings.sharding(2, bf16=False) == 1
+    spread = placement(settings, num_workers=2, bf16=True)
+    assert spread.zero_stage == 2 and spread.sums_in_fp32
+    assert not placement(settings, num_workers=4, bf16=True).sums_in_fp32
 
 
 def test_two_workers_take_the_steps_of_one_and_states_move_between_them(

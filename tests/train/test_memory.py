@@ -14,7 +14,6 @@ CLEAR = Path("/proc/self/clear_refs")
 SIZE = 256 * 2**20
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="measures the host")
 def test_an_allocation_is_seen_at_its_peak_and_forgotten_by_the_next_stage() -> None:
     reset_peak_memory()
     before = peak_memory_bytes()
