@@ -132,7 +132,9 @@ class ResourcesConfig(ConfigModel):
     prefix_job: PrefixJobConfig | None = Field(
         None, description="fill the prefix cache with a Ray Data job of this size; null: the stage's workers fill it"
     )
-    max_failures: int = Field(3, ge=0, description="how often lost workers are replaced before the run gives up")
+    max_failures: int = Field(
+        3, ge=0, description="losses of workers in a row, with nothing saved between them, that a run outlives"
+    )
     wait_seconds: float = Field(
         60.0, ge=0, description="how long to wait for nodes that are not there yet, on a cluster that can grow"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,15 @@ import ray.train
 from growtx.compat.ray import TRAIN_ENVIRONMENT, is_startup_timeout, set_environment, torch_trainer
 from growtx.exceptions import GrowtxError, TrainingError
 from growtx.storage import Storage
-from growtx.train.checkpoints import CHECKPOINTS_DIR
+from growtx.store.manifest import list_manifests
+from growtx.train.checkpoints import CHECKPOINTS_DIR, INFO_FILE
 from growtx.train.claims import RunClaims
 from growtx.train.cluster import check_cluster, first_sentence
 from growtx.train.job import TrainJob
+from growtx.train.settings import ResourcesConfig
 from growtx.train.worker import train_loop_per_worker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,9 @@ def fit_worker_group(
 ) -> GroupOutcome:
     """Train jobs that share resources on one worker group, replacing workers that are lost.
 
+    A run of weeks loses many workers. What ends it is `max_failures` losses in a row between which nothing was saved,
+    so they are counted here: Ray counts those of the whole run.
+
     Args:
         jobs: in order; a run directory whose job failed is skipped from then on.
         claims: decides who takes which run, if several groups are given the same jobs.
@@ -42,20 +50,33 @@ def fit_worker_group(
     set_environment(TRAIN_ENVIRONMENT)
     resources = jobs[0].resources
     assert all(job.resources == resources for job in jobs)
-    num_failures = 0
+    num_failures, saved = 0, _saved(jobs)
     while True:
         try:
             result = _torch_trainer(jobs, progress_actor, claims).fit()
             break
-        except ray.train.ControllerError as error:
-            num_failures += not is_startup_timeout(error.controller_failure)
+        except ray.train.TrainingFailedError as error:
+            before, saved = saved, _saved(jobs)
+            if saved != before:
+                num_failures = 0
+            failure = getattr(error, "controller_failure", None)
+            num_failures += failure is None or not is_startup_timeout(failure)
             if num_failures > resources.max_failures:
                 raise _explain(error) from error
+            logger.warning("%s; starting again (%s)", _explain(error).problem, _left(num_failures, resources))
             check_cluster(resources)  # nodes lost for good end the run; it keeps waiting for busy ones
-        except ray.train.TrainingFailedError as error:
-            raise _explain(error) from error
     outcome: dict[str, Any] = result.return_value or {}
     return GroupOutcome(stopped=bool(outcome.get("stopped")), failed=outcome.get("failed", {}))
+
+
+def _saved(jobs: Sequence[TrainJob]) -> list[tuple[list[str], list[str]]]:
+    """The finished stages and the checkpoints of every job."""
+    runs = [job.run_storage for job in jobs]
+    return [(list_manifests(run), run.list_files(CHECKPOINTS_DIR, suffix=INFO_FILE)) for run in runs]
+
+
+def _left(num_failures: int, resources: ResourcesConfig) -> str:
+    return f"time {num_failures} of {resources.max_failures} without progress" if num_failures else "waiting for room"
 
 
 def _torch_trainer(jobs: Sequence[TrainJob], progress_actor: Any, claims: RunClaims | None) -> Any:
@@ -76,7 +97,7 @@ def _torch_trainer(jobs: Sequence[TrainJob], progress_actor: Any, claims: RunCla
         run_config=ray.train.RunConfig(
             name=f"attempt-{uuid.uuid4().hex[:8]}",  # a name is never used twice: Ray would resume from it by itself
             storage_path=storage.path(f"{CHECKPOINTS_DIR}/ray"),  # its own bookkeeping; ours lies beside it
-            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures, controller_failure_limit=0),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=0),  # we count them
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )

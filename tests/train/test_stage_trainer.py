@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from growtx.train.stage_trainer import GroupOutcome, fit_worker_group
 from tests.train.test_job import job
 
 NO_ROOM = ray.train.ControllerError(WorkerGroupStartupTimeoutError(2))
+DIED = ray.train.WorkerGroupError("all died", {1: ValueError("Traceback:\n  ...\nno space left\n")})
 CRASH = ray.train.ControllerError(RuntimeError("Traceback:\n  File ...\nthe controller lost its node"))
 LACKS = ResourceError("2 workers of 1 CPUs need 2 CPUs, but the Ray cluster has 1", "Add nodes")
 
@@ -81,6 +83,29 @@ def test_a_controller_that_keeps_failing_is_given_up_after_max_failures(
 def test_workers_that_keep_dying_end_the_run_with_the_last_line_of_their_error(
     monkeypatch: pytest.MonkeyPatch, checks: list[ResourceError | None]
 ) -> None:
-    error = ray.train.WorkerGroupError("all died", {1: ValueError("Traceback:\n  ...\nno space left\n")})
     with pytest.raises(TrainingError, match=r"^training failed on 1 of the workers: ValueError: no space left\."):
-        fit(monkeypatch, error)
+        fit(monkeypatch, DIED, DIED)
+
+
+def test_only_losses_in_a_row_count_between_which_nothing_was_saved(
+    monkeypatch: pytest.MonkeyPatch, checks: list[ResourceError | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert fit(monkeypatch, DIED, NO_ROOM)[1] == 3, "one is outlived"
+    progress = iter(["nothing", "step 5", "step 10", "stage 1", "stage 1, step 5", "stage 1, step 5"])
+    monkeypatch.setattr(stage_trainer, "_saved", lambda jobs: next(progress))
+    assert fit(monkeypatch, DIED, DIED, CRASH, DIED) == (GroupOutcome(stopped=False), 5)
+    assert "no space left; starting again (time 1 of 1 without progress)" in caplog.text
+    progress = iter(["nothing", "step 5", "step 5"])
+    with pytest.raises(TrainingError):
+        fit(monkeypatch, DIED, DIED)
+
+
+def test_what_was_saved_is_a_manifest_or_a_checkpoint(tmp_path: Path) -> None:
+    the_job = job(run_dir=str(tmp_path))
+    seen = [stage_trainer._saved([the_job])]
+    the_job.run_storage.write_text("checkpoints/stage-01/step-00000005/checkpoint.json", "{}")
+    seen.append(stage_trainer._saved([the_job]))
+    the_job.run_storage.write_text("checkpoints/ray/attempt-1/state", "{}")
+    assert stage_trainer._saved([the_job]) == seen[1] != seen[0]
+    the_job.run_storage.write_text("manifests/01-depth-1-0123456789ab.json", "{}")
+    assert stage_trainer._saved([the_job]) != seen[1]
