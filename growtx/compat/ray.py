@@ -64,6 +64,7 @@ TOUCHED = (
     ('ray.serve._private.constants:"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"', "wait for Serve on a busy machine"),
     ("ray._private.runtime_env.constants:RAY_JOB_CONFIG_JSON_ENV_VAR", "know the id of the job it runs in"),
     ("ray.train.v2._internal.exceptions:WorkerGroupStartupTimeoutError", "wait for a busy cluster"),
+    ("ray.train.v2._internal.execution.context:get_train_context", "hear that a node will go, without waiting for all"),
     ("ray.train.torch:TorchTrainer._register_sigint_handler", "save a checkpoint at Ctrl-C"),
     ('ray._private.node:"timed out during startup"', "start Ray again on a busy machine"),
     ("ray._private.ray_logging:stdout_deduplicator.skip_re", "leave out its advice between lines of progress"),
@@ -93,6 +94,19 @@ def is_startup_timeout(failure: Exception) -> bool:
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
     return isinstance(failure, WorkerGroupStartupTimeoutError)
+
+
+def will_be_preempted() -> bool:
+    """Whether this training worker was told that a node of its group will be taken away.
+
+    Ray's own function asks all workers at once, and waits for them at every step; ours agree on it with other flags.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    try:
+        return get_train_context().preemption_context.preemption_info is not None
+    except RuntimeError:  # not a worker of Ray Train
+        return False
 
 
 def torch_trainer(*args: Any, **kwargs: Any) -> TorchTrainer:

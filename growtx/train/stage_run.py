@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from growtx import __version__
+from growtx.compat.ray import will_be_preempted
 from growtx.data.tokenizer import INCOMPLETE, document_ids, visible_text
 from growtx.exceptions import GrowtxError, StoreError, TrainingError
 from growtx.growth.assembly import (
@@ -311,6 +312,9 @@ class StageRun:
         due = self._is_due(checkpoint.every_steps)
         if rank() == 0 and checkpoint.every_seconds is not None:
             due = due or time.monotonic() - last_save >= checkpoint.every_seconds
+        if will_be_preempted() and not self.context.is_warned:
+            logger.warning("a node of stage %d will be taken away; saving a checkpoint at once", self.stage.index)
+            self.context.is_warned = due = True
         at_end = self.position.step >= self.num_steps  # the stage is about to be finalized, which is better
         reporter = self.context.reporter
         return [reporter.stop_requested, due and not at_end, reporter.is_lost]

@@ -55,6 +55,7 @@ class WorkerContext:
         self.reporter = ProgressReporter(progress_actor)
         if progress_actor is not None:
             logging.getLogger("growtx").handlers = [DriverLogHandler(progress_actor)]
+        self.is_warned = False  # that this worker group will lose a node, so that a checkpoint was saved
         self.last_step_ended: float | None = None  # on the monotonic clock
         self.progress = StageProgress(run_position=run_position)
         self._gauges = TrainingGauges(job.run_dir) if rank() == 0 else None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from growtx.compat.ray import will_be_preempted
 from growtx.exceptions import ConfigError, DataError, FencedError, GrowtxError, StoreError, TrainingError
 from growtx.fence import take_over
 from growtx.growth.assembly import read_state
@@ -253,6 +254,29 @@ def test_workers_that_have_lost_their_driver_save_a_checkpoint_and_end(
     assert [path.name for path in Path(the_job.run_dir, "checkpoints/stage-02").iterdir()] == ["step-00000005"]
     finished(the_job)
     assert_same(losses(the_job), undisturbed)
+
+
+def test_workers_whose_node_will_be_taken_away_save_at_once_and_go_on(
+    home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are told so some time before: whatever they train until then may still be saved, or is trained again."""
+    the_job = job(home, training={"checkpoint": {"every_steps": None, "every_seconds": None}})
+    original, saved = StageRun.save, list[tuple[int, int]]()
+    told = iter([False] * (TRAIN["steps"] + 4) + [True] * 99)
+
+    def save(self: StageRun, **options: bool) -> None:
+        saved.append((self.stage.index, self.position.step))
+        original(self, **options)
+
+    monkeypatch.setattr("growtx.train.stage_run.will_be_preempted", lambda: next(told))
+    monkeypatch.setattr(StageRun, "save", save)
+    finished(the_job)
+    assert saved == [(2, 5)], "once, in the step after they heard of it"
+    assert_same(losses(the_job), undisturbed)
+
+
+def test_outside_of_ray_nobody_is_taken_away() -> None:
+    assert not will_be_preempted()
 
 
 # --- a request to stop that comes between the steps -------------------------------------------------------------------
