@@ -43,15 +43,13 @@ class EngineReplica:
 
         torch.set_num_threads(max(1, round(settings.cpus_per_replica)))
         models, tokenizer = load_depths(settings)
-        if settings.gpus_per_replica:
-            models = {depth: model.to(device="cuda", dtype=torch.bfloat16) for depth, model in models.items()}
         self._engines = Engines(
             models,
             tokenizer,
             max_batch_size=settings.max_batch_size,
             max_queue=settings.max_batch_size,  # Ray Serve queues before us: this is slack for those that are leaving
             max_batch_tokens=settings.max_batch_tokens,
-            kv_cache_gib=settings.kv_cache_gib,
+            kv_cache_gib=None if settings.gpus_per_replica else settings.kv_cache_gib,
         )
         self._reporting = asyncio.get_running_loop().create_task(self._report())
 

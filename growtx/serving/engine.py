@@ -6,15 +6,17 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from growtx.compat.transformers import StepRequest, batching_manager, cause_of_end, is_ready, set_attention
 from growtx.data.tokenizer import start_token_id
 from growtx.exceptions import ConfigError
+from growtx.models.causal_lm import GrowtxBlock
 from growtx.models.varlen_attention import register_varlen_attention
 from growtx.sampling import Sampling, TextSoFar, eos_token_ids
 from growtx.serving.decoder import Decoder, TokenChoice
@@ -22,6 +24,7 @@ from growtx.serving.requests import EngineError, Generation, ModelInfo, Overload
 
 PAGE_SIZE = 32  # positions per page of the cache, and the granularity in which prompts share their beginnings
 BYTES_PER_GIB = 2**30
+FREE_SHARE = 0.9  # of a GPU's free memory: a step needs some, too
 START_POLL_SECONDS = 0.002
 ABANDONED = Sampling(temperature=0.0)  # for a request whose consumer left a moment ago
 
@@ -214,14 +217,12 @@ async def _next_tokens(queue: asyncio.Queue[Token | EngineError]) -> list[Token]
     return tokens
 
 
-def _num_pages(model: Decoder, wanted_tokens: int, context_length: int, kv_cache_gib: float) -> int | None:
-    """Pages that the budget buys on CPU, no more than a full batch can use; None on accelerators: what is free."""
-    if model.device.type != "cpu":
-        return None
+def _num_pages(model: Decoder, wanted_tokens: int, context_length: int, kv_cache_gib: float) -> int:
+    """Pages that the budget buys, no more than a full batch can use."""
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     page_bytes: int = 2 * PAGE_SIZE * config.num_hidden_layers * heads * config.head_dim * model.dtype.itemsize
-    affordable: int = int(kv_cache_gib * BYTES_PER_GIB) // page_bytes
+    affordable = int(kv_cache_gib * BYTES_PER_GIB) // page_bytes
     needed = context_length // PAGE_SIZE + 1
     if affordable < needed:
         raise ConfigError(
@@ -232,6 +233,18 @@ def _num_pages(model: Decoder, wanted_tokens: int, context_length: int, kv_cache
     return min(affordable, wanted_tokens // PAGE_SIZE + 1)
 
 
+def shares_of(models: Sequence[PreTrainedModel], kv_cache_gib: float | None) -> list[float]:
+    """What each depth's cache gets of one budget, in GiB: as much as it has blocks, so that all hold as many positions.
+
+    Args:
+        kv_cache_gib: the budget; None: most of what is free on the device that all models are on.
+    """
+    if kv_cache_gib is None:
+        kv_cache_gib = FREE_SHARE * torch.cuda.mem_get_info(models[0].device)[0] / BYTES_PER_GIB
+    blocks = [sum(isinstance(module, GrowtxBlock) for module in model.modules()) for model in models]
+    return [kv_cache_gib * number / sum(blocks) for number in blocks]
+
+
 # All engines of one process: one for every depth of a lineage that is served.
 
 
@@ -240,6 +253,7 @@ class Engines:
 
     Args:
         models: by depth; `None` serves requests that name no depth.
+        kv_cache_gib: memory for the keys and values of all engines together; None: most of what the GPU has left.
         options: of every `Engine`.
     """
 
@@ -247,9 +261,15 @@ class Engines:
         self,
         models: Mapping[int | None, PreTrainedModel],
         tokenizer: PreTrainedTokenizerFast,
-        **options: int | float,
+        *,
+        kv_cache_gib: float | None = 1.0,
+        **options: int,
     ) -> None:
-        self._engines = {depth: Engine(model, **options) for depth, model in models.items()}  # type: ignore[arg-type]
+        shares = shares_of(list(models.values()), kv_cache_gib)
+        self._engines = {
+            depth: Engine(model, kv_cache_gib=share, **options)
+            for (depth, model), share in zip(models.items(), shares, strict=True)
+        }
         self._tokenizer = tokenizer
         for engine in self._engines.values():
             engine.start()

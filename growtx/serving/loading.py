@@ -20,7 +20,7 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast]
 def load_depths(settings: ServeSettings) -> tuple[dict[int | None, PreTrainedModel], PreTrainedTokenizerFast]:
     """The model at every depth that is served, and the tokenizer; `None` is the depth of the last stage.
 
-    Weights that depths have in common are held once.
+    Weights that depths have in common are held once, on the device that serves: moving them apart undoes that.
 
     Raises:
         GrowtxError: a path has no model, members do not fit together, or a depth does not exist.
@@ -29,8 +29,15 @@ def load_depths(settings: ServeSettings) -> tuple[dict[int | None, PreTrainedMod
     models: dict[int | None, PreTrainedModel] = {None: last}
     for depth in served_depths(settings):
         models[depth] = load_combined(settings.models, depth, settings.rule)[0]
+    if settings.gpus_per_replica:
+        models = {depth: on_gpu(model) for depth, model in models.items()}
     share_equal_tensors(list(models.values()))
     return models, tokenizer
+
+
+def on_gpu(model: PreTrainedModel) -> PreTrainedModel:
+    """As it is served on the GPU that Ray gave this replica."""
+    return model.to(device="cuda", dtype=torch.bfloat16)  # type: ignore[arg-type]
 
 
 def load_combined(paths: Sequence[str], depth: int | None, rule: str | None) -> Loaded:

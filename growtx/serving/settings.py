@@ -45,7 +45,7 @@ class ServeSettings(ConfigModel):
     max_batch_size: int = Field(default=32, ge=1, description="texts that an engine computes together")
     max_queue: int = Field(default=32, ge=0, description="texts that may wait, per front end; more get a 429")
     max_batch_tokens: int = Field(default=512, ge=1, description="new tokens per step of an engine")
-    kv_cache_gib: float = Field(default=1.0, gt=0, description="KV cache of a CPU engine; a GPU uses its free memory")
+    kv_cache_gib: float = Field(default=1.0, gt=0, description="KV cache of a replica; on a GPU all that is free")
     drain_seconds: float = Field(default=60, ge=0, description="time that running texts get when a replica is stopped")
     api_keys_file: str | None = Field(default=None, description="file with one API key per line; none: no key needed")
     public_metrics: bool = Field(default=False, description="let GET /metrics be read without a key")

@@ -11,6 +11,8 @@ import yaml
 from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
 from growtx.exceptions import ConfigError, GrowtxError, StoreError
 from growtx.models.ensemble import GrowtxEnsembleForCausalLM
+from growtx.serving import loading
+from growtx.serving.engine import Engines, shares_of
 from growtx.serving.loading import load_depths, member_names, share_equal_tensors
 from growtx.serving.settings import ServeSettings, parse_settings
 from tests.models.ensemble.taking_apart import members_of
@@ -62,6 +64,29 @@ def test_equal_tensors_are_held_once(tokenizer: Any) -> None:
     share_equal_tensors([first, second, third])
     assert first.lm_head.weight.data_ptr() == second.lm_head.weight.data_ptr()
     assert first.lm_head.weight.data_ptr() != third.lm_head.weight.data_ptr()
+
+
+def test_depths_share_their_blocks_where_they_are_served(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving a model makes tensors of its own: sharing before that would be undone."""
+    monkeypatch.setattr(loading, "on_gpu", lambda model: model.to(torch.bfloat16))
+    settings = ServeSettings(model=str(run_dir), depths=[1, 2], gpus_per_replica=1)
+    models, _ = load_depths(settings)
+    assert {model.dtype for model in models.values()} == {torch.bfloat16}
+    deepest, last = (dict(models[depth].named_parameters()) for depth in (2, None))
+    assert all(tensor.data_ptr() == last[name].data_ptr() for name, tensor in deepest.items())
+    shallow = dict(models[1].named_parameters())
+    assert shallow["model.embed_tokens.weight"].data_ptr() == last["model.embed_tokens.weight"].data_ptr()
+
+
+def test_the_caches_of_all_depths_share_one_budget(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [make_model(tokenizer, num_hidden_layers=number) for number in (1, 3)]
+    assert shares_of(models, 2.0) == [0.5, 1.5], "both hold as many positions"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10 * 2**30, 80 * 2**30))
+    assert shares_of(models, None) == pytest.approx([2.25, 6.75])
+    engines = Engines({1: models[0], None: models[1]}, tokenizer, kv_cache_gib=0.002, max_batch_size=64)
+    pages = {engine._manager.continuous_batching_config.num_blocks for engine in engines._engines.values()}
+    engines.stop()
+    assert len(pages) == 1, pages
 
 
 def test_tensors_of_one_shape_and_sum_keep_their_values() -> None:
