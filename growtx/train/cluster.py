@@ -23,7 +23,7 @@ from growtx.compat.ray_logging import silence_worker_logs
 from growtx.exceptions import ResourceError, TrainingError
 from growtx.train.settings import PrefixJobConfig, ResourcesConfig
 
-PASSED_ON = ("WANDB_MODE",)  # from the environment of the command to that of workers on other nodes
+PASSED_ON = ("WANDB_MODE", "NCCL_", "TORCH_NCCL_", "GLOO_")  # beginnings of variables that workers on all nodes get
 REACH_SECONDS = 30.0  # that a cluster at RAY_ADDRESS gets to answer
 ACCELERATOR = "accelerator_type:"  # how Ray names a kind of GPU among a node's resources
 WATCH_SECONDS, LOST_SECONDS = 2.0, 20.0
@@ -158,7 +158,7 @@ def runtime_env(resources: ResourcesConfig) -> dict[str, Any]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    variables |= {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    variables |= {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
     if not resources.use_gpu:
         variables["DS_ACCELERATOR"] = "cpu"
         # Ray shows every GPU of a machine to workers that asked for none; those that did are given theirs later.

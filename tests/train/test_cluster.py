@@ -79,6 +79,14 @@ def test_workers_that_asked_for_no_gpu_see_none() -> None:
     assert hidden.items() <= on_cpus.items() and not hidden.keys() & on_gpus.keys()
 
 
+def test_what_says_how_nodes_talk_to_each_other_reaches_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"NCCL_SOCKET_IFNAME": "eth1", "GLOO_SOCKET_IFNAME": "eth1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+    for name, value in {**given, "MY_SECRET": "x"}.items():
+        monkeypatch.setenv(name, value)
+    passed_on = cluster.runtime_env(ResourcesConfig())["env_vars"]
+    assert given.items() <= passed_on.items() and "MY_SECRET" not in passed_on
+
+
 def test_a_kind_of_gpu_is_shown_to_an_autoscaler_and_needs_gpus() -> None:
     chosen = ResourcesConfig(use_gpu=True, accelerator_type="T4")
     assert cluster._bundle(chosen) == {"CPU": 1, "GPU": 1, "accelerator_type:T4": 0.001}
