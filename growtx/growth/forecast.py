@@ -16,7 +16,7 @@ from growtx.growth.lora import num_adapter_parameters
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
-from growtx.models.loss import CHUNK_ROWS
+from growtx.models.loss import LOGIT_BYTES, chunk_rows
 
 LARGEST_BUCKET = 500_000_000  # gradients; as much as DeepSpeed reduces at a time by default
 
@@ -32,6 +32,7 @@ class Placement:
     offload_optimizer: bool = False
     activation_checkpointing: bool = False
     sums_in_fp32: bool = False  # gradients of several micro batches in bf16
+    gpu_bytes: int | None = None  # all memory of a worker's GPU; None: a CPU
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,8 @@ def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, 
     kept = 8 * width + 2 * mlp_width
     through = num_blocks_with_gradients(stage)
     ends = tokens * 3 * width * element  # final norm's input and output, the gradient of the latter
-    chunk = min(CHUNK_ROWS, tokens) * config.vocab_size * (12 if element == 2 else 8)  # logits, softmax, copies in bf16
+    rows = min(chunk_rows(config.vocab_size, placement.gpu_bytes), tokens)
+    chunk = rows * config.vocab_size * (LOGIT_BYTES if element == 2 else 8)  # logits, softmax, copies in bf16
     wide = 2 * mlp_width + 3 * width if stage.lora else mlp_width  # gradients in the block that is running
     running = tokens * wide * element if through else 0
     if placement.activation_checkpointing:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import log
 from typing import Any
 
@@ -25,8 +26,33 @@ from growtx.exceptions import ConfigError
 from growtx.models.configuration import GrowtxConfig
 
 IGNORE_INDEX = -100
-CHUNK_ROWS = 256  # full matrix products from here on; more rows only cost memory
+CHUNK_ROWS = 256  # on CPUs: full matrix products from here on; more rows only cost memory
+LARGEST_CHUNK = 4096
+CHUNK_SHARE = 1 / 40  # of a GPU's memory, for the logits of a chunk and their copies
+LOGIT_BYTES = 12  # of one: in bf16, in fp32, and its gradient
 LossAndNLL = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def chunk_rows(vocab_size: int, gpu_bytes: int | None) -> int:
+    """Rows whose logits exist at the same time.
+
+    Every chunk reads and writes the whole fp32 gradient of the head [V, D]. Of 256 rows, that takes a GPU as long as a
+    third of its arithmetic; from about 1,200 on, an H100 computes longer than it waits for its memory. CPUs do not
+    gain from more rows.
+
+    Args:
+        gpu_bytes: all of the GPU's memory; None: a CPU.
+    """
+    if gpu_bytes is None:
+        return CHUNK_ROWS
+    affordable = int(gpu_bytes * CHUNK_SHARE) // (LOGIT_BYTES * vocab_size)
+    return max(CHUNK_ROWS, min(LARGEST_CHUNK, affordable // CHUNK_ROWS * CHUNK_ROWS))
+
+
+@cache
+def gpu_bytes(device: torch.device) -> int | None:
+    """All memory of a GPU; None for the CPU."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def shift_labels(labels_BT: torch.Tensor) -> torch.Tensor:
@@ -56,7 +82,7 @@ class LMHead(nn.Linear):
         hidden: torch.Tensor,
         targets: torch.Tensor | None = None,
         kernel: str = "chunked",
-        chunk: int = CHUNK_ROWS,
+        chunk: int | None = None,
     ) -> Any:
         """Logits [..., V]; with `targets` [N] the loss and the nats per row, see `chunked_cross_entropy`."""
         if targets is None:
@@ -64,7 +90,7 @@ class LMHead(nn.Linear):
         with_gradients = torch.is_grad_enabled()
         if kernel == "liger" and hidden.is_cuda and with_gradients:
             return _liger_cross_entropy(self, hidden, targets), None
-        chunk = len(targets) if kernel == "plain" else chunk
+        chunk = len(targets) if kernel == "plain" else chunk or chunk_rows(self.out_features, gpu_bytes(hidden.device))
         return _HeadCrossEntropy.apply(hidden, self.weight, self.bias, targets, chunk, with_gradients)  # type: ignore[no-untyped-call]
 
 
@@ -74,7 +100,7 @@ def chunked_cross_entropy(
     targets_BT: torch.Tensor,
     *,
     kernel: str = "chunked",
-    chunk: int = CHUNK_ROWS,
+    chunk: int | None = None,
 ) -> LossAndNLL:
     """Summed cross-entropy (nats, differentiable) and the nats of every position [B, T] (0 where ignored).
 
@@ -83,13 +109,13 @@ def chunked_cross_entropy(
         targets_BT: class per position, negative where nothing is predicted; already shifted.
         kernel: `chunked`, `plain` (one chunk), or `liger`: its fused kernel where gradients are taken on a GPU,
             which gives the sum alone (no nats per position); elsewhere it means `chunked`.
-        chunk: positions whose logits exist at the same time.
+        chunk: positions whose logits exist at the same time; None: as the device allows.
     """
     hidden_ND, targets_N = hidden_BTD.flatten(0, 1), targets_BT.flatten()
     if isinstance(head, LMHead):
         loss, nll_N = head(hidden_ND, targets=targets_N, kernel=kernel, chunk=chunk)
     else:
-        loss, nll_N = checkpointed_cross_entropy(head, (hidden_ND,), targets_N, chunk=chunk)
+        loss, nll_N = checkpointed_cross_entropy(head, (hidden_ND,), targets_N, chunk=chunk or CHUNK_ROWS)
     return loss, None if nll_N is None else nll_N.view(targets_BT.shape)
 
 

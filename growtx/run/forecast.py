@@ -22,12 +22,19 @@ from growtx.substrate.codes import binary_codes
 from growtx.train.memory import placement
 
 MIB = 2**20
+COMMON_GPU_GIB = 80  # where resources.accelerator does not say
 
 
 def placement_of(config: RunConfig) -> Placement:
     """How the configuration spreads a stage over its workers."""
     training, resources = config.training, config.resources
-    return placement(training, num_workers=resources.num_workers, bf16=training.uses_bf16(has_gpu=resources.use_gpu))
+    memory_gib = resources.accelerator.memory_gib if resources.accelerator else COMMON_GPU_GIB
+    return placement(
+        training,
+        num_workers=resources.num_workers,
+        bf16=training.uses_bf16(has_gpu=resources.use_gpu),
+        gpu_bytes=int(memory_gib * GIB) if resources.use_gpu else None,
+    )
 
 
 def planned_architecture(config: RunConfig) -> GrowtxConfig:

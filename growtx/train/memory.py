@@ -13,7 +13,8 @@ from torch import nn
 from growtx.growth.forecast import Placement, forecast
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
-from growtx.train.distributed import has_gpu
+from growtx.models.loss import gpu_bytes
+from growtx.train.distributed import has_gpu, worker_device
 from growtx.train.kernels import use_bf16
 from growtx.train.settings import TrainingConfig
 
@@ -86,7 +87,7 @@ class GradientPeak:
         self._hooks, self._parameters = [], []
 
 
-def placement(training: TrainingConfig, *, num_workers: int, bf16: bool) -> Placement:
+def placement(training: TrainingConfig, *, num_workers: int, bf16: bool, gpu_bytes: int | None = None) -> Placement:
     """How a stage is spread over its workers."""
     return Placement(
         num_workers=num_workers,
@@ -95,6 +96,7 @@ def placement(training: TrainingConfig, *, num_workers: int, bf16: bool) -> Plac
         bf16=bf16,
         offload_optimizer=training.offload_optimizer,
         activation_checkpointing=training.activation_checkpointing,
+        gpu_bytes=gpu_bytes,
         sums_in_fp32=training.sums_in_fp32(num_workers, bf16=bf16),
     )
 
@@ -103,7 +105,8 @@ def memory_metrics(
     held: AllocatedBytes, config: GrowtxConfig, stage: Stage, training: TrainingConfig, *, num_workers: int
 ) -> dict[str, Any]:
     """For the manifest: bytes as measured on this worker and as forecast; activations, where a GPU counts them."""
-    spread = placement(training, num_workers=num_workers, bf16=use_bf16(training))
+    total = gpu_bytes(worker_device())
+    spread = placement(training, num_workers=num_workers, bf16=use_bf16(training), gpu_bytes=total)
     tokens_per_step = training.global_batch_size * config.max_position_embeddings
     (row,) = forecast(config, [stage], spread, tokens_per_step=tokens_per_step)
     measured = asdict(held)

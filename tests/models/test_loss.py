@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from growtx.exceptions import ConfigError
 from growtx.models import GrowtxConfig
-from growtx.models.loss import LMHead, checkpointed_cross_entropy, chunked_cross_entropy, shift_labels
+from growtx.models.loss import LMHead, checkpointed_cross_entropy, chunk_rows, chunked_cross_entropy, shift_labels
 
 NUM_ROWS = 37  # not a multiple of any chunk
 
@@ -127,3 +128,35 @@ def test_missing_liger_kernel_is_named(
     monkeypatch.setitem(sys.modules, "liger_kernel.transformers.fused_linear_cross_entropy", None)
     with pytest.raises(ConfigError, match="Install liger-kernel"):
         _liger_cross_entropy(LMHead(make_config()), torch.zeros(1, 32), torch.zeros(1, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "gib", "rows"),
+    [(65_536, None, 256), (65_536, 80, 2560), (131_072, 80, 1280), (131_072, 8, 256), (1_024, 80, 4096)],
+)
+def test_rows_of_a_chunk_follow_from_the_device_and_its_memory(vocab_size: int, gib: int | None, rows: int) -> None:
+    assert chunk_rows(vocab_size, None if gib is None else gib * 2**30) == rows
+
+
+def test_the_head_takes_as_many_rows_as_its_device_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen by the sizes of the products that it makes, with the memory of a GPU told to a CPU."""
+    head, hidden_ND = (
+        LMHead(GrowtxConfig(hidden_size=8, num_attention_heads=2, vocab_size=16)),
+        torch.randn(3000, 8, requires_grad=True),
+    )
+    targets_N = torch.randint(16, (3000,))
+    seen: list[int] = []
+    plain = torch.nn.functional.linear
+
+    def linear(rows: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        seen.append(len(rows))
+        return plain(rows, *arguments)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    on_cpu, _ = head(hidden_ND, targets=targets_N)
+    assert seen == [256] * 11 + [184]
+    seen.clear()
+    monkeypatch.setattr("growtx.models.loss.gpu_bytes", lambda device: 2**20)
+    monkeypatch.setattr("growtx.models.loss.CHUNK_SHARE", 1 / 4)
+    on_gpu, _ = head(hidden_ND, targets=targets_N)
+    assert seen == [1280, 1280, 440] and torch.allclose(on_cpu, on_gpu)
