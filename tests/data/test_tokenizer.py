@@ -51,10 +51,15 @@ def library_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
+@pytest.fixture(scope="module")
+def encoder(tokenizer: Any) -> Encoder:
+    """One for many texts, as it is used: making it reads the whole vocabulary."""
+    return Encoder(encoder_definition(tokenizer))
+
+
 @settings(max_examples=300, deadline=None)
 @given(texts=st.lists(any_text, max_size=4))
-def test_an_encoder_gives_the_tokens_of_the_library(tokenizer: Any, texts: list[str]) -> None:
-    encoder = Encoder(encoder_definition(tokenizer))
+def test_an_encoder_gives_the_tokens_of_the_library(tokenizer: Any, encoder: Encoder, texts: list[str]) -> None:
     for _ in range(2):  # the second time, it remembers
         assert [ids.tolist() for ids in encoder.encode(texts)] == [library_ids(tokenizer, text) for text in texts]
 
