@@ -2,6 +2,7 @@
 #   make demo       grow a small model on the embedded text (about four minutes on two cores), then name the report
 #   make test       every test, including those that start a real Ray cluster; `make test-fast` leaves those out
 #   make crash      let every write of a run fail, and let it die before and after each (an hour; SHARD=1/8 for less)
+#   make large      pack more than 2^31 tokens for real (ten minutes, 12 GB of disk)
 #   make mutants    plant every bug of tests/mutants in a copy, one at a time, and see that tests notice (JOBS=2 ONLY=seal-* SHARD=1/4)
 #   make check      format, lint, types and layers; `make format` repairs what can be repaired
 #   make clean      remove the environment and the caches; runs/ stays
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 SOURCES := growtx serve rayjobs benchmarks tests
 
-.PHONY: demo test test-fast mutants crash readers check format install clean
+.PHONY: demo test test-fast mutants crash large readers check format install clean
 
 demo: $(STAMP)
 	$(BIN)/python rayjobs/grow.py
@@ -46,6 +47,9 @@ SHARD ?= 1/1
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants/run.py --jobs $(JOBS) --shard $(SHARD) $(if $(ONLY),--only '$(ONLY)')
+
+large: $(STAMP)
+	GROWTX_LARGE_TESTS=1 $(BIN)/python -m pytest tests/data/test_packing_job.py -k for_real --timeout 3600
 
 crash: $(STAMP)
 	$(BIN)/python -m tests.crash.harness $(SHARD) $(JOBS)

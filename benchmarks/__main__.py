@@ -5,6 +5,7 @@ growtx benchmark growth --depths 2,12 --rounds 15 --workers none     without Ray
 growtx benchmark prefix                 a whole stage at depth 8 from disk, with and without the prefix cache
 growtx benchmark substrate              building 65,536 x 1024, relative to the plain procedure
 growtx benchmark tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
+growtx benchmark packing --texts 'texts/*.parquet'      200 MB of them on clusters of 1, 2 and 4 one-CPU nodes
 growtx benchmark serving                an ensemble at 1, 8 and 32 clients against what else would serve it
 growtx benchmark serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
 """
@@ -61,6 +62,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     tokenizers.add_argument("--max-bytes", type=int, default=2_000_000, help="maximum bytes of text per language")
     tokenizers.set_defaults(run=_tokenizers)
+    packing = benchmarks.add_parser("packing", help="text to windows on clusters of one-CPU nodes")
+    packing.add_argument("--texts", required=True, help="glob of files; their text is repeated with a salt")
+    packing.add_argument("--megabytes", type=int, default=200)
+    packing.add_argument("--nodes", default="1,2,4", help="comma-separated")
+    packing.add_argument("--rounds", type=int, default=1)
+    packing.set_defaults(run=_packing)
     serving = benchmarks.add_parser("serving", help="tokens per second and latencies of an ensemble")
     serving.add_argument(
         "--soak", type=float, metavar="SECONDS", help="run mixed traffic for this long instead, on a local Ray"
@@ -206,6 +213,47 @@ def _tokenizers(arguments: argparse.Namespace) -> int:
     rows = measure_tokenizers(tokenizers, texts)
     values = ([str(row[key]) if isinstance(row[key], (str, int)) else row[key] for key in columns] for row in rows)
     _print_table("Tokenizers", ("tokenizer", "ids", "language", "MB/s", "characters/token", "bytes/token"), values)
+    return 0
+
+
+def _packing(arguments: argparse.Namespace) -> int:
+    from benchmarks.packing import measure_packing
+    from growtx.config import build_config
+    from growtx.data.tokenizer import TokenizerConfig, build_tokenizer
+    from growtx.formatting import size
+
+    texts = [text for some in _texts_by_language(arguments.texts, 10**9).values() for text in some]
+    rows = measure_packing(
+        build_tokenizer(build_config(TokenizerConfig, {"family": "unicode-2-3"})),
+        texts,
+        num_bytes=arguments.megabytes * 10**6,
+        nodes=_numbers("--nodes", arguments.nodes),
+        rounds=arguments.rounds,
+    )
+    values = (
+        [
+            row["what"],
+            row["seconds"],
+            row["megabytes_per_second"],
+            row["megabytes_per_cpu_second"],
+            size(row.get("task_bytes")),
+            size(row.get("driver_bytes")),
+            row.get("disk_ratio", 0.0),
+            row.get("fingerprint", ""),
+        ]
+        for row in rows
+    )
+    columns = (
+        "what",
+        "seconds",
+        "MB/s",
+        "MB/CPU-s",
+        "largest task",
+        "driver adds",
+        "disk, of the packed size",
+        "fingerprint",
+    )
+    _print_table(f"Packing {arguments.megabytes} MB", columns, values)
     return 0
 
 

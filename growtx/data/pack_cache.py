@@ -9,9 +9,11 @@ and down, the index last, since object stores cannot rename.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -25,7 +27,7 @@ import fsspec
 
 from growtx.checked import node_directory
 from growtx.config import fingerprint, parse_json
-from growtx.data.sources import SourceConfig, load_arguments, source_files
+from growtx.data.sources import SMALL_BYTES, Part, SourceConfig, hub_builder, source_files
 from growtx.exceptions import DataError, StoreError
 from growtx.microworld import generator_fingerprint
 from growtx.storage import is_local, open_filesystem, replace_file, sync, sync_tree
@@ -45,35 +47,105 @@ class PackCache:
 
     Args:
         find_problem: reads all of an entry and says what is wrong with it; `force`: also if that was asked before.
+        local_bytes: how much of a root elsewhere is kept on this node at once; None: all that was asked for.
 
     Attributes:
         local: directory of this node where entries are built and mapped; `root` itself if that is local.
     """
 
-    def __init__(self, root: str, find_problem: FindProblem | None = None) -> None:
+    def __init__(self, root: str, find_problem: FindProblem | None = None, *, local_bytes: int | None = None) -> None:
         self._find_problem = find_problem
+        self.local_bytes = local_bytes
         self._filesystem, self._path = open_filesystem(root.rstrip("/"))
         self.is_local = is_local(self._filesystem)
         self.local = Path(self._path) if self.is_local else node_directory() / fsspec.utils.tokenize(root.rstrip("/"))
         self.root = str(self.local) if self.is_local else root.rstrip("/")  # absolute: workers run elsewhere
 
-    def entry(self, key: str) -> Path | None:
-        """Local directory of a complete entry, fetched first if it lies elsewhere; None if there is none."""
+    def entry(self, key: str, hashed: bool = True) -> Path | None:
+        """Local directory of a complete entry, fetched first if it lies elsewhere; None if there is none.
+
+        Args:
+            hashed: whether all of it is read to see that it is what was written; its sizes are always compared.
+        """
         directory = self.local / key
-        if self.problem(directory) is None:
+        if self.problem(directory, hashed=hashed) is None:
+            self._touch(directory)
             return directory
-        if self.is_local or not self._remote_has(key):
+        if self.is_local:
+            return None
+        with self._alone(key):  # of several processes of a node, one fetches
+            if self.problem(directory, hashed=hashed) is None:
+                return directory
+            return self._fetch(key)
+
+    def _fetch(self, key: str) -> Path | None:
+        if not self._remote_has(key):
             return None
         try:
-            return self._install(key, lambda scratch: self._download(key, scratch))
+            directory = self._install(key, lambda scratch: self._download(key, scratch))
         except _DamagedEntry as error:
             logger.warning("Packed data in %s/%s is damaged (%s)", self.root, key, error)
             return None
+        self._make_room(keep=key)
+        return directory
 
-    def problem(self, directory: Path, *, force: bool = False) -> str | None:
+    def index(self, key: str) -> dict[str, Any] | None:
+        """What the index of a complete entry says, without fetching the entry; None if there is none.
+
+        Where the entry lies on this machine, its sizes are compared.
+        """
+        directory = self.local / key
+        if damage(directory) is None:
+            return read_index(directory)
+        if self.is_local or not self._remote_has(key):
+            return None
+        place = f"{self._path}/{key}"
+        data = self._filesystem.cat_file(f"{place}/{INDEX}")
+        try:
+            index = parse_json(data, f"{self.root}/{key}/{INDEX}", "Delete it; it will be rebuilt")
+            sizes = {entry["file"]: entry["size_bytes"] for entry in index["files"].values()}
+            found = {name: self._filesystem.size(f"{place}/{name}") for name in sizes}
+        except (StoreError, OSError, KeyError, TypeError, AttributeError):
+            return None
+        return index if found == sizes else None
+
+    def problem(self, directory: Path, *, force: bool = False, hashed: bool = True) -> str | None:
         """What is wrong with an entry, by its sizes and by its content; None if it is intact."""
         problem = damage(directory)
-        return self._find_problem(directory, force) if problem is None and self._find_problem else problem
+        return self._find_problem(directory, force) if problem is None and hashed and self._find_problem else problem
+
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        path = node_directory() / "locks" / f"{self.local.name}-{key[:2]}"
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+
+    def _touch(self, directory: Path) -> None:
+        """What is used stays longest."""
+        if self.local_bytes is not None and not self.is_local:
+            with suppress(OSError):
+                os.utime(directory)
+
+    def _make_room(self, keep: str) -> None:
+        """Remove the copies that were not used for longest; open maps of them stay valid."""
+        if self.local_bytes is None or self.is_local:
+            return
+        used = []
+        for directory in self.local.iterdir():
+            with suppress(OSError):  # another process removes it
+                if directory.is_dir() and not directory.name.startswith("."):
+                    size = sum(file.stat().st_size for file in directory.iterdir())
+                    used.append((directory.stat().st_mtime, size, directory))
+        total = sum(size for _, size, _ in used)
+        for _, size, directory in sorted(used):
+            if total <= self.local_bytes:
+                return
+            if directory.name != keep:
+                shutil.rmtree(directory, ignore_errors=True)
+                total -= size
 
     def build(self, key: str, fill: Callable[[Path], dict[str, Any]]) -> Path:
         """Make an entry: `fill` writes files into a scratch directory and returns what the index says of them.
@@ -90,6 +162,7 @@ class PackCache:
         directory = self._install(key, fill_and_index)
         if not self.is_local:
             self._upload(key, directory)
+            self._make_room(keep=key)
         return directory
 
     def write_json(self, name: str, value: Any) -> str:
@@ -200,33 +273,31 @@ def read_index(directory: Path) -> dict[str, Any]:
 # What a source's text is a function of, as a string: the content part of the key it is packed under.
 
 
-def content_fingerprint(source: SourceConfig, memo: HashMemo) -> str:
-    """Equal when the text that a source reads is equal.
+def content_fingerprint(source: SourceConfig, memo: HashMemo, part: Part | None = None) -> str:
+    """Equal when the text that a source, or one part of it, reads is equal.
 
     Local files count by their bytes, files elsewhere by what their filesystem knows of them (name, size, ETag),
     Hugging Face data sets by commit and data files, the microworld by its configuration and its code.
     """
+    reading = source.model_dump(
+        mode="json", include={"text_column", "where", "document_bytes", "max_documents", "max_bytes"}
+    )
+    if part is not None and part.files is not None:
+        ranges = [[memo.sha256(file.path), file.index, file.count] for file in part.files]
+        return fingerprint({"ranges": ranges, "reading": reading, "shard_bytes": part.shard_bytes})
     if source.microworld is not None:
         content = [source.microworld.fingerprint(), generator_fingerprint()]
     elif source.files is not None:
         content = [memo.sha256(path) for path in source_files(source)]
     else:
         content = _hub_content(source)
-    reading = source.model_dump(
-        mode="json", include={"text_column", "where", "document_bytes", "max_documents", "max_bytes"}
-    )
-    return fingerprint({"content": content, "reading": reading})
+    if part is None or part.num_bytes <= SMALL_BYTES:
+        return fingerprint({"content": content, "reading": reading})
+    return fingerprint({"content": content, "reading": reading, "shard_bytes": part.shard_bytes})
 
 
 def _hub_content(source: SourceConfig) -> list[str]:
-    import datasets
-
-    try:
-        builder = datasets.load_dataset_builder(**load_arguments(source))
-    except Exception as error:  # whatever hub, network or file system raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        problem = f"The data set {source.hf} cannot be loaded ({reason})"
-        raise DataError(problem, "Check name, config and network") from error
+    builder = hub_builder(source)
     # hash: the commit on the hub or the loader's code; config_id: configuration, data files and their dates or ETags
     return [builder.hash or "", builder.config_id, source.split]
 

@@ -1,12 +1,12 @@
-"""Packing: documents become windows of tokens once, and every worker memory-maps them from then on.
+"""Packed data: documents as windows of tokens, made once by `packing_job`, memory-mapped by every worker from then on.
 
 `<cache_dir>/packed/` holds
-    <source key>/{train,validation}.arrow, index.json    one source, whatever mixes it takes part in
-    <mix key>.json                                       a mix: its sources and their weights
-A source key covers the tokenizer, the context length, the held-out share and the content of the source, so what
-lies under a key is right by construction; changing a weight or adding a source repacks nothing.
+    <key>/{train,validation}.arrow, index.json    a shard: a source, or the part of a large one that a shard holds
+    <mix key>.json                                a mix: its sources, their weights and their shards
+A key covers the tokenizer, the context length, the held-out share and the content of what is packed, so what lies
+under a key is right by construction; changing a weight or adding a source repacks nothing.
 
-Documents are joined as `tokens </s> tokens </s> ...` and cut every T tokens; only the last window of a source and
+Documents are joined as `tokens </s> tokens </s> ...` and cut every T tokens; only the last window of a shard and
 split is padded, with <pad>. Text that spells a special token is encoded as plain text, so every <pad> in a window
 is padding: the trainer ignores it with `labels = where(window == pad_token_id, -100, window)`.
 
@@ -16,31 +16,31 @@ Shape legend: N windows, T tokens per window (the context length).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+import mmap
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from growtx.checked import check_once
 from growtx.config import fingerprint, parse_record
-from growtx.data.pack_cache import INDEX, HashMemo, PackCache, content_fingerprint, read_index
-from growtx.data.sources import DataConfig, Document, SourceConfig, Split, iterate_source
-from growtx.data.tokenizer import tokenizer_fingerprint
+from growtx.data.pack_cache import INDEX, PackCache
+from growtx.data.sources import Split
 from growtx.exceptions import DataError, StoreError
 from growtx.generator import IntArray, key64, permute, weighted_round_robin
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
+FORMAT = 1  # of a shard
+FORMAT_OF_MANY = 2  # of a mix with a source of several shards
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 # Which windows a global step trains on: a pure function of (seed, step), whatever the number of workers.
 #
@@ -56,11 +56,13 @@ class Mix:
 
     num_windows: tuple[int, ...]
     weights: tuple[float, ...]
+    shard_sizes: tuple[tuple[int, ...], ...] = ()  # windows of each source's shards; none: every source is one shard
 
     def __post_init__(self) -> None:
         assert len(self.num_windows) == len(self.weights) > 0
         assert all(size > 0 for size in self.num_windows)
         assert all(weight > 0 for weight in self.weights)
+        assert not self.shard_sizes or tuple(map(sum, self.shard_sizes)) == self.num_windows
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -72,7 +74,8 @@ def window_indices(mix: Mix, *, seed: int, step: int, global_batch_size: int, nu
     """Windows of global step `step`, as [B] numbers into the mix.
 
     After n samples of a run every source has had its share of n to within one window per source. A source is
-    traversed in a seeded order, a new one in every epoch, so no window repeats before its source is exhausted.
+    traversed in a seeded order, a new one in every epoch, so no window repeats before its source is exhausted. Of a
+    source of many shards, windows are mixed within groups of them, so that a node needs few shards at a time.
 
     Args:
         mix: the sources.
@@ -89,10 +92,36 @@ def window_indices(mix: Mix, *, seed: int, step: int, global_batch_size: int, nu
     for source, size in enumerate(mix.num_windows):
         rows = np.flatnonzero(sources_B == source)
         epochs, positions = np.divmod(turns_B[rows], size)
-        windows_B[rows] = offsets[source] + permute(positions, size, key64(seed, source, epochs))
+        shards = mix.shard_sizes[source] if mix.shard_sizes else (size,)
+        windows_B[rows] = offsets[source] + _places(positions, epochs, np.array(shards), seed, source)
     # Sources alternate regularly; without this a worker's slice could hold one source only.
     order = permute(np.arange(global_batch_size), global_batch_size, key64(seed, -1, step))
     return windows_B[order]
+
+
+SHARDS_IN_A_GROUP = 8
+
+
+def _places(positions: IntArray, epochs: IntArray, sizes: IntArray, seed: int, source: int) -> IntArray:
+    """Which window of a source has its turn at each position of each epoch."""
+    if len(sizes) <= SHARDS_IN_A_GROUP:
+        return permute(positions, int(sizes.sum()), key64(seed, source, epochs))
+    places = np.empty_like(positions)
+    firsts = np.cumsum(sizes) - sizes
+    for epoch in np.unique(epochs):
+        order = permute(np.arange(len(sizes)), len(sizes), key64(seed, source, epoch, -1))
+        ends = np.cumsum(sizes[order])
+        group_ends = ends[[*range(SHARDS_IN_A_GROUP - 1, len(ends) - 1, SHARDS_IN_A_GROUP), len(ends) - 1]]
+        rows = np.flatnonzero(epochs == epoch)
+        groups = np.searchsorted(group_ends, positions[rows], side="right")
+        for group in np.unique(groups):
+            mine = rows[groups == group]
+            start = int(group_ends[group - 1]) if group else 0
+            keys = key64(seed, source, epoch, int(group))
+            turns = start + permute(positions[mine] - start, int(group_ends[group]) - start, keys)
+            shards = np.searchsorted(ends, turns, side="right")
+            places[mine] = firsts[order[shards]] + turns - (ends - sizes[order])[shards]
+    return places
 
 
 # Files of token windows: Arrow IPC, one record batch of [num_windows, T] int32, memory-mapped without copying.
@@ -106,21 +135,22 @@ WindowArray = npt.NDArray[np.int32]
 class WindowWriter:
     """Streams the tokens of documents into one window file.
 
-    Tokens go to a scratch file first: an Arrow batch states its length before its data, and the length is known
-    only at the end. One document is in memory at a time.
+    An Arrow file states its length before its data, and the length is known only at the end: room for what stands
+    before is left, and filled when the file is finished. Nothing is kept in memory, and nothing written twice.
     """
 
     def __init__(self, path: Path, context_length: int, pad_token_id: int) -> None:
         self.path, self.context_length, self.pad_token_id = path, context_length, pad_token_id
         self.num_documents = self.num_tokens = self.num_bytes = 0
         self._digest = hashlib.sha256()
-        self._scratch = path.with_suffix(".scratch").open("wb")
+        self._file = path.open("wb")
+        self._file.write(bytes(len(_arrow_frame(1, context_length)[0])))
 
     def __enter__(self) -> WindowWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._scratch.close()
+        self._file.close()
 
     def write(self, tokens: WindowArray, num_bytes: int) -> None:
         """Append one document of `num_bytes` bytes of text: its tokens, [n] int32."""
@@ -130,17 +160,16 @@ class WindowWriter:
         self.num_bytes += num_bytes
 
     def finish(self) -> dict[str, int | str]:
-        """Pad the last window, write the Arrow file and return its entry for an index."""
+        """Pad the last window, complete the Arrow file and return its entry for an index."""
         self._append(np.full(-self.num_tokens % self.context_length, self.pad_token_id, dtype=np.int32))
-        self._scratch.close()
-        scratch = Path(self._scratch.name)
         num_windows = -(-self.num_tokens // self.context_length)
-        if num_windows:
-            with pa.memory_map(str(scratch), "r") as source:
-                self._write_arrow(source.read_buffer(), num_windows)
-        else:
-            self._write_arrow(pa.py_buffer(b""), 0)  # an empty file cannot be mapped
-        scratch.unlink()
+        before, after = _arrow_frame(num_windows, self.context_length)
+        if num_windows == 0:
+            self._file.truncate(0)
+        self._file.write(after)
+        self._file.seek(0)
+        self._file.write(before)
+        self._file.close()
         return {
             "file": self.path.name,
             "num_windows": num_windows,
@@ -154,14 +183,46 @@ class WindowWriter:
     def _append(self, tokens: WindowArray) -> None:
         data = tokens.astype("<i4", copy=False).tobytes()
         self._digest.update(data)
-        self._scratch.write(data)
+        self._file.write(data)
 
-    def _write_arrow(self, tokens: pa.Buffer, num_windows: int) -> None:
-        flat = pa.Array.from_buffers(pa.int32(), num_windows * self.context_length, [None, tokens])
-        windows = pa.FixedSizeListArray.from_arrays(flat, self.context_length)
-        batch = pa.record_batch([windows], names=["tokens"])
-        with pa.OSFile(str(self.path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
+
+def _arrow_frame(num_windows: int, context_length: int) -> tuple[bytes, bytes]:
+    """What the Arrow file of so many windows has before their tokens and after them."""
+    size = 4 * num_windows * context_length
+    tokens = pa.py_buffer(mmap.mmap(-1, size) if size else b"")  # addresses that nobody reads: no memory
+    flat = pa.Array.from_buffers(pa.int32(), num_windows * context_length, [None, tokens])
+    windows = pa.FixedSizeListArray.from_arrays(flat, context_length)
+    batch = pa.record_batch([windows], names=["tokens"])
+    sink = _FrameSink(tokens.address if size else -1)
+    with pa.PythonFile(sink, mode="w") as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.before), bytes(sink.after)
+
+
+class _FrameSink:
+    """A file that keeps all but the tokens."""
+
+    closed = False
+
+    def __init__(self, address: int) -> None:
+        self.before, self.after = bytearray(), bytearray()
+        self._address, self._position, self._is_after = address, 0, False
+
+    def write(self, data: Any) -> int:
+        size = data.size if isinstance(data, pa.Buffer) else len(data)
+        if isinstance(data, pa.Buffer) and data.address == self._address:
+            self._is_after = True
+        else:
+            (self.after if self._is_after else self.before).extend(memoryview(data))
+        self._position += size
+        return int(size)
+
+    def tell(self) -> int:
+        return self._position
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def map_windows(path: Path) -> WindowArray:
@@ -186,79 +247,100 @@ def sha256_of_windows(windows: WindowArray, rows_per_chunk: int = 4096) -> str:
     return digest.hexdigest()
 
 
-# Packing one source: documents in, two window files and an index out. See `packing` for the format.
+# Many files as one sequence of windows.
 
 
-FORMAT = 1
-SPLITS: tuple[Split, Split] = ("train", "validation")
-BATCH_CHARACTERS = 1 << 20  # tokenised at once: enough to keep all threads of the tokenizer busy
+MAPS_AT_ONCE = 256  # open files of a process, of which systems allow as few as 1,024
 
 
-class SourcePacker:
-    """Turns documents into windows of `context_length` tokens.
+@dataclass(frozen=True)
+class Shard:
+    """One side of the split of one shard, on this node or fetched when it is needed."""
 
-    Raises:
-        DataError: the tokenizer has no <pad> or no </s>.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, context_length: int) -> None:
-        if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
-            raise DataError("The tokenizer has no padding or no end-of-text token", "Set its pad_token and eos_token")
-        assert context_length > 1, "a window of one token predicts nothing"
-        self._encoder = _plain_encoder(tokenizer)
-        self._end = tokenizer.eos_token_id
-        self._made_with: dict[str, Any] = {
-            "format": FORMAT,
-            "context_length": context_length,
-            "tokenizer_fingerprint": tokenizer_fingerprint(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "end_token_id": tokenizer.eos_token_id,
-        }
-
-    def key(self, content: str, validation_fraction: float) -> str:
-        """Name of the packed form of a source with this content."""
-        return fingerprint([self._made_with, content, validation_fraction])
-
-    def fill(self, directory: Path, documents: Iterable[Document]) -> dict[str, Any]:
-        """Write `train.arrow` and `validation.arrow` into `directory` and return the index."""
-        lowest = 1.0
-        with ExitStack() as stack:
-            writers = {split: stack.enter_context(self._writer(directory / f"{split}.arrow")) for split in SPLITS}
-            for batch in _batches(documents):
-                encodings = self._encoder.encode_batch_fast([item.text for item in batch], add_special_tokens=False)
-                for document, encoding in zip(batch, encodings, strict=True):
-                    tokens = np.array([*encoding.ids, self._end], dtype=np.int32)
-                    writers[document.split].write(tokens, document.num_bytes)
-                    lowest = min(lowest, document.position)
-            files = {split: writer.finish() for split, writer in writers.items()}
-        return {**self._made_with, "lowest_position": lowest, "files": files}
-
-    def _writer(self, path: Path) -> WindowWriter:
-        return WindowWriter(path, self._made_with["context_length"], self._made_with["pad_token_id"])
+    key: str
+    num_windows: int
+    sha256: str
+    size_bytes: int
 
 
-def _plain_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy of the tokenizer's backend that neither cuts nor pads and treats special tokens in text as plain text."""
-    from tokenizers import Tokenizer
+class ShardedWindows:
+    """The windows of all shards of a source and side: looks like [N, T] int32, read-only."""
 
-    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    encoder.no_truncation()
-    encoder.no_padding()
-    encoder.encode_special_tokens = True
-    return encoder
+    dtype = np.dtype(np.int32)
+
+    def __init__(self, cache: PackCache, split: Split, shards: Sequence[Shard], context_length: int) -> None:
+        self.shards = tuple(shards)
+        self._cache, self._split = cache, split
+        self._ends = np.cumsum([shard.num_windows for shard in shards], dtype=np.int64)
+        self.shape = (int(self._ends[-1]) if len(shards) else 0, context_length)
+        self._maps: OrderedDict[int, WindowArray] = OrderedDict()
+        self._asked_for: tuple[int, ...] = ()  # the last ones, which need not be asked for again
+        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetches-shards")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | IntArray) -> WindowArray:
+        """Copies of windows."""
+        return self.take(np.arange(len(self))[rows] if isinstance(rows, slice) else rows)
+
+    def take(self, rows: IntArray) -> WindowArray:
+        """Copies of the windows with these numbers: [n, T] int32, writable."""
+        result = np.empty((len(rows), self.shape[1]), dtype=np.int32)
+        owners = self._owners(rows)
+        for number in np.unique(owners):
+            mine = np.flatnonzero(owners == number)
+            first = int(self._ends[number]) - self.shards[number].num_windows
+            result[mine] = self._windows_of(int(number))[rows[mine] - first]
+        return result
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether the shards lie elsewhere, and are copied to this node when they are needed."""
+        return not self._cache.is_local
+
+    def prefetch(self, rows: IntArray) -> None:
+        """Begin to fetch the shards that hold these windows."""
+        for number in np.unique(self._owners(rows)).tolist():
+            if number not in self._asked_for:
+                self._asked_for = (*self._asked_for[1 - SHARDS_IN_A_GROUP :], number)
+                self._fetcher.submit(self._cache.entry, self.shards[number].key, False)
+
+    def problem(self) -> str | None:
+        """What is wrong with the content of the shards, all of which are read; None: nothing."""
+        for number, shard in enumerate(self.shards):
+            if sha256_of_windows(self._windows_of(number)) != shard.sha256:
+                return f" in its shard {shard.key}"
+        return None
+
+    def _owners(self, rows: IntArray) -> IntArray:
+        return np.searchsorted(self._ends, rows, side="right")
+
+    def _windows_of(self, number: int) -> WindowArray:
+        if number in self._maps:
+            self._maps.move_to_end(number)
+            return self._maps[number]
+        shard = self.shards[number]
+        directory = self._cache.entry(shard.key, False)
+        if directory is None:
+            raise DataError(f"Packed data {self._cache.root}/{shard.key} is missing or damaged", PACK_AGAIN)
+        windows = _mapped(directory, f"{self._split}.arrow", (shard.num_windows, self.shape[1]))
+        if self._cache.local_bytes is None:  # otherwise what another process removes would stay on the disk
+            self._maps[number] = windows
+            if len(self._maps) > MAPS_AT_ONCE:
+                self._maps.popitem(last=False)
+        return windows
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    num_characters = 0
-    for document in documents:
-        batch.append(document)
-        num_characters += len(document.text)
-        if num_characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, num_characters = [], 0
-    if batch:
-        yield batch
+def _mapped(directory: Path, name: str, shape: tuple[int, int]) -> WindowArray:
+    path = directory / name
+    try:
+        windows = map_windows(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"Packed data {path} is damaged", f"Delete {directory}; it will be rebuilt") from error
+    if windows.shape != shape:
+        raise DataError(f"Packed data {path} is not what its index says", f"Delete {directory}; it will be rebuilt")
+    return windows
 
 
 PACK_AGAIN = "Rerun the command that packs it"
@@ -269,11 +351,18 @@ class SourceWindows:
     """The windows of one source on one side of the split."""
 
     source: str
-    windows: WindowArray  # [N, T] int32, read-only, memory-mapped
+    windows: WindowArray | ShardedWindows  # [N, T] int32, read-only, memory-mapped
     num_documents: int
     num_tokens: int  # with </s>, without padding
     num_bytes: int  # UTF-8 of the documents
-    sha256: str  # of the tokens
+    sha256: str  # of the tokens; of many shards, over those of each
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Windows of each shard."""
+        if isinstance(self.windows, ShardedWindows):
+            return tuple(shard.num_windows for shard in self.windows.shards)
+        return (len(self.windows),)
 
 
 @dataclass(frozen=True)
@@ -311,6 +400,20 @@ class PackedSplit:
         assert found == len(indices), f"window numbers must be in 0..{offset - 1}"
         return result
 
+    @property
+    def is_fetched(self) -> bool:
+        """Whether some of it lies elsewhere, and is copied to this node when it is needed."""
+        return any(isinstance(source.windows, ShardedWindows) and source.windows.is_fetched for source in self.sources)
+
+    def prefetch(self, indices: npt.NDArray[np.int64]) -> None:
+        """Begin to fetch what holds the windows with these numbers, where it lies elsewhere."""
+        offset = 0
+        for source in self.sources:
+            if isinstance(source.windows, ShardedWindows):
+                mine = indices[(indices >= offset) & (indices < offset + len(source.windows))]
+                source.windows.prefetch(mine - offset)
+            offset += len(source.windows)
+
 
 @dataclass(frozen=True)
 class PackedData:
@@ -327,7 +430,8 @@ class PackedData:
     @cached_property
     def mix(self) -> Mix:
         """What `window_indices` samples from: the windows to train on."""
-        return Mix(tuple(len(source.windows) for source in self.train.sources), self.weights)
+        sizes = tuple(source.shard_sizes for source in self.train.sources)
+        return Mix(tuple(map(sum, sizes)), self.weights, sizes)
 
     @property
     def source_fingerprints(self) -> dict[str, str]:
@@ -351,99 +455,80 @@ class PackedData:
         """
         for side, split in zip(SPLITS, (self.train, self.validation), strict=True):
             for source in split.sources:
-                if sha256_of_windows(source.windows) != source.sha256:
+                if (damaged := _damaged(source)) is not None:
                     problem = f"Packed data {self.path}: the {side} windows of {source.source!r} are not as recorded"
-                    raise DataError(problem, "Delete the cache directory; it will be rebuilt")
+                    raise DataError(f"{problem}{damaged}", "Delete them; they are packed again when a run needs them")
 
 
-def pack(config: DataConfig, tokenizer: PreTrainedTokenizerFast, *, context_length: int, cache_dir: str) -> PackedData:
-    """Pack every source that is not in the cache yet, and open the mix.
+def _damaged(source: SourceWindows) -> str | None:
+    """Where the content of a source is not what was written, as the end of a sentence; None: nowhere."""
+    if isinstance(source.windows, ShardedWindows):
+        return source.windows.problem()
+    return None if sha256_of_windows(source.windows) == source.sha256 else ""
+
+
+def open_packed(path: str, local_bytes: int | None = None) -> PackedData:
+    """Memory-map packed data; `path` is `PackedData.path`. What lies elsewhere is copied to this node.
+
+    A source of one shard is copied and proven now; of many shards each when it is needed, and then by its size alone.
 
     Args:
-        config: sources, weights and the held-out share; relative paths start at the working directory.
-        tokenizer: with <pad> and </s>.
-        context_length: tokens per window (T).
-        cache_dir: path or fsspec URL; `packed/` is made in it.
-
-    Raises:
-        DataError: text is missing or unreadable, nothing is held out or nothing is left, or the disk is full.
-    """
-    cache = PackCache(f"{cache_dir.rstrip('/')}/packed", _find_problem)
-    packer = SourcePacker(tokenizer, context_length)
-    memo = HashMemo(cache.local / "content-hashes.json")
-    members, indexes = [], []
-    for name, source in zip(config.source_names, config.sources, strict=True):
-        key = packer.key(content_fingerprint(source, memo), config.validation_fraction)
-        directory = cache.entry(key)
-        if directory is None:
-            directory = cache.build(key, partial(_fill, packer, source, name, config.validation_fraction))
-        members.append({"name": name, "weight": source.weight, "key": key})
-        indexes.append(read_index(directory))
-    _check_sides(indexes, config)
-    mix = {"format": FORMAT, "sources": members}
-    return open_packed(cache.write_json(f"{fingerprint(mix)}.json", mix))
-
-
-def _fill(packer: SourcePacker, source: SourceConfig, name: str, fraction: float, directory: Path) -> dict[str, Any]:
-    return packer.fill(directory, iterate_source(source, name, fraction))
-
-
-def _check_sides(indexes: list[dict[str, Any]], config: DataConfig) -> None:
-    """Every source needs a window to train on, and the mix one to measure on."""
-    for name, index in zip(config.source_names, indexes, strict=True):
-        if not index["files"]["train"]["num_windows"]:
-            problem = f"All {index['files']['validation']['num_documents']} documents of source {name!r} are held out"
-            raise DataError(problem, "Give it more documents or lower data.validation_fraction")
-    if not any(index["files"]["validation"]["num_windows"] for index in indexes):
-        num_documents = sum(index["files"]["train"]["num_documents"] for index in indexes)
-        enough = min(index["lowest_position"] for index in indexes) * 1.01 + 0.001
-        raise DataError(
-            f"None of {num_documents} documents is held out by data.validation_fraction={config.validation_fraction}",
-            f"Raise it to {enough:.3f} or more, or add documents",
-        )
-
-
-def open_packed(path: str) -> PackedData:
-    """Memory-map packed data; `path` is `PackedData.path`. What lies elsewhere is copied to this node first.
+        local_bytes: how much of what lies elsewhere this node keeps at once; None: all that it has read.
 
     Raises:
         DataError: missing or damaged.
     """
-    members = _read_mix(path).sources
-    cache = PackCache(path.rpartition("/")[0], _find_problem)
-    directories = [cache.entry(member.key) for member in members]
-    if None in directories:
-        missing = members[directories.index(None)].key
-        raise DataError(f"Packed data {cache.root}/{missing} is missing or damaged", PACK_AGAIN)
-    found = [directory for directory in directories if directory is not None]
-    indexes = [_read_index(directory) for directory in found]
+    mix = read_mix(path)
+    cache = PackCache(path.rpartition("/")[0], find_problem, local_bytes=local_bytes)
+    opened = [_open_source(member, mix, cache) for member in mix.sources]
+    made_with = mix if mix.context_length is not None else _read_index(cache.local / mix.sources[0].keys[0])
+    assert made_with.context_length and made_with.tokenizer_fingerprint and made_with.pad_token_id is not None
     return PackedData(
         path=path,
-        train=_open_split("train", found, indexes, members),
-        validation=_open_split("validation", found, indexes, members),
-        weights=tuple(member.weight for member in members),
-        context_length=indexes[0].context_length,
-        tokenizer_fingerprint=indexes[0].tokenizer_fingerprint,
-        pad_token_id=indexes[0].pad_token_id,
+        train=PackedSplit(tuple(source["train"] for source in opened)),
+        validation=PackedSplit(tuple(source["validation"] for source in opened)),
+        weights=tuple(member.weight for member in mix.sources),
+        context_length=made_with.context_length,
+        tokenizer_fingerprint=made_with.tokenizer_fingerprint,
+        pad_token_id=made_with.pad_token_id,
     )
 
 
-def _open_split(
-    split: Split, directories: Sequence[Path], indexes: Sequence[SourceIndex], members: Sequence[MixMember]
-) -> PackedSplit:
-    sources = []
-    for directory, index, member in zip(directories, indexes, members, strict=True):
+def _open_source(member: MixMember, mix: MixFile, cache: PackCache) -> dict[Split, SourceWindows]:
+    if member.shards:
+        assert mix.context_length is not None
+        return {split: _open_shards(split, member, mix.context_length, cache) for split in SPLITS}
+    directory = cache.entry(member.keys[0])
+    if directory is None:
+        raise DataError(f"Packed data {cache.root}/{member.keys[0]} is missing or damaged", PACK_AGAIN)
+    index = _read_index(directory)
+    opened: dict[Split, SourceWindows] = {}
+    for split in SPLITS:
         entry = index.files[split]
-        path = directory / entry.file
-        try:
-            windows = map_windows(path)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"Packed data {path} is damaged", f"Delete {directory}; it will be rebuilt") from error
-        if windows.shape != (entry.num_windows, indexes[0].context_length):
-            raise DataError(f"Packed data {path} is not what its index says", f"Delete {directory}")
+        windows = _mapped(directory, entry.file, (entry.num_windows, index.context_length))
         counts = entry.model_dump(include={"num_documents", "num_tokens", "num_bytes", "sha256"})
-        sources.append(SourceWindows(source=member.name, windows=windows, **counts))
-    return PackedSplit(tuple(sources))
+        opened[split] = SourceWindows(source=member.name, windows=windows, **counts)
+    return opened
+
+
+def _open_shards(split: Split, member: MixMember, context_length: int, cache: PackCache) -> SourceWindows:
+    shards = member.shards[: member.num_train_shards if split == "train" else member.num_validation_shards]
+    entries = [shard.files[split] for shard in shards]
+    for shard in shards:
+        if cache.is_local and cache.problem(cache.local / shard.key, hashed=False) is not None:
+            raise DataError(f"Packed data {cache.root}/{shard.key} is missing or damaged", PACK_AGAIN)
+    places = [
+        Shard(shard.key, entry.num_windows, entry.sha256, entry.size_bytes)
+        for shard, entry in zip(shards, entries, strict=True)
+    ]
+    return SourceWindows(
+        source=member.name,
+        windows=ShardedWindows(cache, split, places, context_length),
+        num_documents=sum(entry.num_documents for entry in entries),
+        num_tokens=sum(entry.num_tokens for entry in entries),
+        num_bytes=sum(entry.num_bytes for entry in entries),
+        sha256=fingerprint([entry.sha256 for entry in entries]),
+    )
 
 
 # What the two kinds of JSON files hold. A key is the name of a directory, so it may be nothing but a hash.
@@ -453,22 +538,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
 
-class MixMember(BaseModel):
-    """A source of a mix."""
-
-    name: str
-    weight: float = Field(gt=0, allow_inf_nan=False)
-    key: Sha256
-
-
-class MixFile(BaseModel):
-    """`<mix key>.json`."""
-
-    sources: tuple[MixMember, ...] = Field(min_length=1)
-
-
 class SplitIndex(BaseModel):
-    """One side of the split of a source."""
+    """One side of the split of a shard."""
 
     file: Literal["train.arrow", "validation.arrow"]
     num_windows: Count
@@ -479,12 +550,7 @@ class SplitIndex(BaseModel):
     sha256: Sha256
 
 
-class SourceIndex(BaseModel):
-    """`<source key>/index.json`."""
-
-    context_length: int = Field(gt=1)
-    tokenizer_fingerprint: str
-    pad_token_id: Count
+class _BothSides(BaseModel):
     files: dict[Split, SplitIndex]
 
     @field_validator("files")
@@ -495,7 +561,70 @@ class SourceIndex(BaseModel):
         return files
 
 
-def _find_problem(directory: Path, force: bool) -> str | None:
+class ShardEntry(_BothSides):
+    """A shard as a mix names it."""
+
+    key: Sha256
+
+
+class SourceIndex(_BothSides):
+    """`<key>/index.json`.
+
+    Attributes:
+        lowest_position: of all documents; see `held_out_position`.
+        has_more: whether the part of the source that this shard begins or goes on has another shard after it.
+        dropped: rows that are in no window, by reason.
+    """
+
+    context_length: int = Field(gt=1)
+    tokenizer_fingerprint: str
+    pad_token_id: Count
+    lowest_position: float = 1.0
+    has_more: bool = False
+    dropped: dict[str, Count] = Field(default_factory=dict)
+
+
+class MixMember(BaseModel):
+    """A source of a mix: one shard by its key, or several. Of these, each side of the split has the first ones."""
+
+    name: str
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    key: Sha256 | None = None
+    shards: tuple[ShardEntry, ...] = ()
+    num_train_shards: Count = 0
+    num_validation_shards: Count = 0
+
+    @model_validator(mode="after")
+    def _one_or_many(self) -> MixMember:
+        if (self.key is None) != bool(self.shards):
+            raise ValueError("a source has either a key or shards")
+        if max(self.num_train_shards, self.num_validation_shards) > len(self.shards):
+            raise ValueError("fewer shards than are counted")
+        return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of its shards."""
+        return (self.key,) if self.key is not None else tuple(shard.key for shard in self.shards)
+
+
+class MixFile(BaseModel):
+    """`<mix key>.json`."""
+
+    sources: tuple[MixMember, ...] = Field(min_length=1)
+    context_length: int | None = Field(None, gt=1)
+    tokenizer_fingerprint: str | None = None
+    pad_token_id: Count | None = None
+
+    @model_validator(mode="after")
+    def _says_what_shards_are(self) -> MixFile:
+        made_with = (self.context_length, self.tokenizer_fingerprint, self.pad_token_id)
+        if None in made_with and any(member.shards for member in self.sources):
+            raise ValueError("nothing says what the shards were made with")
+        return self
+
+
+def find_problem(directory: Path, force: bool) -> str | None:
     """What is wrong with the packed form of a source, by the hashes of its tokens; asked once on every node."""
     try:
         index = _read_index(directory)
@@ -521,7 +650,12 @@ def _windows_problem(path: Path, shape: tuple[int, int], sha256: str) -> str | N
     return None
 
 
-def _read_mix(path: str) -> MixFile:
+def read_mix(path: str) -> MixFile:
+    """The description of a mix.
+
+    Raises:
+        DataError: missing or damaged.
+    """
     try:
         with fsspec.open(path, "rb") as handle:
             return parse_record(MixFile, handle.read(), path, PACK_AGAIN)

@@ -6,243 +6,38 @@ seed: duplicates cannot end up on both sides, and runs with other seeds, mixes o
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
-import lzma
+import logging
 import re
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from pathlib import PurePosixPath
+from typing import Any, Literal
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
-from growtx import storage
 from growtx.config import ConfigModel
+from growtx.data.text_files import (
+    FileRange,
+    ReadOptions,
+    Texts,
+    answering,
+    find_files,
+    is_divisible,
+    kind_of,
+    read_range,
+    text_of_row,
+)
 from growtx.exceptions import DataError
+from growtx.generator import key64, permute
 from growtx.microworld import MicroworldConfig, documents
 from growtx.storage import open_filesystem
 
-# Reading text files as documents: txt, jsonl and parquet, plain or compressed, on any fsspec filesystem.
-#
-# Everything streams: no file is ever held in memory as a whole.
-
-
-TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
-JSON_LINES_SUFFIXES = frozenset({".jsonl", ".ndjson"})
-PARQUET_SUFFIXES = frozenset({".parquet"})
-COMPRESSED_SUFFIXES = frozenset({".gz", ".bz2", ".xz"})
-ROWS_PER_BATCH = 512
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """What to take from a file: the text column, which rows, and how long a document of a txt file gets."""
-
-    text_column: str = "text"
-    where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    document_bytes: int = 4096
-
-
-def find_files(patterns: tuple[str, ...]) -> list[str]:
-    """Paths (or URLs) that match `patterns`, sorted within each pattern, no file twice.
-
-    Raises:
-        DataError: a pattern that matches nothing, or a file of an unsupported type.
-    """
-    paths: dict[str, None] = {}
-    for pattern in patterns:
-        matches = _matches(pattern)
-        for path in matches:
-            _kind(path)
-        paths.update(dict.fromkeys(matches))
-    return list(paths)
-
-
-def _matches(pattern: str) -> list[str]:
-    """Files of a pattern. A relative one starts in the working directory or, if nothing is there, where runs lie."""
-    if found := _existing(pattern) or _existing(storage.resolve_address(pattern)):
-        return found
-    starts = " or ".join(dict.fromkeys((str(Path.cwd()), storage.root())))
-    problem = "No file matches" if any(character in pattern for character in "*?[") else "There is no file"
-    raise DataError(f"{problem} {pattern}", f"Check the path; relative paths start at {starts}")
-
-
-def _existing(pattern: str) -> list[str]:
-    filesystem, path = open_filesystem(pattern)
-    if filesystem.isfile(path):  # first, so that a file whose name contains [ or ? can be named
-        return [str(filesystem.unstrip_protocol(path)).removeprefix("file://")]
-    if filesystem.isdir(path):
-        raise DataError(f"{pattern} is a directory", f"Name its files, such as {pattern.rstrip('/')}/*.parquet")
-    found = sorted(str(match) for match in filesystem.glob(path) if filesystem.isfile(match))
-    return [str(filesystem.unstrip_protocol(match)).removeprefix("file://") for match in found]
-
-
-def _kind(path: str) -> str:
-    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
-        suffixes.pop()
-    suffix = suffixes[-1] if suffixes else ""
-    if suffix in TEXT_SUFFIXES:
-        return "text"
-    if suffix in JSON_LINES_SUFFIXES:
-        return "json lines"
-    if suffix in PARQUET_SUFFIXES:
-        return "parquet"
-    known = ", ".join(sorted(TEXT_SUFFIXES | JSON_LINES_SUFFIXES | PARQUET_SUFFIXES))
-    raise DataError(f"{path} is of an unsupported type", f"Use one of {known} (text files also as .gz, .bz2, .xz)")
-
-
-def read_texts(path: str, options: ReadOptions) -> Iterator[tuple[str, str]]:
-    """Yield (text, place) for every document; `place` names file and line or row, for messages.
-
-    A txt file is read as paragraphs separated by blank lines, gathered into documents of about
-    `options.document_bytes`: a small file is one document, a book becomes many, and text without blank lines is
-    cut at a line end after four times that size. Null and blank texts are skipped.
-
-    Raises:
-        DataError: naming file and line, for anything that cannot be read.
-    """
-    readers = {"text": _read_text, "json lines": _read_json_lines, "parquet": _read_parquet}
-    with _reading(path):
-        yield from readers[_kind(path)](path, options)
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # all but the first: broken compression
-        if getattr(error, "errno", None) == errno.ENOENT:
-            raise DataError(f"There is no file {path}", "Check the path") from error
-        raise DataError(f"{path} cannot be read ({_reason(error)})", "Check or replace the file") from error
-
-
-def _reason(error: BaseException) -> str:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(reason.split())[:200]
-
-
-def _lines(handle: IO[bytes], path: str, longest: int | None = None) -> Iterator[tuple[int, str]]:
-    """Decoded lines with their numbers; decoding line by line is what lets an error name the line.
-
-    Args:
-        longest: bytes; a longer line comes in parts, cut at white space where there is any.
-    """
-    number, encoding = 1, "utf-8-sig"
-    for line in _parts_of_lines(handle, longest):
-        try:
-            text = line.decode(encoding)
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: not UTF-8 (byte 0x{line[error.start]:02x})", "Convert the file to UTF-8"
-            ) from error
-        yield number, text.replace("\r\n", "\n")
-        number, encoding = number + line.endswith(b"\n"), "utf-8"
-
-
-def _parts_of_lines(handle: IO[bytes], longest: int | None) -> Iterator[bytes]:
-    if longest is None:
-        yield from handle
-        return
-    left = b""
-    while data := handle.readline(longest):
-        data, left = left + data, b""
-        if not data.endswith(b"\n") and len(data) >= longest:
-            end = max(data.rfind(b" "), data.rfind(b"\t")) + 1 or _last_character(data)
-            data, left = data[:end], data[end:]
-        yield data
-    if left:
-        yield left
-
-
-def _last_character(data: bytes) -> int:
-    """Where the last character of UTF-8 begins: the rest of it may come with the next bytes."""
-    start = len(data) - 1
-    while start > len(data) - 4 and start > 0 and data[start] & 0xC0 == 0x80:
-        start -= 1
-    return start or len(data)
-
-
-def _read_text(path: str, options: ReadOptions) -> Iterator[tuple[str, str]]:
-    with fsspec.open(path, "rb", compression="infer") as handle:
-        gathered: list[str] = []
-        num_bytes, start = 0, 1
-        for number, line in _lines(handle, path, longest=4 * options.document_bytes):
-            gathered.append(line)
-            num_bytes += len(line.encode())
-            at_paragraph_end = not line.strip() and num_bytes >= options.document_bytes
-            if at_paragraph_end or num_bytes >= 4 * options.document_bytes:
-                if text := "".join(gathered).strip():
-                    yield text, f"{path}, line {start}"
-                gathered, num_bytes, start = [], 0, number + line.endswith("\n")
-        if text := "".join(gathered).strip():
-            yield text, f"{path}, line {start}"
-
-
-def _read_json_lines(path: str, options: ReadOptions) -> Iterator[tuple[str, str]]:
-    with fsspec.open(path, "rb", compression="infer") as handle:
-        for number, line in _lines(handle, path):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{place}: not valid JSON ({_reason(error)})", "Correct or remove the line") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{place}: not a JSON object", f'Write each line as {{"{options.text_column}": "..."}}')
-            for column in (options.text_column, *options.where):
-                if column not in row:
-                    raise DataError(f"{place}: there is no {column!r}", f"Its columns: {', '.join(map(str, row))}")
-            if all(row[column] in values for column, values in options.where.items()):
-                yield from _checked(row[options.text_column], place, options)
-
-
-def _checked(value: Any, place: str, options: ReadOptions) -> Iterator[tuple[str, str]]:
-    if value is None:
-        return
-    if not isinstance(value, str):
-        raise DataError(f"{place}: {options.text_column!r} is not text but {value!r:.40}", "Set text_column")
-    if value.strip():
-        yield value, place
-
-
-def _read_parquet(path: str, options: ReadOptions) -> Iterator[tuple[str, str]]:
-    columns = [options.text_column, *(name for name in options.where if name != options.text_column)]
-    with fsspec.open(path, "rb") as handle:
-        try:
-            file = pq.ParquetFile(handle)
-            _check_schema(file.schema_arrow, path, options)
-            row_number = 0
-            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
-                for row in batch.to_pylist():
-                    row_number += 1
-                    if all(row[column] in values for column, values in options.where.items()):
-                        yield from _checked(row[options.text_column], f"{path}, row {row_number}", options)
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not a readable parquet file ({_reason(error)})", "Replace the file") from error
-
-
-def _check_schema(schema: pa.Schema, path: str, options: ReadOptions) -> None:
-    for column in (options.text_column, *options.where):
-        if column not in schema.names:
-            known = ", ".join(schema.names)
-            raise DataError(f"{path}: there is no column {column!r}", f"Set text_column to one of {known}")
-    kind = schema.field(options.text_column).type
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        names = [item.name for item in schema if pa.types.is_string(item.type) or pa.types.is_large_string(item.type)]
-        remedy = f"Set text_column to one of {', '.join(names)}" if names else "Use a file with a text column"
-        raise DataError(f"{path}: column {options.text_column!r} holds {kind}, not text", remedy)
-
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "validation"]
 Scalar = str | int | bool
@@ -264,7 +59,9 @@ class SourceConfig(ConfigModel):
 
     name: str | None = Field(None, min_length=1, description="name in reports; default: from files, hf or microworld")
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="share of sampled windows, relative to others")
-    files: str | tuple[str, ...] | None = Field(None, description="paths or globs of txt, jsonl or parquet files")
+    files: str | tuple[str, ...] | None = Field(
+        None, description="paths or globs of text, JSON, CSV, Parquet or Arrow files"
+    )
     hf: str | None = Field(None, description="Hugging Face data set, as load_dataset takes it")
     config: str | None = Field(None, description="hf: configuration of the data set")
     split: str = Field("train", description="hf: split to read")
@@ -272,9 +69,11 @@ class SourceConfig(ConfigModel):
     data_files: str | tuple[str, ...] | None = Field(None, description="hf: files for a loader such as `parquet`")
     streaming: bool = Field(False, description="hf: read over the network without downloading everything first")
     microworld: MicroworldConfig | None = Field(None, description="the embedded generated corpus")
-    text_column: str = Field("text", min_length=1, description="column of the text (jsonl, parquet, hf)")
+    text_column: str = Field(
+        "text", min_length=1, description="column of the text, a path such as messages[].content, or '{title}: {body}'"
+    )
     where: dict[str, Scalar | tuple[Scalar, ...]] = Field(
-        default_factory=dict, description="keep only rows with these values, e.g. {lang: en} (jsonl, parquet, hf)"
+        default_factory=dict, description="keep only rows with these values, e.g. {lang: en}"
     )
     document_bytes: int = Field(4096, ge=64, description="txt: paragraphs are gathered into documents of this size")
     max_documents: int | None = Field(None, ge=1, description="stop after this many documents")
@@ -331,6 +130,15 @@ class DataConfig(ConfigModel):
         default_factory=lambda: (SourceConfig.model_validate({"microworld": {}}),), description="where text comes from"
     )
     validation_fraction: float = Field(0.02, gt=0, lt=1, description="share of documents that is held out")
+    epochs: float = Field(
+        1.0, ge=1, allow_inf_nan=False, description="times that the plan reads its text; of large sources, 1/epochs"
+    )
+    deduplicate: Literal["exact"] | None = Field(
+        None, description="exact: of documents of a source that differ in white space alone, only the first is kept"
+    )
+    local_bytes: int | None = Field(
+        None, ge=1, description="packed data of a bucket that a node keeps at once; null: all that it has read"
+    )
 
     @model_validator(mode="after")
     def _usable(self) -> DataConfig:
@@ -360,43 +168,258 @@ def _as_tuple(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else value
 
 
+def text_key(text: str) -> int:
+    """64 bits of a hash; white space is normalised first, so that copies that differ in line breaks are the same."""
+    return int.from_bytes(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest(), "big")
+
+
 def held_out_position(text: str) -> float:
-    """Where a text lies in [0, 1): below `validation_fraction` it is held out.
+    """Where a text lies in [0, 1): below `validation_fraction` it is held out. Copies stay on one side."""
+    return text_key(text) / 2**64
 
-    White space is normalised first, so that copies that differ in line breaks stay on one side.
+
+# A source in parts: what can be read without the rest of it. Small sources have one.
+
+
+SMALL_BYTES = 64 << 20  # of files, as they are: a source up to this size is one part, which the driver packs
+SMALLEST_PART, LARGEST_PART = 16 << 20, 64 << 20
+PARTS_OF_A_SAMPLE = 4  # of a source, where some of its text will do
+PARTS_WANTED = 256  # of a source, if they get a size between these two
+SHARD_BYTES = 256 << 20  # of text in a packed shard; a part that holds more makes several
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a source's files, or a range of one; None: the whole source, whatever kind it is.
+
+    Attributes:
+        num_bytes: size of what is read, as it is stored.
+        shard_bytes: how much text goes into one packed shard.
     """
-    digest = hashlib.blake2b(" ".join(text.split()).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+
+    files: tuple[FileRange, ...] | None
+    num_bytes: int
+    shard_bytes: int
 
 
-def iterate_documents(config: DataConfig) -> Iterator[Document]:
+def divide(source: SourceConfig) -> list[Part]:
+    """The parts of a source in the order in which they are read, a function of its files' names and sizes alone.
+
+    Files are often sorted by age or topic, and a plan may need a part of them only: many parts come in a mixed order.
+
+    Raises:
+        DataError: a file is missing or cannot be reached.
+    """
+    files = _divisible_files(source)
+    total = sum(size for _, size in files)
+    if total <= SMALL_BYTES or source.max_documents is not None or source.max_bytes is not None:
+        return [Part(None, total, shard_bytes=1 << 30 if total <= SMALL_BYTES else SHARD_BYTES)]
+    size = min(LARGEST_PART, max(SMALLEST_PART, total // PARTS_WANTED))
+    parts = [Part(ranges, num_bytes, SHARD_BYTES) for ranges, num_bytes in _grouped(files, size)]
+    order = permute(np.arange(len(parts)), len(parts), key64(len(parts)))
+    return [parts[number] for number in order]
+
+
+def _grouped(files: list[tuple[str, int]], wanted: int) -> Iterator[tuple[tuple[FileRange, ...], int]]:
+    """Neighbouring small files together, large ones in ranges."""
+    group: list[FileRange] = []
+    num_bytes = 0
+    for path, size in files:
+        count = -(-size // wanted) if size > 2 * wanted and is_divisible(path) else 1
+        if count > 1:
+            for index in range(count):
+                yield (FileRange(path, index, count),), size * (index + 1) // count - size * index // count
+            continue
+        group.append(FileRange(path))
+        num_bytes += size
+        if num_bytes >= wanted:
+            yield tuple(group), num_bytes
+            group, num_bytes = [], 0
+    if group:
+        yield tuple(group), num_bytes
+
+
+def _divisible_files(source: SourceConfig) -> list[tuple[str, int]]:
+    """The files that a source is read from, with their sizes; none where it is no matter of files."""
+    if source.microworld is not None:
+        return []
+    paths = source_files(source) if source.files is not None else _files_of_hub(source)
+    return [(path, _size(path)) for path in paths]
+
+
+def _size(path: str) -> int:
+    filesystem, stripped = open_filesystem(path)
+    with answering(path):
+        return int(filesystem.size(stripped) or 0)  # a server need not say
+
+
+def _files_of_hub(source: SourceConfig) -> list[str]:
+    """Files that the loader of a data set would read row by row, as we do; none where it does more than that."""
+    builder = hub_builder(source)
+    files = (builder.config.data_files or {}).get(source.split)
+    if not files or builder.dataset_name is None or getattr(builder.config, "field", None):
+        return []
+    if type(builder).__name__ not in ("Parquet", "Json", "Csv", "Arrow"):
+        return []
+    try:
+        kinds = {kind_of(str(path)) for path in files}
+    except DataError:
+        return []
+    return [str(path) for path in files] if "text" not in kinds else []
+
+
+def hub_builder(source: SourceConfig) -> Any:
+    """What `datasets` knows of a data set before it reads any.
+
+    Raises:
+        DataError: nothing, because it cannot be reached or does not exist.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset_builder(**load_arguments(source))
+    except Exception as error:  # whatever hub, network or file system raise
+        problem = f"The data set {source.hf} cannot be loaded ({_reason(error)})"
+        raise DataError(problem, "Check name, config and network") from error
+
+
+# Documents.
+
+
+def iterate_documents(config: DataConfig, *, parts: Mapping[str, int] | int | None = None) -> Iterator[Document]:
     """All documents of all sources, one source after the other, in a fixed order.
+
+    Args:
+        parts: how many parts of each source are read, or of those that are named; None: all of them.
 
     Raises:
         DataError: naming file and line, for anything that is missing or cannot be read.
     """
     for name, source in zip(config.source_names, config.sources, strict=True):
-        yield from iterate_source(source, name, config.validation_fraction)
+        number = parts.get(name) if isinstance(parts, Mapping) else parts
+        yield from iterate_source(source, name, config.validation_fraction, parts=number)
 
 
-def iterate_source(source: SourceConfig, name: str, validation_fraction: float) -> Iterator[Document]:
+def iterate_source(
+    source: SourceConfig, name: str, validation_fraction: float, *, parts: int | None = None
+) -> Iterator[Document]:
     """The documents of one source. Raises DataError as `iterate_documents`, also if there is no document at all."""
+    is_empty = True
+    for part in divide(source)[:parts]:
+        for document in iterate_part(source, name, validation_fraction, part):
+            is_empty = False
+            yield document
+    if is_empty:
+        raise no_text(source, name)
+
+
+def no_text(source: SourceConfig, name: str) -> DataError:
+    return DataError(f"Source {name!r} has no text", _remedy_for_nothing(source))
+
+
+@dataclass
+class Dropped:
+    """Rows that are in no window, by reason."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def iterate_part(
+    source: SourceConfig,
+    name: str,
+    validation_fraction: float,
+    part: Part,
+    *,
+    dropped: Dropped | None = None,
+    left_out: frozenset[int] = frozenset(),
+) -> Iterator[Document]:
+    """The documents of one part of a source, without those that are blank.
+
+    Args:
+        dropped: counts the rows that are in no document.
+        left_out: numbers of documents that are duplicates of others.
+
+    Raises:
+        DataError: naming file and line, for anything that cannot be read.
+    """
+    dropped = dropped or Dropped()
     num_documents = num_bytes = 0
-    for text, place in _texts(source):
+    for text, place in _with_patience(lambda: _texts(source, part), name, is_remote=_is_remote(source, part)):
+        if not text.strip():
+            dropped.counts["empty"] += 1
+            continue
+        for piece in _divided(text):
+            size = _num_bytes(piece, place)
+            num_bytes += size
+            if source.max_bytes is not None and num_bytes > source.max_bytes:
+                return
+            num_documents += 1
+            if num_documents - 1 in left_out:
+                dropped.counts["duplicate"] += 1
+            else:
+                position = held_out_position(piece)
+                yield Document(piece, name, "validation" if position < validation_fraction else "train", position, size)
+            if num_documents == source.max_documents:
+                return
+
+
+def _num_bytes(text: str, place: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:  # JSON can spell lone surrogates, which no UTF-8 file can hold
+        raise DataError(f"{place}: not valid Unicode (lone surrogate)", "Correct or remove the text") from error
+
+
+def _is_remote(source: SourceConfig, part: Part) -> bool:
+    if source.hf is not None:
+        return source.streaming or part.files is not None
+    paths = [file.path for file in part.files] if part.files is not None else _as_tuple(source.files or ())
+    return any("://" in path for path in paths)
+
+
+LONGEST_DOCUMENT = 16 << 20  # characters
+
+
+def _divided(text: str) -> Iterator[str]:
+    """A text as documents that fit into memory with all that is made of them, cut at white space where there is any."""
+    start = 0
+    while len(text) - start > LONGEST_DOCUMENT:
+        end = start + LONGEST_DOCUMENT
+        cut = max(text.rfind(" ", start + 1, end), text.rfind("\n", start + 1, end)) + 1 or end
+        yield text[start:cut]
+        start = cut
+    yield text[start:] if start else text
+
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before a place on the network is asked again
+
+
+def _with_patience(read: Callable[[], Texts], name: str, *, is_remote: bool) -> Texts:
+    """Read on after an interruption of the network: from the beginning, without what has been given already.
+
+    Raises:
+        DataError: naming how far it came, if it breaks off again and again in one place.
+    """
+    done, failures = 0, 0
+    while True:
         try:
-            size = len(text.encode())
-        except UnicodeEncodeError as error:  # JSON can spell lone surrogates, which no UTF-8 file can hold
-            raise DataError(f"{place}: not valid Unicode (lone surrogate)", "Correct or remove the text") from error
-        num_bytes += size
-        if source.max_bytes is not None and num_bytes > source.max_bytes:
-            break
-        num_documents += 1
-        position = held_out_position(text)
-        yield Document(text, name, "validation" if position < validation_fraction else "train", position, size)
-        if num_documents == source.max_documents:
-            break
-    if not num_documents:
-        raise DataError(f"Source {name!r} has no text", _remedy_for_nothing(source))
+            for number, item in enumerate(read()):
+                if number >= done:
+                    done, failures = number + 1, 0
+                    yield item
+            return
+        except DataError as error:
+            if not is_remote or isinstance(
+                error.__cause__, (FileNotFoundError, PermissionError, ValueError, KeyError, type(None))
+            ):
+                raise
+            if failures == len(PAUSES):
+                problem = f"Source {name!r} broke off {failures + 1} times after {done:,} rows of a part"
+                remedy = "Run the same command again when it answers: what is packed is kept"
+                raise DataError(f"{problem} ({error.problem})", remedy) from error
+            logger.warning("Source %r broke off after %d rows: %s", name, done, error.problem)
+            time.sleep(PAUSES[failures])
+            failures += 1
 
 
 def _remedy_for_nothing(source: SourceConfig) -> str:
@@ -405,13 +428,16 @@ def _remedy_for_nothing(source: SourceConfig) -> str:
     return "Check its filter `where`" if source.where else "Check that its files are not empty"
 
 
-def _texts(source: SourceConfig) -> Iterator[tuple[str, str]]:
-    if source.microworld is not None:
+def _texts(source: SourceConfig, part: Part) -> Texts:
+    if part.files is not None:
+        for file in part.files:
+            yield from read_range(file, source.read_options)
+    elif source.microworld is not None:
         for number, text in enumerate(documents(source.microworld)):
             yield text, f"microworld, document {number}"
     elif source.files is not None:
         for path in source_files(source):
-            yield from read_texts(path, source.read_options)
+            yield from read_range(FileRange(path), source.read_options)
     else:
         yield from _hub_texts(source)
 
@@ -429,26 +455,19 @@ def load_arguments(source: SourceConfig) -> dict[str, Any]:
     return {"path": source.hf, "name": source.config, "data_files": data_files, "revision": source.revision}
 
 
-def _hub_texts(source: SourceConfig) -> Iterator[tuple[str, str]]:
+def _hub_texts(source: SourceConfig) -> Texts:
     import datasets
 
     try:
         dataset = datasets.load_dataset(**load_arguments(source), split=source.split, streaming=source.streaming)
-        where = source.read_options.where
         for number, row in enumerate(dataset):
-            place = f"{source.hf}, split {source.split}, row {number}"
-            for column in (source.text_column, *where):
-                if column not in row:
-                    raise DataError(f"{place}: there is no column {column!r}", f"Its columns: {', '.join(row)}")
-            text = row[source.text_column]
-            if not isinstance(text, str | None):
-                raise DataError(f"{place}: {source.text_column!r} is not text but {text!r:.40}", "Set text_column")
-            if text and text.strip() and all(row[column] in values for column, values in where.items()):
-                yield text, place
+            yield from text_of_row(row, f"{source.hf}, split {source.split}, row {number}", source.read_options)
     except DataError:
         raise
     except Exception as error:  # load_dataset raises whatever hub, network, builder or file system raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(
-            f"The data set {source.hf} cannot be loaded ({reason})", "Check name, config and split"
-        ) from error
+        problem = f"The data set {source.hf} cannot be loaded ({_reason(error)})"
+        raise DataError(problem, "Check name, config and split") from error
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

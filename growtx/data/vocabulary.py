@@ -150,7 +150,7 @@ def compact_vocabulary(texts: Iterable[str], size: int, *, max_characters: int, 
     if not documents:
         raise DataError(
             "There is no text to make a vocabulary from: data.sources hold none, or all of it is held out",
-            "Add text, or let document_bytes of the source divide it into more documents",
+            "Add text, or divide it: write several rows, or a .txt file, which is cut into documents of document_bytes",
         )
     alphabet = _alphabet(documents, num_free // 2)
     tokenizer = Tokenizer(models.BPE())

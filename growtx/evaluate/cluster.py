@@ -48,7 +48,7 @@ def evaluate_path(
         part: (_score_part, (path, *part, config, texts if part[0] == COMPRESSION_TASK else {})) for part in parts
     }
     if config.overlap and data and (questions := [task for task in tasks if not _is_generated(task)]):
-        jobs["overlap", None] = (_overlap_part, (data, questions, config))
+        jobs["overlap", None] = (_overlap_part, (data, questions, config, training_text.parts_read(result.home.root)))
     for (task, depth), outcome in _outcomes_on_cluster(jobs):
         where = f"{task}, {fmt.plural(depth, 'block')}" if depth is not None else task
         if isinstance(outcome, GrowtxError):
@@ -189,12 +189,14 @@ def _score_part(
         return error
 
 
-def _overlap_part(data: DataConfig, tasks: list[str], config: BenchmarkConfig) -> list[Overlap] | GrowtxError:
+def _overlap_part(
+    data: DataConfig, tasks: list[str], config: BenchmarkConfig, parts: dict[str, int]
+) -> list[Overlap] | GrowtxError:
     from growtx.evaluate.contamination import overlaps_with
     from growtx.evaluate.harness import load_task
 
     try:
-        return overlaps_with(data, [load_task(task, data_dir=config.data_dir) for task in tasks])
+        return overlaps_with(data, [load_task(task, data_dir=config.data_dir) for task in tasks], parts=parts)
     except GrowtxError as error:
         return error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from growtx.data.overlap import measure_overlap
@@ -14,14 +14,19 @@ NGRAM = 13
 MOSTLY = 0.7  # a question with this share of its n-grams in the training text counts as contained
 
 
-def overlaps_with(data: DataConfig, tasks: Iterable[LoadedTask]) -> list[Overlap]:
+def overlaps_with(
+    data: DataConfig, tasks: Iterable[LoadedTask], *, parts: Mapping[str, int] | None = None
+) -> list[Overlap]:
     """Compare the questions of tasks with every training document, in one pass over them.
+
+    Args:
+        parts: how many parts of each source were trained on; those that are not named, as a whole.
 
     Raises:
         DataError: the training text cannot be read any more.
     """
     items = {loaded.name: item_texts(loaded) for loaded in tasks}
-    training = (document.text for document in iterate_documents(data) if document.split == "train")
+    training = (document.text for document in iterate_documents(data, parts=parts) if document.split == "train")
     return [
         Overlap(
             task=task,

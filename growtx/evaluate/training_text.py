@@ -9,11 +9,12 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from growtx.config import build_config, parse_yaml
-from growtx.data.sources import DataConfig, ReadOptions, find_files, iterate_documents, read_texts
+from growtx.data.sources import PARTS_OF_A_SAMPLE, DataConfig, iterate_documents
+from growtx.data.text_files import ReadOptions, find_files, read_texts
 from growtx.exceptions import DataError
 from growtx.microworld import MicroworldConfig
 from growtx.storage import Storage
-from growtx.store.run_records import RUN_FILE
+from growtx.store.run_records import RUN_FILE, read_data_record
 
 Groups = dict[str, list[str]]
 SCRIPTS = {  # by the first word of a character's Unicode name
@@ -45,6 +46,12 @@ def recorded_data(run_dir: str) -> DataConfig | None:
     return build_config(DataConfig, tree["data"]) if isinstance(tree, dict) and "data" in tree else None
 
 
+def parts_read(run_dir: str) -> dict[str, int]:
+    """How many parts of each source a run has read, where it says so."""
+    record = read_data_record(Storage(run_dir))
+    return {reading.name: reading.num_parts_read for reading in record.readings} if record else {}
+
+
 def recorded_microworld(data: DataConfig | None) -> MicroworldConfig | None:
     """The first microworld that the data name."""
     return next((source.microworld for source in data.sources if source.microworld), None) if data else None
@@ -53,11 +60,13 @@ def recorded_microworld(data: DataConfig | None) -> MicroworldConfig | None:
 def held_out_groups(data: DataConfig, *, max_bytes: int) -> Groups:
     """What is held out of the data: a group for each source, and for each script where a source has several.
 
+    Of large sources the first parts alone are looked at, whatever of them a run has read.
+
     Raises:
         DataError: a source cannot be read any more, or nothing of them is held out.
     """
     groups: Groups = {}
-    for document in iterate_documents(data):
+    for document in iterate_documents(data, parts=PARTS_OF_A_SAMPLE):
         if document.split == "validation":
             groups.setdefault(f"{document.source} · {main_script(document.text)}", []).append(document.text)
     if not groups:

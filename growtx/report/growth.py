@@ -110,6 +110,32 @@ def lineage(run: RunRecord) -> Section:
     )
 
 
+def data_section(run: RunRecord) -> Section | None:
+    """How much of each source was read, and what of it is in no window; None where nothing says so."""
+    record = read_data_record(run.storage)
+    if record is None or not record.readings:
+        return None
+    rows = [
+        [
+            reading.name,
+            fmt.percent(reading.share),
+            f"{reading.num_parts_read} of {reading.num_parts}",
+            f"{reading.num_documents:,}",
+            f"{reading.num_held_out:,}",
+            fmt.abbreviated(reading.num_tokens),
+            fmt.size(reading.num_bytes),
+            ", ".join(f"{count:,} {reason}" for reason, count in sorted(reading.dropped.items())) or "none",
+        ]
+        for reading in record.readings
+    ]
+    headers = ["source", "read", "parts", "documents", "held out", "tokens", "text", "dropped"]
+    return Section(
+        "Data",
+        "Of large sources only what the plan needs is read. Held-out documents are measured on, never trained on.",
+        table=Table(headers, rows, text_columns=(0, 7)),
+    )
+
+
 REPORT_FILE = "report.html"
 
 
@@ -246,6 +272,8 @@ def _figure_sections(run: RunRecord) -> Iterator[Section]:
 def _closing_sections(run: RunRecord) -> Iterator[Section]:
     if maps := read_maps(run.storage):
         yield from map_sections(maps, run.storage)
+    if data := data_section(run):
+        yield data
     if run.manifests:
         yield lineage(run)
 

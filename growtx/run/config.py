@@ -112,6 +112,8 @@ class JobConfig(ConfigModel):
         """The part that determines the results; a run directory belongs to exactly one such part."""
         tree = self.model_dump(mode="json", exclude=set(_FREE_ON_RESUME))
         tree["training"] = {key: value for key, value in tree["training"].items() if key not in _FREE_TRAINING}
+        if isinstance(tree.get("data"), dict):
+            tree["data"].pop("local_bytes", None)
         return tree
 
 

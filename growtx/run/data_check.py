@@ -12,7 +12,7 @@ from growtx.exceptions import ConfigError, DataError
 from growtx.growth.plan import Stage
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, read_manifests
-from growtx.store.run_records import DataChange, DataRecord, read_data_record, write_data_record
+from growtx.store.run_records import DataChange, DataRecord, SourceReading, read_data_record, write_data_record
 from growtx.store.runs import has_metrics
 from growtx.train.checkpoints import CHECKPOINTS_DIR
 
@@ -36,12 +36,19 @@ def accepting_new_data(accept: bool, *, resume: bool) -> Iterator[None]:
         _is_accepted.reset(token)
 
 
-def check_data(run: Storage, data: PackedData, stages: Sequence[Stage], parent: Manifest | None) -> None:
+def check_data(
+    run: Storage,
+    data: PackedData,
+    stages: Sequence[Stage],
+    parent: Manifest | None,
+    readings: tuple[SourceReading, ...] = (),
+) -> None:
     """Record the text of a run, or compare it with what was recorded.
 
     Args:
         data: what the sources hold now.
         stages: of the plan; those of a continued run are not among them.
+        readings: how much of each source that is, for the report.
 
     Raises:
         DataError: the text of a source is not what the run was trained on; nothing has been changed.
@@ -51,6 +58,7 @@ def check_data(run: Storage, data: PackedData, stages: Sequence[Stage], parent: 
         sources=data.source_fingerprints,
         packed_path=data.path,
         parent=None if parent is None else parent.digest(),
+        readings=readings,
     )
     own = [manifest for manifest in read_manifests(run) if stages[0].index <= manifest.index <= stages[-1].index]
     recorded = read_data_record(run) or _of_old_run(found, own)
@@ -58,7 +66,7 @@ def check_data(run: Storage, data: PackedData, stages: Sequence[Stage], parent: 
     if recorded is None or not _has_trained(run, own):
         write_data_record(run, found)
     elif recorded.data_fingerprint == found.data_fingerprint:
-        write_data_record(run, recorded.model_copy(update={"packed_path": found.packed_path}))
+        write_data_record(run, recorded.model_copy(update={"packed_path": found.packed_path, "readings": readings}))
     elif last >= stages[-1].index:
         write_data_record(run, recorded)  # of a finished run only model and report are made again
     else:

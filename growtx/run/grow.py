@@ -33,13 +33,13 @@ from growtx.report.model_card import write_model_card
 from growtx.run.config import RunConfig
 from growtx.run.controls import checked_benchmarks, finish_controls, prepare_controls, score_benchmarks
 from growtx.run.directory import RunStatus, begin_run, recording_status
-from growtx.run.prepare import prepare
+from growtx.run.prepare import prepare, preparing
 from growtx.storage import Storage
 from growtx.store.manifest import Manifest, latest_manifest
 from growtx.store.runs import MetricsLog
 from growtx.train.checkpoints import remove_checkpoints
 from growtx.train.claims import RunClaims
-from growtx.train.cluster import connected
+from growtx.train.cluster import check_cluster, connected
 from growtx.train.job import TrainJob
 from growtx.train.progress import show_progress, start_progress_actor
 from growtx.train.stage_trainer import fit_worker_group
@@ -76,10 +76,11 @@ def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Cons
     run = begin_run(run_dir, config, resume=resume, console=console)
     clock = _PhaseTimer()
     with recording_status(run) as status:
-        with connected(config.largest_group()):
-            with clock("preparing"), console.status("Preparing tokenizer, substrate and data ..."):
+        with connected(config.largest_group(), claim=False):
+            with clock("preparing"), preparing(console):
                 prepared = prepare(config, run)
                 controls = prepare_controls(config.model_copy(update={"benchmarks": benchmarks}), run)
+            check_cluster(config.largest_group())
             console.print(_plan_table(prepared.job, controls))
             status.begin(prepared.job.num_stages)
             with clock("training"):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from growtx.config import build_config, fingerprint, parse_yaml
-from growtx.data.packing import PackedData, pack
-from growtx.data.sources import iterate_documents
+from growtx.data.packing import PackedData
+from growtx.data.packing_job import PlanNeed, pack
+from growtx.data.sources import PARTS_OF_A_SAMPLE, iterate_documents
 from growtx.data.tokenizer import build_tokenizer, load_tokenizer, start_token_id, token_surfaces, tokenizer_fingerprint
 from growtx.exceptions import ConfigError
 from growtx.growth.assembly import SUBSTRATE_KEY, check_same, describe_model
 from growtx.growth.flops import check_budget
 from growtx.growth.lineage import TOKENIZER_DIR, import_lineage
-from growtx.growth.plan import PlanConfig, resolve
+from growtx.growth.plan import PlanConfig, Stage, resolve
 from growtx.growth.results import find_result
 from growtx.growth.scaling import plan_cost, resolve_matched
 from growtx.models.configuration import GrowtxConfig
@@ -27,7 +32,7 @@ from growtx.run.data_check import check_data
 from growtx.storage import Storage, resolve_address
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
-from growtx.store.run_records import read_changes, read_data_record
+from growtx.store.run_records import SourceReading, read_changes, read_data_record
 from growtx.substrate.build import SUBSTRATE_FILE, SubstrateRecord, build_substrate
 from growtx.train.data_proof import PREFIX_DIR
 from growtx.train.job import TrainJob
@@ -75,14 +80,24 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         _check_shape(parent, architecture, str(config.parent))
     stages = resolve_matched(config.plan, architecture, tokens_per_step=config.tokens_per_step, **before)
     check_budget(architecture, stages, config.plan.budget)
-    data = pack(config.data, tokenizer, context_length=config.model.context_length, cache_dir=cache_dir(config, run))
-    check_data(run, data, stages, parent)
+    recorded = read_data_record(run)
+    data, readings = pack(
+        config.data,
+        tokenizer,
+        context_length=config.model.context_length,
+        cache_dir=cache_dir(config, run),
+        need=_need(config, stages, parent),
+        recorded=recorded.packed_path if recorded else None,
+        show=_show.get(),
+    )
+    check_data(run, data, stages, parent, tuple(SourceReading(**asdict(reading)) for reading in readings))
     weights = tuple(
         plan_cost(architecture, [stage], "flops", tokens_per_step=config.tokens_per_step) for stage in stages
     )
     job = TrainJob(
         run_dir=run.root,
         packed_path=data.path,
+        local_bytes=config.data.local_bytes,
         prefix_cache_dir=f"{cache_dir(config, run)}/{PREFIX_DIR}",
         seed=config.seed,
         architecture=describe_model(architecture),
@@ -100,6 +115,40 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
         fences=run.fences,
     )
     return Prepared(job, tokenizer, data)
+
+
+def _need(config: RunConfig, stages: Sequence[Stage], parent: Manifest | None) -> PlanNeed:
+    """Windows that the plan draws: of a lineage that it continues, those before count too, since it reads on."""
+    num_windows = parent.num_tokens // config.model.context_length if parent else 0
+    for stage in stages:
+        batch = config.training.with_batch(stage.train.global_batch_size).global_batch_size
+        num_windows += stage.train.num_steps(batch * config.model.context_length) * batch
+    return PlanNeed(num_windows, config.training.evaluation.num_windows)
+
+
+TELL_EVERY_SECONDS = 30.0
+_show: ContextVar[Callable[[str], None]] = ContextVar("show_preparation", default=lambda _: None)
+
+
+@contextmanager
+def preparing(console: Console) -> Iterator[None]:
+    """Show how far whatever is prepared inside is: in place on a terminal, as a line now and then in a log."""
+    told_at = time.monotonic()
+    with console.status("Preparing tokenizer, substrate and data ...") as status:
+
+        def show(sentence: str) -> None:
+            nonlocal told_at
+            if console.is_terminal:
+                status.update(sentence)
+            elif time.monotonic() - told_at >= TELL_EVERY_SECONDS:
+                told_at = time.monotonic()
+                console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+        token = _show.set(show)
+        try:
+            yield
+        finally:
+            _show.reset(token)
 
 
 def _rate_key(plan: PlanConfig, position: int) -> str:
@@ -158,7 +207,9 @@ def _tokenizer(config: RunConfig, run: Storage) -> PreTrainedTokenizerFast:
 
 
 def _training_texts(config: RunConfig) -> Iterator[str]:
-    return (document.text for document in iterate_documents(config.data) if document.split == "train")
+    """Text to make a vocabulary of: of large sources a part, which is more than the sample that is taken of it."""
+    documents = iterate_documents(config.data, parts=PARTS_OF_A_SAMPLE)
+    return (document.text for document in documents if document.split == "train")
 
 
 def _substrate(config: RunConfig, run: Storage, tokenizer: PreTrainedTokenizerFast) -> SubstrateRecord:

@@ -27,7 +27,7 @@ from growtx.run.config import RunConfig
 from growtx.run.directory import begin_run, claim, recording_status, write_status
 from growtx.run.grow import finish_run
 from growtx.run.pool import TrainTask, train_concurrently
-from growtx.run.prepare import Prepared, cache_dir, copy_tokenizer_and_substrate, prepare
+from growtx.run.prepare import Prepared, cache_dir, copy_tokenizer_and_substrate, prepare, preparing
 from growtx.specialists.config import CONTROL_RUN, SpecialistsConfig, TuneHeadsConfig
 from growtx.storage import Storage
 from growtx.store.manifest import MANIFESTS_DIR, list_manifests, stage_index
@@ -61,11 +61,11 @@ def grow_specialists(
     run = begin_run(run_dir, config, resume=resume, console=console)
     config = config.model_copy(update={"cache_dir": cache_dir(config, run)})
     with recording_status(run) as status:
-        with connected(config.resources):
+        with connected(config.resources, claim=False):
+            with preparing(console):
+                tasks = prepare_tasks(config, run)
             for name in config.names:
                 check_cluster(config.resources_of(name))
-            with console.status("Preparing tokenizer, substrate and data ..."):
-                tasks = prepare_tasks(config, run)
             console.print(_task_table(tasks))
             result = train_concurrently(tasks, retries=config.retries, on_stop=status.stop, console=console)
             status.is_stopped = result.stopped

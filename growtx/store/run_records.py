@@ -61,6 +61,26 @@ class DataChange(ConfigModel):
         return f"from stage {self.stage} on other text of {self.source} ({before} -> {after})"
 
 
+class SourceReading(ConfigModel):
+    """What was read of a source, for people.
+
+    Attributes:
+        share: of the bytes of its files.
+        num_parts, num_parts_read: in how many pieces it can be read, and how many the plan has needed.
+        dropped: rows that are in no window, by reason.
+    """
+
+    name: str
+    share: float = Field(ge=0, le=1)
+    num_parts: int = Field(ge=1)
+    num_parts_read: int = Field(ge=1)
+    num_documents: int = Field(ge=0)
+    num_held_out: int = Field(ge=0)
+    num_bytes: int = Field(ge=0)
+    num_tokens: int = Field(ge=0)
+    dropped: dict[str, int] = Field(default_factory=dict)
+
+
 class DataRecord(ConfigModel):
     """What `data.json` holds.
 
@@ -69,6 +89,7 @@ class DataRecord(ConfigModel):
         sources: a fingerprint of each source's tokens, on both sides of the held-out split.
         packed_path: where the packed tokens were when the run last used them; None: of an earlier version.
         parent: hash of the manifest that the run continues; it may have been continued itself since.
+        readings: what was read of each source; none: of an earlier version.
     """
 
     format_version: int = 1
@@ -77,6 +98,7 @@ class DataRecord(ConfigModel):
     packed_path: str | None = None
     parent: str | None = None
     changes: tuple[DataChange, ...] = ()
+    readings: tuple[SourceReading, ...] = ()
 
 
 def read_data_record(run: Storage) -> DataRecord | None:

@@ -21,7 +21,7 @@ from growtx.exceptions import ConfigError, GrowtxError, RunsFailedError, Trainin
 from growtx.models.configuration import GrowtxConfig
 from growtx.run.directory import RunStatus, begin_run, recording_status, write_status
 from growtx.run.pool import TrainTask, cluster_capacity, train_concurrently
-from growtx.run.prepare import cache_dir, prepare
+from growtx.run.prepare import cache_dir, prepare, preparing
 from growtx.storage import Storage
 from growtx.study.config import StudyConfig, VariantConfig
 from growtx.study.report import terminal_tables, write_study_report
@@ -29,7 +29,7 @@ from growtx.study.results import STUDY_FILE, RunResult, StudyResults, best_rate,
 from growtx.study.runs import StudyRun, prepare_run, read_result, runs_of
 from growtx.train.checkpoints import remove_checkpoints
 from growtx.train.claims import RunClaims, forget_claims, start_registry
-from growtx.train.cluster import connected
+from growtx.train.cluster import check_cluster, connected
 from growtx.train.job import TrainJob
 
 
@@ -54,8 +54,9 @@ def run_study(
     console = console or Console()
     study = begin_run(run_dir, config, resume=resume, console=console)
     with recording_status(study) as status:
-        with connected(config.resources):
+        with connected(config.resources, claim=False):
             work = _StudyRunner(config, study, status, console)
+            check_cluster(config.resources)
             status.is_stopped = work.train()
             if not status.is_stopped:
                 _score_tasks(config, study, work.results())
@@ -71,7 +72,7 @@ class _StudyRunner:
         self._config, self._study, self._status, self._console = config, study, status, console
         self._cache = cache_dir(config, study)
         self._shared = study.child("shared")
-        with console.status("Preparing tokenizer, substrate and data ..."):
+        with preparing(console):
             base = config.base_run(VariantConfig(name="shared")).model_copy(update={"cache_dir": self._cache})
             job = prepare(base, self._shared).job
         self._shape: GrowtxConfig = job.model_at(job.stages[-1].num_blocks)

@@ -21,7 +21,7 @@ from growtx.growth.results import find_result
 from growtx.run.config import RunConfig
 from growtx.run.directory import begin_run, recording_status
 from growtx.run.grow import finish_run, stop_on_signals
-from growtx.run.prepare import Prepared, prepare
+from growtx.run.prepare import Prepared, prepare, preparing
 from growtx.storage import Storage
 from growtx.store.manifest import MANIFESTS_DIR, latest_manifest, write_manifest
 from growtx.store.runs import MetricsLog, read_metrics
@@ -31,7 +31,7 @@ from growtx.sweep.config import SweepConfig
 from growtx.sweep.search import GridProposer, make_proposer, stage_with_values
 from growtx.sweep.trial import StageSearch
 from growtx.sweep.tune import SweepHandle, run_trials
-from growtx.train.cluster import connected
+from growtx.train.cluster import check_cluster, connected
 
 BEST_PLAN_FILE = "best-plan.yaml"
 
@@ -63,9 +63,10 @@ def sweep(config: SweepConfig, run_dir: str, *, resume: bool = False, console: C
             status.stop()
             sweeping.request_stop()
 
-        with connected(config.resources):
-            with console.status("Preparing tokenizer, substrate and data ..."):
+        with connected(config.resources, claim=False):
+            with preparing(console):
                 prepared = prepare(plan_config, run)
+            check_cluster(config.resources)
             status.begin(prepared.job.num_stages)
             with stop_on_signals(request_stop, console):
                 _SweepRunner(config, plan_config, prepared, run, sweeping, console).stages()

@@ -69,11 +69,21 @@ class Batches:
 
     def at(self, step: int) -> list[dict[str, Any]]:
         """This worker's micro batches of step `step`, as keyword arguments of the model."""
-        mine_b = self.windows(step)[self._rank * self._share : (self._rank + 1) * self._share]
+        if self.data.train.is_fetched:
+            self.data.train.prefetch(self._mine(step + self._steps_ahead))
+        mine_b = self._mine(step)
         return [
             self._batch(mine_b[start : start + self._micro_batch_size])
             for start in range(0, self._share, self._micro_batch_size)
         ]
+
+    def _mine(self, step: int) -> np.ndarray:
+        return self.windows(step)[self._rank * self._share : (self._rank + 1) * self._share]
+
+    @property
+    def _steps_ahead(self) -> int:
+        """How many steps take as many windows as a shard has: time to fetch the next ones."""
+        return max(1, max(map(max, self.data.mix.shard_sizes)) // self._global_batch_size)
 
     def _batch(self, windows_m: np.ndarray) -> dict[str, Any]:
         tokens_mT = torch.from_numpy(self.data.train.take(windows_m)).long().to(self._device, non_blocking=True)

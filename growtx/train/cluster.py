@@ -32,11 +32,15 @@ RESUME = "Finished stages and checkpoints are kept; run the same command with --
 
 
 @contextmanager
-def connected(resources: ResourcesConfig) -> Iterator[None]:
+def connected(resources: ResourcesConfig, *, claim: bool = True) -> Iterator[None]:
     """Connect to Ray for the duration of the `with` block.
 
     `RAY_ADDRESS` (set inside `ray job submit`) names a cluster; without it a local one is started, isolated
     from other clusters on this machine.
+
+    Args:
+        claim: False where something comes first that needs other resources, such as packing: a cluster that can still
+            grow is not asked for GPUs that would wait. Whoever says so calls `check_cluster` later.
 
     Raises:
         ResourceError: the cluster cannot be reached or lacks what is asked for.
@@ -54,7 +58,8 @@ def connected(resources: ResourcesConfig) -> Iterator[None]:
         _connect(address, resources)
     try:
         with watched() if address and started_here else nullcontext():
-            check_cluster(resources)
+            if claim or not _may_grow(resources):
+                check_cluster(resources)
             yield
     except (ray.exceptions.RayError, ConnectionError) as error:
         if isinstance(error, ray.exceptions.RayTaskError):  # raised by our own code in another process
@@ -176,7 +181,7 @@ def check_cluster(resources: ResourcesConfig) -> None:
     Raises:
         ResourceError: naming what is requested and what is available after `resources.wait_seconds`.
     """
-    seconds = resources.wait_seconds if os.environ.get("RAY_ADDRESS") else 0.0
+    seconds = resources.wait_seconds if _may_grow(resources) else 0.0
     problem = _missing(resources)
     if problem is None:
         return
@@ -187,6 +192,11 @@ def check_cluster(resources: ResourcesConfig) -> None:
             problem = _missing(resources)
     if problem is not None:
         raise problem
+
+
+def _may_grow(resources: ResourcesConfig) -> bool:
+    """Whether what the cluster lacks may come; a local Ray has what it has."""
+    return bool(os.environ.get("RAY_ADDRESS")) and resources.wait_seconds > 0
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class TrainJob(ConfigModel):
     run_dir: str
     shared_dir: str | None = None  # run with the tokenizer, blobs and parents that this one uses; null: its own
     packed_path: str
+    local_bytes: int | None = None  # of packed data in a bucket that a node keeps at once
     prefix_cache_dir: str
     num_trials: int = 1  # runs that will share a prefix cache
     seed: int

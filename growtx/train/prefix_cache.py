@@ -253,11 +253,15 @@ class PrefixWork:
 
     directory: str
     packed_path: str
+    local_bytes: int | None
     store_dir: str
     parent: Manifest
     num_frozen: int
     dtype: torch.dtype
     micro_batch: int
+
+    def open_data(self) -> PackedData:
+        return open_packed(self.packed_path, self.local_bytes)
 
     def cache(self, data: PackedData) -> PrefixCache:
         return PrefixCache(self.directory, data, dtype=self.dtype, micro_batch=self.micro_batch)
@@ -268,7 +272,7 @@ class ShardFiller:
 
     def __init__(self, work: PrefixWork, config: PrefixJobConfig) -> None:
         torch.set_num_threads(max(1, int(config.cpus_per_worker)))
-        self._work, self._cache = work, work.cache(open_packed(work.packed_path))
+        self._work, self._cache = work, work.cache(work.open_data())
         device = "cuda" if config.use_gpu else "cpu"
         self._model = assemble(BlobStore(work.store_dir), work.parent).to(device, work.dtype).eval()
         self._problem: StoreError | None = None
@@ -336,5 +340,5 @@ def run_job(
             break
     problem = next((StoreError(row["problem"], row["remedy"]) for row in rows if row["problem"]), None)
     if problem is not None:
-        work.cache(open_packed(work.packed_path)).remove(shards)
+        work.cache(work.open_data()).remove(shards)
     return problem

@@ -59,6 +59,7 @@ def use_prefix_cache(
     work = PrefixWork(
         directory=f"{job.prefix_cache_dir}/{name}",
         packed_path=job.packed_path,
+        local_bytes=job.local_bytes,
         store_dir=job.store_dir,
         parent=parent,
         num_frozen=stage.num_frozen,

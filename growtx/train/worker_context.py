@@ -99,7 +99,7 @@ class WorkerContext:
 def _open_data(job: TrainJob) -> PackedData:
     """Raises DataError: the packed data is damaged, or was replaced by another since the driver has looked at it."""
     try:
-        data = open_packed(job.packed_path)
+        data = open_packed(job.packed_path, job.local_bytes)
     except DataError as error:
         raise DataError(error.problem, "Run the same command with --resume: it is packed again") from error
     if data.fingerprint != job.data_fingerprint:

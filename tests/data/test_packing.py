@@ -13,9 +13,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from growtx.config import build_config
-from growtx.data import packing
+from growtx.data import packing, packing_job
 from growtx.data.pack_cache import PackCache
-from growtx.data.packing import PackedData, PackedSplit, open_packed, pack, sha256_of_windows, window_indices
+from growtx.data.packing import PackedData, PackedSplit, open_packed, sha256_of_windows, window_indices
+from growtx.data.packing_job import SourcePacker, pack
 from growtx.data.sources import DataConfig, iterate_documents
 from growtx.exceptions import DataError
 from tests.data.byte_tokenizer import byte_tokenizer
@@ -47,7 +48,7 @@ def _config(tmp_path: Path, weight: float = 1.0, **fields: Any) -> DataConfig:
 
 
 def _pack(config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, length: int = 32) -> PackedData:
-    return pack(config, tokenizer, context_length=length, cache_dir=str(tmp_path / "cache"))
+    return pack(config, tokenizer, context_length=length, cache_dir=str(tmp_path / "cache"))[0]
 
 
 def _texts(split: PackedSplit, tokenizer: PreTrainedTokenizerFast) -> list[str]:
@@ -107,7 +108,7 @@ def test_the_batches_that_are_tokenised_do_not_show(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _pack(config, tokenizer, tmp_path / "1")
-    monkeypatch.setattr(packing, "BATCH_CHARACTERS", 1)
+    monkeypatch.setattr(packing_job, "BATCH_CHARACTERS", 1)
     assert _pack(config, tokenizer, tmp_path / "2").fingerprint == whole.fingerprint
 
 
@@ -115,7 +116,7 @@ def test_a_second_call_packs_nothing_and_opens_the_same(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _pack(config, tokenizer, tmp_path)
-    monkeypatch.setattr(packing.SourcePacker, "fill", None)
+    monkeypatch.setattr(SourcePacker, "fill", None)
     second = _pack(config, tokenizer, tmp_path)
     assert second.fingerprint == first.fingerprint
     assert second.path == first.path
@@ -126,7 +127,7 @@ def test_new_weights_pack_nothing_again_but_are_another_mix(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _pack(config, tokenizer, tmp_path)
-    monkeypatch.setattr(packing.SourcePacker, "fill", None)
+    monkeypatch.setattr(SourcePacker, "fill", None)
     second = _pack(_config(tmp_path, weight=3.0), tokenizer, tmp_path)
     assert second.fingerprint != first.fingerprint
     assert second.mix.shares == (0.75, 0.25)
@@ -253,7 +254,7 @@ def test_a_damaged_copy_on_another_filesystem_is_packed_and_uploaded_again(
 ) -> None:
     monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "driver"))
     url = f"memory://{tmp_path.name}-damaged"
-    packed = pack(config, tokenizer, context_length=32, cache_dir=url)
+    packed = pack(config, tokenizer, context_length=32, cache_dir=url)[0]
     memory = fsspec.filesystem("memory")
     path = next(name for name in memory.find(f"/{tmp_path.name}-damaged") if name.endswith("train.arrow"))
     content = bytearray(memory.cat_file(path))
@@ -262,7 +263,7 @@ def test_a_damaged_copy_on_another_filesystem_is_packed_and_uploaded_again(
     monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "worker"))
     with pytest.raises(DataError, match="is missing or damaged"):
         open_packed(packed.path)
-    assert pack(config, tokenizer, context_length=32, cache_dir=url).fingerprint == packed.fingerprint
+    assert pack(config, tokenizer, context_length=32, cache_dir=url)[0].fingerprint == packed.fingerprint
     monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "third"))
     assert open_packed(packed.path).fingerprint == packed.fingerprint
 
@@ -296,7 +297,7 @@ def test_a_cache_on_another_filesystem_is_mapped_from_a_copy_on_the_node(
 ) -> None:
     monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "driver"))
     url = f"memory://{tmp_path.name}"
-    packed = pack(config, tokenizer, context_length=32, cache_dir=url)
+    packed = pack(config, tokenizer, context_length=32, cache_dir=url)[0]
     assert packed.path.startswith(f"{url}/packed/")
     monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "worker"))
     opened = open_packed(packed.path)

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
+import threading
+from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
-from growtx.data.sources import ReadOptions, find_files, read_texts
+from growtx.data import text_files
+from growtx.data.text_files import FileRange, ReadOptions, find_files, is_divisible, read_range, read_texts
 from growtx.exceptions import ConfigError, DataError
 
 PARAGRAPH = "Der Fluß trägt Boote. Река несёт лодки. 河上有船。\n"
@@ -69,19 +77,35 @@ def test_byte_order_marks_and_windows_line_ends_vanish(tmp_path: Path) -> None:
     assert _texts(tmp_path / "dos.txt") == ["One\ntwo"]
 
 
-@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+def zstd(data: bytes) -> bytes:
+    return pa.compress(data, codec="zstd", asbytes=True)  # type: ignore[no-any-return]
+
+
+PACKERS = [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstd)]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), PACKERS)
 def test_compressed_files_are_read_as_they_are(tmp_path: Path, suffix: str, pack: object) -> None:
     (tmp_path / f"a.jsonl{suffix}").write_bytes(pack(b'{"text": "One"}\n{"text": "Two"}\n'))  # type: ignore[operator]
     assert _texts(tmp_path / f"a.jsonl{suffix}") == ["One", "Two"]
 
 
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
-def test_broken_compression_names_the_file(tmp_path: Path, pack: object) -> None:
-    suffix = {gzip.compress: ".gz", bz2.compress: ".bz2", lzma.compress: ".xz"}[pack]  # type: ignore[index]
+@pytest.mark.parametrize(("suffix", "pack"), PACKERS)
+def test_compression_is_known_by_its_first_bytes_whatever_a_file_is_called(
+    tmp_path: Path, suffix: str, pack: object
+) -> None:
+    for number, name in enumerate(("a.jsonl", "b.jsonl.gz", "c.jsonl.zst")):
+        rows = json.dumps({"text": f"text {number}"}).encode()
+        (tmp_path / name).write_bytes(pack(rows))  # type: ignore[operator]
+        assert _texts(tmp_path / name) == [f"text {number}"]
+
+
+@pytest.mark.parametrize(("suffix", "pack"), PACKERS)
+def test_broken_compression_names_the_file(tmp_path: Path, suffix: str, pack: object) -> None:
     whole = pack(PARAGRAPH.encode() * 1000)  # type: ignore[operator]
     for broken in (whole[:-20], whole[:30] + b"\0" * 20 + whole[50:], b"plain text"):
         (tmp_path / f"a.txt{suffix}").write_bytes(broken)
-        with pytest.raises(DataError, match=rf"a.txt{suffix} cannot be read"):
+        with pytest.raises(DataError, match=rf"a.txt{suffix}"):
             _texts(tmp_path / f"a.txt{suffix}")
 
 
@@ -102,7 +126,7 @@ def test_json_lines_take_the_text_column_and_skip_what_is_empty(tmp_path: Path) 
     [
         (b'{"text": "unfinished', r"line 2: not valid JSON"),
         (b'["text"]', r"line 2: not a JSON object"),
-        (b'{"txt": "a"}', r"line 2: there is no 'text'.*Its columns: txt"),
+        (b'{"txt": "a"}', r"line 2: there is no column 'text'.*Its columns: txt"),
         (b'{"text": 5}', r"line 2: 'text' is not text but 5"),
         (b'{"text": "\xff"}', r"line 2: not UTF-8 \(byte 0xff\)"),
         (b"[" * 100_000, r"line 2: not valid JSON"),
@@ -175,13 +199,13 @@ def test_names_with_glob_characters_can_be_read(tmp_path: Path) -> None:
         ("missing.txt", "There is no file .*missing.txt.*relative paths start at"),
         ("*.txt", r"No file matches .*\*\.txt"),
         ("folder", "folder is a directory.*folder/"),
-        ("table.csv", "table.csv is of an unsupported type.*jsonl.*parquet"),
+        ("table.xlsx", "table.xlsx is of an unsupported type.*jsonl.*parquet"),
         ("noending", "noending is of an unsupported type"),
     ],
 )
 def test_what_cannot_be_found_is_named(tmp_path: Path, pattern: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "table.xlsx").write_text("a,b")
     (tmp_path / "noending").write_text("a")
     with pytest.raises(DataError, match=message):
         find_files((str(tmp_path / pattern),))
@@ -197,3 +221,176 @@ def test_files_on_other_filesystems_are_read_by_url() -> None:
 def test_unknown_url_schemes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"nowhere://a.txt cannot be reached"):
         find_files(("nowhere://a.txt",))
+
+
+# What else people have.
+
+
+ROWS = [{"id": 1, "text": 'One,\n"two"'}, {"id": 2, "text": None}, {"id": 3, "text": "Три 三 🙂"}]
+TEXTS = [row["text"] for row in ROWS if row["text"]]
+
+
+def _csv(path: Path, delimiter: str = ",") -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "text"], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "a.json": lambda path: path.write_text(json.dumps(ROWS, ensure_ascii=False, indent=2), encoding="utf-8"),
+    "lines.json": lambda path: path.write_text("\n".join(map(json.dumps, ROWS))),
+    "one.json": lambda path: path.write_text(json.dumps(ROWS[0]) + json.dumps(ROWS[2])),
+    "a.csv": _csv,
+    "a.tsv": lambda path: _csv(path, "\t"),
+    "a.feather": lambda path: feather.write_feather(pa.Table.from_pylist(ROWS), path),
+    "a.arrow": lambda path: _arrow(path, pa.ipc.new_stream),
+    "b.arrow": lambda path: _arrow(path, pa.ipc.new_file),
+}
+
+
+def _arrow(path: Path, new: Callable[..., Any]) -> None:
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(path), "wb") as sink, new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_other_kinds_of_files_are_read(name: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path / name)
+    assert _texts(tmp_path / name) == TEXTS
+    assert _texts(tmp_path / name, ReadOptions(where={"id": (3,)})) == TEXTS[1:]
+    with pytest.raises(DataError, match=r"there is no column 'body'.*text"):
+        _texts(tmp_path / name, ReadOptions("body"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'[{"text": "a"}, {"text": ', r"a\.json, object 2: not valid JSON.*write it as \.jsonl"),
+        ("a.json", b'[{"text": "a"}', r"object 2: not valid JSON \(the array does not end\)"),
+        ("a.json", b'[{"text": "a"}, 3]', r"object 2: not a JSON object"),
+        ("a.csv", b'id,text\n1,"open', r"a\.csv, row 1: not valid CSV.*Quote"),
+        ("a.csv", b"id,text\n1,two,three", r"row 1: 3 values under 2 names.*Quote"),
+        ("a.csv", b"id,text\n1,\xff", r"a\.csv: not a readable csv file"),
+        ("a.feather", b"ARROW1 and nothing else", r"a\.feather: not a readable arrow file"),
+        ("a.arrow", b"no arrow", r"a\.arrow: not a readable arrow file"),
+        ("a.jsonl", b'{"text": "' + b"x" * 3000 + b'"}\n', r"line 1: longer than .*Divide it.*\.txt"),
+    ],
+)
+def test_what_is_wrong_with_other_files_is_one_sentence(
+    name: str, content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "LARGEST_ROW", 2000)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        _texts(tmp_path / name)
+
+
+CHAT = {"id": 7, "meta": {"title": "Rivers"}, "messages": [{"role": "user", "content": "Hi"}, {"content": "Ho"}]}
+CHAT["messages"][1]["role"] = "assistant"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "feather"])
+@pytest.mark.parametrize(
+    ("column", "text"),
+    [
+        ("meta.title", "Rivers"),
+        ("messages[].content", "Hi\nHo"),
+        ("{meta.title}: {messages[].content}", "Rivers: Hi\nHo"),
+    ],
+)
+def test_text_is_found_inside_columns_and_put_into_templates(kind: str, column: str, text: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    empty = {"id": 8, "meta": {"title": None}, "messages": []}
+    if kind.startswith("json"):
+        path.write_text("\n".join(json.dumps(row) for row in (CHAT, empty)))
+    else:
+        table = pa.Table.from_pylist([CHAT, empty])
+        pq.write_table(table, path) if kind == "parquet" else feather.write_feather(table, path)
+    assert _texts(path, ReadOptions(column)) == [text]
+    assert _texts(path, ReadOptions(column, {"id": (8,)})) == []
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("column", ["messages", "messages[].role.name", "id", "meta[]", "{id}: {meta.title}"])
+def test_a_column_without_text_names_the_places_that_have_some(kind: str, column: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        path.write_text(json.dumps(CHAT))
+    else:
+        pq.write_table(pa.Table.from_pylist([CHAT]), path)
+    with pytest.raises(DataError) as caught:
+        _texts(path, ReadOptions(column))
+    offered = caught.value.remedy.removeprefix("Set text_column to one of ").split(", ")
+    assert offered
+    for name in offered:
+        assert _texts(path, ReadOptions(name))
+
+
+def test_a_column_may_be_called_like_a_path(tmp_path: Path) -> None:
+    path = _parquet(tmp_path / "a.parquet", {"meta.text": ["One"], "{x}": ["Two"]})
+    assert _texts(path, ReadOptions("meta.text")) == ["One"]
+    assert _texts(path, ReadOptions("{x}")) == ["Two"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet", "feather"])
+def test_ranges_of_a_file_hold_every_document_once(kind: str, count: int, tmp_path: Path) -> None:
+    path, texts = tmp_path / f"a.{kind}", [f"row {number} " + "ж" * (number * 7 % 50) for number in range(40)]
+    if kind == "txt":
+        path.write_text("\n".join(texts))
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    elif kind == "parquet":
+        pq.write_table(pa.table({"text": texts}), path, row_group_size=7)
+    else:
+        feather.write_feather(pa.table({"text": texts}), path, chunksize=6)
+    assert is_divisible(str(path))
+    parts = [[text for text, _ in read_range(FileRange(str(path), n, count), ReadOptions())] for n in range(count)]
+    found = [line for part in parts for text in part for line in text.splitlines()]
+    assert [line.strip() for line in found] == [text.strip() for text in texts]
+    assert count == 1 or max(map(len, parts)) < 40
+
+
+def test_braces_and_brackets_name_files_as_in_a_shell(tmp_path: Path) -> None:
+    (tmp_path / "set[1]").mkdir()
+    for name in ("a-en.txt", "b-ru.txt", "c-de.txt", "set[1]/d.txt", "set[1]/e.txt", "{f,g}.txt"):
+        (tmp_path / name).write_text(name)
+
+    def names(pattern: str) -> list[str]:
+        return [Path(path).name for path in find_files((f"{tmp_path}/{pattern}",))]
+
+    assert names("{a,b}-*.txt") == ["a-en.txt", "b-ru.txt"]
+    assert names("*-{en,{ru,de}}.txt") == ["a-en.txt", "b-ru.txt", "c-de.txt"]
+    assert names("set[1]/*.txt") == ["d.txt", "e.txt"]
+    assert names("[ab]-*.txt") == ["a-en.txt", "b-ru.txt"]
+    assert names("{f,g}.txt") == ["{f,g}.txt"]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["http://127.0.0.1:9/a.jsonl", "http://127.0.0.1:9/*.parquet", "hf://datasets/a/b/*"]
+)
+def test_a_place_that_does_not_answer_is_one_sentence(pattern: str) -> None:
+    with pytest.raises(DataError) as caught:
+        find_files((pattern,))
+    assert pattern in caught.value.problem and "\n" not in str(caught.value)
+    assert "Check" in caught.value.remedy
+
+
+def test_files_are_read_over_http(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "One"}\n')
+    _parquet(tmp_path / "b.parquet", {"text": ["Two", "Three"]})
+    handler = partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        paths = find_files((f"{address}/a.jsonl", f"{address}/b.parquet"))
+        assert [text for path in paths for text in _texts(path)] == ["One", "Two", "Three"]
+        with pytest.raises(DataError, match=r"There is no file .*/c\.jsonl|c\.jsonl cannot be reached"):
+            find_files((f"{address}/c.jsonl",))
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growtx.config import build_config
+from growtx.data import tokenizer as tokenizers
 from growtx.data.tokenizer import (
+    Encoder,
     TokenizerConfig,
     build_tokenizer,
+    encoder_definition,
     load_tokenizer,
     token_num_bytes,
     token_surfaces,
@@ -42,6 +45,44 @@ def test_decoding_gives_back_every_unicode_text(tokenizer: Any, text: str) -> No
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def library_ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(any_text, max_size=4))
+def test_an_encoder_gives_the_tokens_of_the_library(tokenizer: Any, texts: list[str]) -> None:
+    encoder = Encoder(encoder_definition(tokenizer))
+    for _ in range(2):  # the second time, it remembers
+        assert [ids.tolist() for ids in encoder.encode(texts)] == [library_ids(tokenizer, text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "limits", [{"MOST_KEPT": 3}, {"MOST_TOKENS_KEPT": 9}, {"CHARACTERS_OF_A_GROUP": 2}, {"TABLE_BITS": 2}]
+)
+def test_what_an_encoder_remembers_and_how_it_cuts_texts_does_not_show(
+    tokenizer: Any, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(tokenizers, name, value)
+    texts = [text * 3 for text in (*small_tokenizers.TEXTS, *NASTY, "")]
+    expected = [library_ids(tokenizer, text) for text in texts]
+    encoder = Encoder(encoder_definition(tokenizer))
+    for longest in (1, 5, 1 << 20):
+        monkeypatch.setattr(tokenizers, "CHARACTERS_AT_ONCE", longest)
+        assert [ids.tolist() for ids in encoder.encode(texts)] == expected
+
+
+def test_our_tokenizers_are_cut_and_byte_level_ones_are_left_to_the_library(tmp_path: Path) -> None:
+    encoder = Encoder(encoder_definition(small_tokenizers.compact()))
+    encoder.encode(small_tokenizers.TEXTS)
+    assert len(encoder.known) > 50
+    small_tokenizers.save_byte_level(tmp_path)
+    other = Encoder(encoder_definition(load_tokenizer(str(tmp_path))))
+    other.encode(small_tokenizers.TEXTS)
+    assert not hasattr(other, "known")
 
 
 def test_ids_stand_for_as_many_bytes_as_the_text_has(tokenizer: Any) -> None:

@@ -13,6 +13,7 @@ from growtx.report.growth import frozen_problems, headline, write_report
 from growtx.report.model_card import write_model_card
 from growtx.report.run_record import read_run
 from growtx.storage import Storage
+from growtx.store.run_records import DataRecord, SourceReading
 
 PLOTS = {"loss_against_tokens", "bits_per_byte_against_depth", "parameters_against_depth", "speed_and_memory"}
 MakeRun = Callable[..., Path]
@@ -49,6 +50,19 @@ def test_text_of_a_model_cannot_become_markup(make_run: MakeRun, rough: None) ->
     html = page_of(make_run(changes={4: {"samples": ({"prompt": "<script>", "text": "alert(1)</script>"},)}}))
     assert "<script" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_report_says_how_much_of_each_source_was_read_and_what_was_dropped(run_dir: Path, rough: None) -> None:
+    reading = SourceReading(
+        name="web", share=0.214, num_parts=300, num_parts_read=64, num_documents=123_456, num_held_out=2_469,
+        num_bytes=10**9, num_tokens=6 * 10**8, dropped={"duplicate": 77, "empty": 5},
+    )  # fmt: skip
+    assert "Held-out documents are measured on" not in page_of(run_dir)
+    record = DataRecord(data_fingerprint="d", sources={"web": "s"}, readings=(reading,))
+    (run_dir / "data.json").write_text(record.model_dump_json())
+    page = page_of(run_dir)
+    for text in ("21.4", "64 of 300", "123,456", "2,469", "77 duplicate, 5 empty"):
+        assert text in page
 
 
 def test_headline_says_what_happened(run_dir: Path) -> None:

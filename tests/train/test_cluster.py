@@ -137,6 +137,17 @@ def test_a_ray_that_cannot_be_used_is_one_sentence(
     assert "\n" not in str(raised.value)
 
 
+def test_gpus_of_a_cluster_that_can_grow_are_asked_for_after_what_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    resources = ResourcesConfig(num_workers=2, use_gpu=True, wait_seconds=0.1)
+    with pytest.raises(ResourceError, match="2 GPU workers"), cluster.connected(resources, claim=False):
+        pass  # a local Ray has what it has
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(cluster, "_demanded", lambda resources: pytest.fail("claimed"))
+    with cluster.connected(resources, claim=False):
+        pass
+
+
 def test_an_address_at_which_nothing_listens_is_given_up_after_half_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 5))
     monkeypatch.setattr(cluster.time, "monotonic", lambda: float(next(clock)))

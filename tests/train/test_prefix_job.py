@@ -22,10 +22,10 @@ DATA = packed(train=(6, 4))
 
 @pytest.fixture
 def work(tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> PrefixWork:
-    monkeypatch.setattr(prefix_cache, "open_packed", lambda path: DATA)
+    monkeypatch.setattr(prefix_cache, "open_packed", lambda path, local_bytes: DATA)
     run = Storage(str(finished_run))
     parent = read_manifest(run, list_manifests(run)[-1])  # with adapters merged into its blocks
-    return PrefixWork(str(tmp_path), "packed", run.root, parent, num_frozen=2, dtype=torch.float32, micro_batch=4)
+    return PrefixWork(str(tmp_path), "packed", None, run.root, parent, num_frozen=2, dtype=torch.float32, micro_batch=4)
 
 
 def test_a_worker_of_the_job_writes_what_the_sealed_prefix_computes(work: PrefixWork) -> None:
