@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -183,6 +184,7 @@ def held_out_position(text: str) -> float:
 
 SMALL_BYTES = 64 << 20  # of files, as they are: a source up to this size is one part, which the driver packs
 SMALLEST_PART, LARGEST_PART = 16 << 20, 64 << 20
+SIZES_AT_ONCE = 16
 PARTS_OF_A_SAMPLE = 4  # of a source, where some of its text will do
 PARTS_WANTED = 256  # of a source, if they get a size between these two
 SHARD_BYTES = 256 << 20  # of text in a packed shard; a part that holds more makes several
@@ -244,7 +246,8 @@ def _divisible_files(source: SourceConfig) -> list[tuple[str, int]]:
     if source.microworld is not None:
         return []
     paths = source_files(source) if source.files is not None else _files_of_hub(source)
-    return [(path, _size(path)) for path in paths]
+    with ThreadPoolExecutor(SIZES_AT_ONCE) as pool:  # a bucket takes its time for each
+        return list(zip(paths, pool.map(_size, paths), strict=True))
 
 
 def _size(path: str) -> int:

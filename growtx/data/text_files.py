@@ -40,6 +40,8 @@ PARQUET_SUFFIXES = frozenset({".parquet"})
 ARROW_SUFFIXES = frozenset({".arrow", ".feather", ".ipc"})
 COMPRESSED_SUFFIXES = frozenset({".gz", ".bz2", ".xz", ".zst"})
 ROWS_PER_BATCH = 512
+BATCH_BYTES = 32 << 20
+READ_AT_ONCE = 4 << 20
 LARGEST_ROW = 64 << 20  # bytes of a JSON line or a CSV field
 CHUNK = 1 << 20
 
@@ -555,18 +557,24 @@ def _as_in_csv(value: Any) -> str:
 
 def _read_parquet(part: FileRange, options: ReadOptions) -> Texts:
     with _opened(part.path) as handle:
-        file = pq.ParquetFile(handle)
+        file = pq.ParquetFile(handle, buffer_size=READ_AT_ONCE)  # otherwise all of a row group's column at once
         columns = _columns(file.schema_arrow, part.path, options)
         start, end = part.bounds(file.metadata.num_rows)
         groups, first = _row_groups(file.metadata, start, end)
         row_number = first
-        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns, row_groups=groups):
+        for batch in file.iter_batches(_rows_at_once(file.metadata, groups), row_groups=groups, columns=columns):
             skipped = min(batch.num_rows, max(0, start - row_number))
             wanted = batch.slice(skipped, max(0, min(batch.num_rows, end - row_number) - skipped))
             yield from _texts_of_batch(wanted, row_number + skipped, part.path, options)
             row_number += batch.num_rows
             if row_number >= end:
                 break
+
+
+def _rows_at_once(metadata: Any, groups: list[int]) -> int:
+    """Rows of a batch: fewer where they are long."""
+    sizes = [metadata.row_group(n).total_byte_size / max(1, metadata.row_group(n).num_rows) for n in groups]
+    return max(1, min(ROWS_PER_BATCH, int(BATCH_BYTES / max(1.0, *sizes)))) if sizes else ROWS_PER_BATCH
 
 
 def _row_groups(metadata: Any, start: int, end: int) -> tuple[list[int], int]:
@@ -584,16 +592,21 @@ def _row_groups(metadata: Any, start: int, end: int) -> tuple[list[int], int]:
 
 def _read_arrow(part: FileRange, options: ReadOptions) -> Texts:
     """A file of batches, as Feather is; or a stream of them, as the library `datasets` writes, which has one range."""
-    with _opened(part.path) as handle:
-        is_file = handle.read(6) == b"ARROW1"
-        handle.seek(0)
+    filesystem, stripped = open_filesystem(part.path)
+    with ExitStack() as stack:
+        if is_local(filesystem):  # batches of other people may be large: mapped, they take no memory
+            source = stack.enter_context(pa.memory_map(stripped, "r"))
+        else:
+            source = pa.PythonFile(stack.enter_context(_opened(part.path)), "r")
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
         if is_file:
-            file = pa.ipc.open_file(pa.PythonFile(handle, "r"))
+            file = pa.ipc.open_file(source)
             first, last = part.bounds(file.num_record_batches)
             batches: Iterator[Any] = (file.get_batch(number) for number in range(first, last))
             schema = file.schema
         else:
-            stream = pa.ipc.open_stream(pa.PythonFile(handle, "r"))
+            stream = pa.ipc.open_stream(source)
             batches, schema = iter(stream if part.index == 0 else ()), stream.schema
         columns = _columns(schema, part.path, options)
         row_number = 0
