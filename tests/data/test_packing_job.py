@@ -25,6 +25,7 @@ from growtx.data.tokenizer import from_vocabulary
 from growtx.data.vocabulary import MANDATORY_TOKENS, Vocabulary
 from growtx.exceptions import DataError
 from tests.data.byte_tokenizer import byte_tokenizer
+from tests.object_store import ObjectStore
 
 END = 2
 LENGTH = 32
@@ -504,3 +505,29 @@ def test_more_than_two_to_the_31_tokens_are_packed_for_real(tmp_path: Path) -> N
     data.verify()
     last = data.train.take(np.array([0, len(data.train) - 1]))
     assert (last > 0).any(axis=1).all()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_text_and_packed_data_may_lie_in_buckets(
+    kind: str,
+    object_store: ObjectStore,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    small_limits: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on two nodes: one packs, the other reads and keeps a part of it."""
+    local, bucket = write_texts(tmp_path / "texts", kind, num_files=2), object_store.bucket()
+    reference, _ = packed_with(config_of(local), tokenizer, tmp_path / "local")
+    fsspec.filesystem("s3").put(f"{tmp_path}/texts/", f"{bucket}/texts/", recursive=True)
+    monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "driver"))
+    config = config_of(f"{bucket}/texts/*.{kind}", local_bytes=9_000)
+    data, _ = packed_with(config, tokenizer, f"{bucket}/cache")
+    monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "worker"))
+    opened = open_packed(data.path, 9_000)
+    assert opened.fingerprint == reference.fingerprint
+    assert (opened.train.sources[0].windows[:] == reference.train.sources[0].windows[:]).all()
+    kept = sum(path.stat().st_size for path in (tmp_path / "worker").glob("*/*/*") if path.is_file())
+    assert 0 < kept <= 9_000
+    again, _ = packed_with(config, tokenizer, f"{bucket}/cache", show=lambda sentence: pytest.fail("packed again"))
+    assert again.path == data.path
