@@ -151,7 +151,8 @@ def without_ray(root: str) -> None:
         return "report.html"
 
     stand_ins: dict[str, Any] = {
-        "connected": lambda resources: nullcontext(),
+        "connected": lambda resources, claim: nullcontext(),
+        "check_cluster": lambda resources: None,
         "fit_worker_group": fit,
         "_train_with_progress": lambda jobs, status, console: growtx.run.grow.run_jobs(jobs),
         "write_report": write_report,

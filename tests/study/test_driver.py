@@ -68,13 +68,14 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     class Connected:
-        def __init__(self, *_: Any) -> None: ...
+        def __init__(self, *_: Any, **__: Any) -> None: ...
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
 
     made = Trainer()
     monkeypatch.setattr(driver, "train_concurrently", made.together)
     monkeypatch.setattr(driver, "connected", Connected)
+    monkeypatch.setattr(driver, "check_cluster", lambda resources: None)
     monkeypatch.setattr(driver, "cluster_capacity", lambda: (2.0, 0.0))
     monkeypatch.setattr(driver, "start_registry", lambda study: None)
     monkeypatch.setattr("growtx.study.report.save", lambda draw, storage, name: "")
