@@ -55,11 +55,12 @@ def measure_packing(
     """Pack the same text on clusters of so many one-CPU nodes.
 
     Yields:
-        first the tokenizer alone, with the library's own way and with ours, in one thread; then a row per cluster and
-        round: `seconds`, `megabytes_per_second`, `megabytes_per_cpu_second` (of the processes that pack, which tells
-        more where others use the machine too), `task_bytes` and `driver_bytes` (resident memory of the largest process
-        that packs, and what packing adds to that of the driver), `disk_ratio` (largest size on the disk while packing,
-        relative to what is packed), `fingerprint`.
+        first the tokenizer alone, with the library's own way and with ours, in one thread; then, per cluster and round,
+        a row for its first job, whose processes must start and know no word yet, and one for a second job that packs
+        everything again: `seconds`, `megabytes_per_second`, `megabytes_per_cpu_second` (of the processes that pack,
+        which tells more where others use the machine too), `task_bytes` and `driver_bytes` (resident memory of the
+        largest process that packs, and what packing adds to that of the driver), `disk_ratio` (largest size on the disk
+        while packing, relative to what is packed), `fingerprint`.
     """
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "texts").mkdir()
@@ -67,8 +68,10 @@ def measure_packing(
         yield from _tokenizer_alone(tokenizer, files)
         for round_number in range(rounds):
             for num_nodes in nodes:
-                place = Path(directory) / f"{num_nodes}-{round_number}"
-                yield {"what": f"{num_nodes} nodes", **_packed_on(num_nodes, tokenizer, files, place)}
+                with one_cpu_nodes(num_nodes):
+                    for job in ("first job", "second job"):
+                        place = Path(directory) / f"{num_nodes}-{round_number}-{job}"
+                        yield {"what": f"{num_nodes} nodes, {job}", **_packed(tokenizer, files, place)}
 
 
 def _tokenizer_alone(tokenizer: PreTrainedTokenizerFast, files: str) -> Iterator[Row]:
@@ -87,9 +90,9 @@ def _tokenizer_alone(tokenizer: PreTrainedTokenizerFast, files: str) -> Iterator
         yield {"what": what, "seconds": seconds, **{name: num_bytes / 1e6 / spent for name, spent in rates.items()}}
 
 
-def _packed_on(num_nodes: int, tokenizer: PreTrainedTokenizerFast, files: str, place: Path) -> Row:
+def _packed(tokenizer: PreTrainedTokenizerFast, files: str, place: Path) -> Row:
     config = build_config(DataConfig, {"sources": [{"files": files}]})
-    with one_cpu_nodes(num_nodes), _watched(place) as peak:
+    with _watched(place) as peak:
         started = time.perf_counter()
         data, (reading,) = pack(config, tokenizer, context_length=CONTEXT_LENGTH, cache_dir=str(place), need=PlanNeed())
         seconds = time.perf_counter() - started
@@ -134,16 +137,16 @@ def one_cpu_nodes(num_nodes: int) -> Iterator[None]:
 def _watched(place: Path) -> Iterator[dict[str, float]]:
     """The largest process, the CPU time of tasks and the largest size on the disk while something runs."""
     peak, ended = {"task": 0.0, "driver": 0.0, "disk": 0.0, "cpu_seconds": 0.0}, threading.Event()
-    spent: dict[int, float] = {}
+    spent, spent_before = dict[int, float](), _cpu_seconds()
     before = psutil.Process().memory_info().rss
 
     def watch() -> None:
-        while not ended.wait(0.2):
+        while not ended.wait(0.5):
             peak["driver"] = max(peak["driver"], psutil.Process().memory_info().rss - before)
             for process in psutil.process_iter():
                 with suppress(psutil.NoSuchProcess):
                     if process.name().startswith("ray::Flat"):
-                        spent[process.pid] = sum(process.cpu_times()[:2])
+                        spent[process.pid] = sum(process.cpu_times()[:2]) - spent_before.get(process.pid, 0.0)
                         peak["task"] = max(peak["task"], process.memory_info().rss)
             peak["disk"] = max(peak["disk"], _size(place))
 
@@ -155,6 +158,15 @@ def _watched(place: Path) -> Iterator[dict[str, float]]:
         ended.set()
         watcher.join()
         peak["cpu_seconds"] = sum(spent.values())
+
+
+def _cpu_seconds() -> dict[int, float]:
+    """What every process has used so far."""
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            found[process.pid] = sum(process.cpu_times()[:2])
+    return found
 
 
 def _size(place: Path) -> int:
