@@ -507,13 +507,13 @@ def test_more_than_two_to_the_31_tokens_are_packed_for_real(tmp_path: Path) -> N
     assert (last > 0).any(axis=1).all()
 
 
+@pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_text_and_packed_data_may_lie_in_buckets(
     kind: str,
     object_store: ObjectStore,
     tokenizer: PreTrainedTokenizerFast,
     tmp_path: Path,
-    small_limits: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As on two nodes: one packs, the other reads and keeps a part of it."""
