@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,27 @@ def test_what_is_done_is_not_done_again(
     assert again.fingerprint == whole.fingerprint
     assert len(made) == 1 + len(read_mix(whole.path).sources[0].keys), "the one that failed is the only one made twice"
     assert not list((tmp_path / "cache/packed").glob(".making-*"))
+
+
+def test_a_part_goes_on_with_the_shards_that_it_lacks(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, small_limits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(write_texts(tmp_path / "texts", "jsonl"), max_documents=170)  # one part of many shards
+    whole, _ = packed_with(config, tokenizer, tmp_path)
+    keys = read_mix(whole.path).sources[0].keys
+    for number in (2, 5):
+        shutil.rmtree(tmp_path / "packed" / keys[number])
+    made: list[Path] = []
+    fill = packing_job.SourcePacker.fill
+
+    def counted(self: Any, directory: Path, **arguments: Any) -> dict[str, Any]:
+        made.append(directory)
+        return fill(self, directory, **arguments)
+
+    monkeypatch.setattr(packing_job.SourcePacker, "fill", counted)
+    again, _ = packed_with(config, tokenizer, tmp_path)
+    again.verify()
+    assert again.fingerprint == whole.fingerprint and len(made) == 2
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed"])
