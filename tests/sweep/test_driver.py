@@ -62,6 +62,7 @@ def test_the_best_trial_joins_the_lineage_and_what_others_stored_goes(swept: tup
         report = verify(run.root)
         assert report.is_intact and report.num_manifests == 2 and not report.orphans
         assert [row["step"] for row in read_metrics(run)] == [4]
+        assert run.read_text("metrics.jsonl").count("\n") == 1
     assert open_lineage(run.root).last.num_blocks == 2
 
 

@@ -68,7 +68,9 @@ def warnings_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 numbers = itertools.count()
 
 
-def job(home: Path, run_dir: Path | None = None, training: dict[str, Any] | None = None, **changes: Any) -> TrainJob:
+def job(
+    home: Path, run_dir: Path | str | None = None, training: dict[str, Any] | None = None, **changes: Any
+) -> TrainJob:
     """A prepared run in a directory of its own."""
     settings = {"plan": TWO_STAGES, **changes, "training": {**TRAINING, **(training or {})}}
     where = run_dir or home / f"run-{next(numbers)}"
@@ -273,6 +275,27 @@ def test_workers_whose_node_will_be_taken_away_save_at_once_and_go_on(
     finished(the_job)
     assert saved == [(2, 5)], "once, in the step after they heard of it"
     assert_same(losses(the_job), undisturbed)
+
+
+def test_rows_are_stored_before_the_checkpoint_that_makes_them_the_past(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an object store rows are gathered; a run that goes on from the checkpoint does not write them again."""
+    the_job = job(
+        home,
+        run_dir=f"memory://{next(numbers)}/run",
+        cache_dir=str(home / "cache-of-memory"),
+        training={"checkpoint": {"every_steps": 3}, "evaluation": {**TRAINING["evaluation"], "every_steps": None}},  # type: ignore[dict-item]
+    )
+    original, stored = stage_run.write_checkpoint, list[tuple[int, int]]()
+
+    def write(storage: Storage, info: CheckpointInfo, *state: Any, keep: int) -> None:
+        stored.append((info.step, losses(the_job)[-1][1]))
+        original(storage, info, *state, keep=keep)
+
+    monkeypatch.setattr(stage_run, "write_checkpoint", write)
+    finished(the_job)
+    assert len(stored) >= 4 and all(step == last for step, last in stored), stored
 
 
 def test_outside_of_ray_nobody_is_taken_away() -> None:
