@@ -67,6 +67,17 @@ class Batches:
         """Indices [N] of the windows that the first `num_steps` steps train on, each once."""
         return np.unique(np.concatenate([self.windows(step) for step in range(num_steps)]))
 
+    def least_visited(self, num_steps: int) -> int:
+        """How many windows the first `num_steps` steps train on at least: known at once, without listing them.
+
+        A source gives its share; half of that may come again, where one round through it follows another.
+        """
+        drawn, mix = num_steps * self._global_batch_size, self.data.mix
+        return sum(
+            min(size, max(0, int(share * drawn / 2) - 1))
+            for size, share in zip(mix.num_windows, mix.shares, strict=True)
+        )
+
     def at(self, step: int) -> list[dict[str, Any]]:
         """This worker's micro batches of step `step`, as keyword arguments of the model."""
         if self.data.train.is_fetched:

@@ -55,6 +55,11 @@ def use_prefix_cache(
         return PrefixPlan("recompute", "the prefix changes in this stage", 0)
     dtype = torch.bfloat16 if use_bf16(settings) else torch.float32
     config = job.model_at(stage.num_blocks)
+    allowed = int(settings.prefix_cache_gib * 2**30)
+    least = batches.least_visited(num_steps) * job.context_length * config.hidden_size * dtype.itemsize
+    if settings.prefix == "auto" and least > allowed:  # listing and checking what would be cached takes minutes then
+        reason = f"the cache would take {least:,} bytes or more, but only {allowed:,} are allowed"
+        return PrefixPlan("recompute", reason, least)
     name = PrefixCache.key(parent, stage.num_frozen, batches.data.fingerprint, dtype)
     work = PrefixWork(
         directory=f"{job.prefix_cache_dir}/{name}",
@@ -76,7 +81,7 @@ def use_prefix_cache(
             num_windows_to_cache=cache.num_windows(shards),
             num_windows_missing=cache.num_windows(cache.missing(shards)),
             bytes_per_number=dtype.itemsize,
-            bytes_available=min(int(settings.prefix_cache_gib * 2**30), cache.free_bytes()),
+            bytes_available=min(allowed, cache.free_bytes()),
             num_trials=job.num_trials,
         )
     )

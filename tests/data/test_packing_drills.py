@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from growtx.data.packing import open_packed
 from tests.data import packing_child
+from tests.processes import descendants
 
 pytestmark = pytest.mark.ray
 PROJECT = Path(__file__).parents[2]
@@ -50,12 +50,6 @@ def wait_until(reached: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def packing_workers() -> list[psutil.Process]:
-    return [
-        process for process in psutil.process_iter(["name"]) if (process.info["name"] or "").startswith("ray::Flat")
-    ]
-
-
 def test_a_job_that_loses_driver_worker_and_node_packs_what_one_process_packs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +68,7 @@ def test_a_job_that_loses_driver_worker_and_node_packs_what_one_process_packs(
         done = shards(cache)
         resumed = start(files, cache, cluster.address)
         wait_until(lambda: len(shards(cache)) >= len(done) + 2)
-        for worker in packing_workers()[:1]:
+        for worker in descendants("ray::FlatMap")[:1]:
             worker.send_signal(signal.SIGKILL)
         wait_until(lambda: len(shards(cache)) >= len(done) + 6)
         cluster.remove_node(second, allow_graceful=False)

@@ -89,3 +89,13 @@ def test_cached_states_stand_in_for_tokens_of_the_same_windows() -> None:
         assert "input_ids" not in states and states["first_block"] == 3
         assert torch.equal(states["labels"], tokens["labels"])
         assert torch.equal(states["prefix_hidden_states"][:, 0, 0] + 10, tokens["input_ids"][:, 0].float())
+
+
+@pytest.mark.parametrize("before", [0, 3, 25, 26, 27, 40, 99])
+def test_no_fewer_windows_are_visited_than_is_known_at_once(before: int) -> None:
+    """Also where a round through a source ends in between, and a window comes again early in the next one."""
+    stage = batches(num_samples_before=before)
+    for num_steps in range(1, 24):
+        visited = len(stage.windows_visited(num_steps))
+        assert stage.least_visited(num_steps) <= visited
+        assert stage.least_visited(num_steps) >= visited // 2 - 4, "and it says something"

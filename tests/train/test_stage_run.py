@@ -277,6 +277,20 @@ def test_workers_whose_node_will_be_taken_away_save_at_once_and_go_on(
     assert_same(losses(the_job), undisturbed)
 
 
+def test_a_cache_that_cannot_fit_is_given_up_before_its_windows_are_listed(
+    home: Path, undisturbed: Losses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_them(*_: object) -> None:
+        raise AssertionError("at the size of `pgt`, this takes minutes on every rank")
+
+    monkeypatch.setattr(Batches, "windows_visited", list_them)
+    monkeypatch.setattr(PrefixCache, "shards_of", list_them)
+    the_job = job(home, training={"prefix": "auto", "prefix_cache_gib": 1e-6})
+    manifests = finished(the_job)
+    assert not any(manifest.metrics["prefix_cached"] for manifest in manifests)
+    assert_same(losses(the_job), undisturbed)
+
+
 def test_rows_are_stored_before_the_checkpoint_that_makes_them_the_past(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
