@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import yaml
 
@@ -95,19 +96,26 @@ def lineage(run: RunRecord) -> Section:
                 fmt.decimal(stage.evaluated("bits_per_byte", "end")),
                 fmt.duration(stage.metric("seconds")),
                 f"{check.num_tensors} unchanged" if same else "CHANGED",
+                _trained(stage.metric("active_check")),
                 fmt.short_hash(stage.manifest.blocks[-1].blob),
                 fmt.short_hash(stage.manifest.head),
             ]
         )
-    headers = ["stage", "blocks", "active", "tokens", "bits per byte", "time", "frozen", "newest block", "head"]
+    headers = ["stage", "blocks", "active", "tokens", "bits per byte", "time"]
+    headers += ["frozen", "trained", "newest block", "head"]
     last = run.manifests[-1]
     return Section(
         "Lineage",
         "Every stage refers to the blocks below it by the hash of their content; none is ever rewritten.",
-        table=Table(headers, rows, text_columns=(0, 6, 7, 8)),
+        table=Table(headers, rows, text_columns=(0, 6, 7, 8, 9)),
         note=f"Substrate {fmt.short_hash(last.substrate_fingerprint)}, tokenizer "
         f"{fmt.short_hash(last.tokenizer_fingerprint)}, data {fmt.short_hash(last.data_fingerprint)}.",
     )
+
+
+def _trained(check: Any) -> str:
+    """How many of the tensors that should train have moved; older runs did not count."""
+    return f"{check['num_changed']} of {check['num_tensors']}" if isinstance(check, dict) else "-"
 
 
 def data_section(run: RunRecord) -> Section | None:

@@ -39,6 +39,7 @@ from growtx.growth.plan import Stage, StageTraining
 from growtx.models.causal_lm import GrowtxForCausalLM
 from growtx.models.loss import TextScore
 from growtx.sampling import Sampling, continue_text, eos_token_ids, seed_of_choice
+from growtx.store.blobs import hash_tensors
 from growtx.store.manifest import FrozenCheck, Manifest, write_manifest
 from growtx.store.runs import MetricsLog
 from growtx.train.batches import Batches
@@ -189,6 +190,7 @@ class StageRun:
         self.record.prefix_cached = self.prefix_cached
         self.engine = self._build_engine()
         self.frozen_before, self.num_frozen_tensors = self.engine.frozen_hash()
+        self.active_before = hashes_of(self.engine.trainable_state())  # on rank 0, as below
 
     def _build_engine(self) -> TrainEngine:
         state = read_state(self.store, self.parent) if self.parent else None
@@ -451,10 +453,12 @@ class StageRun:
                 the logits.
         """
         frozen = self._check_frozen()
+        state, with_gradients = self.engine.trainable_state(), self.engine.tensors_with_gradients()
+        active = on_rank_zero(lambda: self._check_active(state, with_gradients))
         scores = self._final_scores()
         probe = Probe.of(self.engine.evaluation_model(), self.context.held_out.tokens_NT[:1], self.engine.device)
-        trained = without_peft_prefix(self.engine.trainable_state())
-        metrics = self._final_metrics(scores)
+        trained = without_peft_prefix(state)
+        metrics = {**self._final_metrics(scores), "active_check": active}
         return on_rank_zero(lambda: self._store(trained, probe, frozen, metrics, ended_by))
 
     def _check_frozen(self) -> FrozenCheck:
@@ -465,6 +469,33 @@ class StageRun:
                 "This is a bug: please report it with the run's configuration",
             )
         return FrozenCheck(num_tensors=num_tensors, before=self.frozen_before, after=after)
+
+    def _check_active(self, state: State, with_gradients: set[str]) -> dict[str, int]:
+        """Proof that what was active trained: that nothing did is the fault of freezing that shows least.
+
+        What a zero multiplies (an adapter beside a new one, a block that begins as the identity) has no gradient in
+        the first step, so a stage of fewer than `STEPS_TO_MOVE` proves nothing and is only counted.
+
+        Raises:
+            TrainingError: a tensor is what it was when the stage began, or never had a gradient.
+        """
+        after = hashes_of(state)
+        still = [name for name, digest in after.items() if digest == self.active_before[name]]
+        without = [name for name in after if name not in with_gradients]
+        idle = sorted({*still, *without})
+        if idle and self.position.step >= STEPS_TO_MOVE:
+            reason = "had no gradient in any step" if idle[0] in without else "did not change"
+            raise TrainingError(
+                f"{len(idle)} of {len(after)} active tensors of {self._where} did not train ({idle[0]} {reason}); the "
+                "stage was not stored",
+                "Check that its learning rate is not 0; otherwise this is a bug: please report it with the run's "
+                "configuration",
+            )
+        return {
+            "num_tensors": len(after),
+            "num_changed": len(after) - len(still),
+            "num_with_gradients": len(after) - len(without),
+        }
 
     def _final_scores(self) -> dict[str, TextScore]:
         try:
@@ -586,6 +617,7 @@ def _finite(value: float) -> float | None:
 # Parts of finalizing that need no run.
 
 
+STEPS_TO_MOVE = 3  # after which every active tensor has had a gradient, whatever the stage began with
 MERGE_TOLERANCE = 1e-4  # largest logit difference that merging adapters may cause in fp32
 
 
@@ -609,6 +641,11 @@ class Probe:
         """Largest absolute difference of the logits of `model` from those recorded."""
         model.eval()
         return float((model(input_ids=self.tokens_BT, use_cache=False).logits - self.logits_BTV).abs().max())
+
+
+def hashes_of(state: State) -> dict[str, str]:
+    """sha256 of every tensor."""
+    return {name: hash_tensors({name: tensor}) for name, tensor in state.items()}
 
 
 def _check_difference(stage: Stage, difference: float) -> None:

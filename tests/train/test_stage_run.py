@@ -6,6 +6,7 @@ import errno
 import itertools
 import logging
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from growtx.models.loss import TextScore
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path
-from growtx.store.manifest import Manifest
+from growtx.store.manifest import Manifest, list_manifests
 from growtx.store.runs import read_metrics
 from growtx.store.verify import verify
 from growtx.train import prefix_cache, prefix_stage, stage_run
@@ -275,6 +276,42 @@ def test_workers_whose_node_will_be_taken_away_save_at_once_and_go_on(
     finished(the_job)
     assert saved == [(2, 5)], "once, in the step after they heard of it"
     assert_same(losses(the_job), undisturbed)
+
+
+def test_a_manifest_proves_that_everything_active_trained(home: Path) -> None:
+    for manifest in finished(job(home)):
+        check = manifest.metrics["active_check"]
+        assert check["num_tensors"] > 10
+        assert check["num_changed"] == check["num_with_gradients"] == check["num_tensors"]
+
+
+def test_a_stage_in_which_nothing_moves_is_not_stored(home: Path) -> None:
+    the_job = job(home, plan={"grow": {"blocks": 2}, "train": {**TRAIN, "learning_rate": 1e-30}})
+    assert re.search(
+        r"\d+ of \d+ active tensors of stage 1 .* did not change\); the stage was not", str(train(the_job))
+    )
+    assert open_store(the_job) == []
+
+
+def test_a_stage_with_a_tensor_that_no_gradient_reaches_is_not_stored(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weight decay moves it all the same, so that it moved proves nothing."""
+    original = TrainEngine.__init__
+
+    def cut_off(self: TrainEngine, model: torch.nn.Module, *arguments: Any) -> None:
+        (weight,) = (tensor for name, tensor in model.named_parameters() if name.endswith("lm_head.weight"))
+        weight.register_hook(torch.zeros_like)
+        original(self, model, *arguments)
+
+    monkeypatch.setattr(TrainEngine, "__init__", cut_off)
+    the_job = job(home)
+    assert re.search(r"^1 of \d+ active .*lm_head.weight had no gradient in any step\); the stage", str(train(the_job)))
+    assert open_store(the_job) == []
+
+
+def open_store(job: TrainJob) -> list[str]:
+    return list_manifests(Storage(job.run_dir))
 
 
 def test_a_cache_that_cannot_fit_is_given_up_before_its_windows_are_listed(
