@@ -72,6 +72,14 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, data: PackedData, mode
     assert cache.missing([0, 1, 2]) == [0, 2]
 
 
+def test_filling_ends_after_the_shard_in_which_a_stop_is_heard(
+    tmp_path: Path, data: PackedData, model: GrowtxForCausalLM
+) -> None:
+    cache, answers = cache_in(tmp_path, data), iter([False, True])
+    cache.fill([0, 1, 2], model, NUM_FROZEN, lambda: next(answers))
+    assert len(cache.missing([0, 1, 2])) == 2
+
+
 def zero(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 

@@ -84,6 +84,7 @@ def test_a_service_that_fails_later_costs_a_warning(storage: Storage, caplog: py
     with caplog.at_level(logging.WARNING):
         for tokens in (100, 200, 300):
             trackers.add(row(tokens, 1.0))
+    assert list(trackers._services) == ["wandb"], "and is asked no more"
     trackers.close(finished=False)
     assert [record.getMessage() for record in caplog.records] == [
         "tracking.mlflow receives no more metrics: no route to host"

@@ -14,6 +14,7 @@ from growtx.train import worker
 from growtx.train.claims import ClaimRegistry, RunClaims, forget_claims
 from growtx.train.job import TrainJob
 from growtx.train.progress import RunPosition
+from tests.store.manifests import write_lineage
 from tests.train.test_job import job
 
 DIVERGED = TrainingError("the loss is not finite")
@@ -112,3 +113,12 @@ def test_a_claim_is_made_again_while_the_registry_is_started_anew(monkeypatch: p
     monkeypatch.setattr("growtx.train.progress.ray.get", get)
     monkeypatch.setattr("growtx.train.progress.time.sleep", lambda seconds: None)
     assert RunClaims(registry, "mine").claim("/r/a") and registry.owners == {"/r/a": "mine"}
+
+
+def test_a_stage_stands_on_the_one_before_it_in_the_chain(tmp_path: Path) -> None:
+    """Also where the newest manifest is another one: of a stage that is done, of a repetition of it."""
+    manifests = write_lineage(str(tmp_path))
+    the_job = job(run_dir=str(tmp_path / "mine"), shared_dir=str(tmp_path))
+    for index in range(1, len(manifests) + 2):
+        finished, parent = worker._manifests_at(the_job, index)
+        assert not finished and (parent.index if parent else 0) == index - 1
