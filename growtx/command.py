@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,11 @@ def run_command(action: Callable[[], int], *, resumable: bool = False) -> int:
     except GrowtxError as error:
         print(f"error: {redact_text(str(error))}", file=sys.stderr)
         return error.exit_code
+    except SystemExit as error:
+        if error.code != signal.SIGTERM or not resumable:
+            raise
+        print("stopped; use --resume to continue")
+        return 0  # as where it is stopped in the middle: whoever pre-empts a job is no failure of it
     except KeyboardInterrupt:
         kept = ": finished stages are kept; use --resume to continue" if resumable else ""
         print(f"interrupted{kept}", file=sys.stderr)

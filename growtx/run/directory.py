@@ -6,8 +6,11 @@ import argparse
 import json
 import os
 import platform
+import signal
 import socket
 import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -250,12 +253,30 @@ class RunStatus:
 
 
 @contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Until Ray starts, which handles the signal likewise, it would kill this process without a word."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
 def recording_status(run: Storage) -> Iterator[RunStatus]:
-    """Record in the status file how the `with` block ends: finished, stopped or failed."""
+    """Record in the status file how the `with` block ends: finished, stopped or failed.
+
+    SIGTERM ends it like Ctrl-C, with SystemExit, unless something inside of it knows better (`stop_on_signals`).
+    """
     status = RunStatus(run)
     status.begin()
     try:
-        yield status
+        with _ended_by_sigterm():
+            yield status
     except BaseException as error:
         asked = isinstance(error, (KeyboardInterrupt, SystemExit))  # by Ctrl-C, or by Ray's handler of SIGTERM
         status.write("stopped" if asked or status.is_stopped else "failed")

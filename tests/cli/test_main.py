@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,6 +278,9 @@ def test_a_command_ends_with_the_status_of_its_error(capsys: Capture) -> None:
     assert capsys.readouterr().err == "interrupted\n"
     assert run_command(fail(KeyboardInterrupt()), resumable=True) == 130
     assert "use --resume to continue" in capsys.readouterr().err
+    assert run_command(fail(SystemExit(signal.SIGTERM)), resumable=True) == 0
+    with pytest.raises(SystemExit):
+        run_command(fail(SystemExit(signal.SIGTERM)))
 
 
 def test_a_mistake_of_our_own_is_not_hidden() -> None:

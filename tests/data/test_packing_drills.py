@@ -40,7 +40,7 @@ def start(files: str, cache: Path, address: str) -> subprocess.Popen[str]:
 
 def shards(cache: Path) -> dict[str, int]:
     """Finished ones, with what tells a file from another of the same name."""
-    return {path.parent.name: path.stat().st_ino for path in (cache / "packed").glob("*/index.json")}
+    return {path.parent.name: path.stat().st_ino for path in (cache / "packed").glob("[!.]*/index.json")}
 
 
 def wait_until(reached: Callable[[], bool], seconds: float = 120) -> None:

@@ -6,6 +6,9 @@ import argparse
 import contextlib
 import io
 import json
+import os
+import signal
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from growtx.run.directory import (
 from growtx.storage import Storage
 from growtx.store.manifest import write_manifest
 from growtx.store.run_lock import is_locked
-from growtx.store.run_records import read_changes
+from growtx.store.run_records import read_changes, read_status
 from growtx.store.runs import list_runs
 from growtx.sweep.config import SweepConfig
 from tests.run.configs import config, tree
@@ -265,3 +268,12 @@ def test_credentials_in_what_is_read_again_are_refused_before_anything_is_done(r
         claim(run_dir, config(address), resume=False)
     assert SECRET not in str(caught.value)
     assert claim(run_dir, config("a.txt"), resume=False).exists("run.yaml")
+
+
+def test_sigterm_before_anything_has_begun_is_a_stop(tmp_path: Path) -> None:
+    storage, before = Storage(tmp_path), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, recording_status(storage):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    assert caught.value.code == signal.SIGTERM and read_status(storage).state == "stopped"
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -89,8 +89,8 @@ def test_what_another_client_writes_is_seen_at_once(object_store: ObjectStore) -
     assert [len(one.list_files("manifests")) for one in (here, there)] == [1, 1]
     write = f"from growtx.storage import Storage; Storage({address!r}).write_text('manifests/b.json', '22')"
     subprocess.run([sys.executable, "-c", write], cwd=ROOT, check=True)
-    assert here.list_names("manifests") == ["a.json", "b.json"] and here.exists("manifests/b.json")
     assert here.list_files("manifests", ".json") == ["manifests/a.json", "manifests/b.json"]
+    assert here.exists("manifests/b.json") and here.list_names("manifests") == ["a.json", "b.json"]
     assert here.size_bytes("manifests/b.json") == 2
 
 
