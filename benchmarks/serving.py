@@ -30,6 +30,7 @@ from statistics import median
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from growtx.models import GrowtxConfig, GrowtxForCausalLM
 from growtx.models.ensemble import from_members
@@ -125,7 +126,8 @@ def measure_serving(
     ensemble.generation_config.eos_token_id = ensemble.config.eos_token_id = None  # every text has its full length
     models: dict[str, PreTrainedModel] = {ENSEMBLE: ensemble, MEMBER: next(iter(copy.deepcopy(members).values()))}
     hardware, rounds = Hardware.measure(), dict[tuple[str, str, int], list[Timings]]()
-    with _engines(models, tokenizer) as engines, _alternatives(members, workload) as alternatives:
+    alternatives = _alternatives(members, workload)
+    with _engines(models, tokenizer) as engines:
         for _ in range(workload.num_rounds):
             for num_clients in CLIENTS:
                 requests = workload.requests(num_clients, ensemble.config.vocab_size)
@@ -202,17 +204,15 @@ async def _serve(engine: Engines, requests: list[Generation]) -> Timings:
     return timings
 
 
-@contextmanager
-def _alternatives(members: Members, workload: Workload) -> Iterator[dict[tuple[str, str], System]]:
+def _alternatives(members: Members, workload: Workload) -> dict[tuple[str, str], System]:
     both = list(copy.deepcopy(members).values())
     first = list(copy.deepcopy(members).values())[:1]
-    with _continuous_batching(copy.deepcopy(first[0]), workload) as continuous:
-        yield {
-            (ENSEMBLE, "naive loop"): lambda requests: _naive(both, requests[: workload.num_naive_texts]),
-            (ENSEMBLE, "padded batch"): lambda requests: padded_batch(both, requests)[0],
-            (MEMBER, "padded batch"): lambda requests: padded_batch(first, requests)[0],
-            (MEMBER, "continuous batching"): continuous,
-        }
+    return {
+        (ENSEMBLE, "naive loop"): lambda requests: _naive(both, requests[: workload.num_naive_texts]),
+        (ENSEMBLE, "padded batch"): lambda requests: padded_batch(both, requests)[0],
+        (MEMBER, "padded batch"): lambda requests: padded_batch(first, requests)[0],
+        (MEMBER, "continuous batching"): _continuous_batching(copy.deepcopy(first[0]), workload),
+    }
 
 
 def _naive(members: list[GrowtxForCausalLM], requests: list[Generation]) -> Timings:
@@ -258,28 +258,26 @@ def padded_batch(members: list[GrowtxForCausalLM], requests: list[Generation]) -
 PAGE_TOKENS = 32
 
 
-@contextmanager
-def _continuous_batching(model: GrowtxForCausalLM, workload: Workload) -> Iterator[System]:
-    """Room for all texts at once, and the manager kept, so that only the first round pays for its start."""
+def _continuous_batching(model: GrowtxForCausalLM, workload: Workload) -> System:
+    """Room for all texts at once. Started before the time is taken, and ended after it: its thread never rests."""
     longest = workload.longest_prompt + workload.num_new_tokens
     pages = max(CLIENTS) * (longest // PAGE_TOKENS + 2)
     batching = ContinuousBatchingConfig(page_size=PAGE_TOKENS, num_blocks=pages, max_batch_tokens=512)
     generation = GenerationConfig(max_new_tokens=workload.num_new_tokens, do_sample=False, eos_token_id=-1)
 
     def serve(requests: list[Generation]) -> Timings:
-        start = time.perf_counter()
-        found = model.generate_batch(
-            [list(request.token_ids) for request in requests],
-            generation_config=generation,
-            continuous_batching_config=batching,
-            record_timestamps=True,
-            persistent_manager=True,
-        )
-        seconds = time.perf_counter() - start
-        return Timings([[at - start for at in output.timestamps] for output in found.values()], seconds)
+        found: list[GenerationOutput] = []
+        with model.continuous_batching_context_manager(generation, continuous_batching_config=batching) as manager:
+            start = time.perf_counter()
+            manager.add_requests([list(request.token_ids) for request in requests], record_timestamps=True)
+            while len(found) < len(requests):
+                output = manager.get_result(timeout=1)
+                if output is not None and output.is_finished():
+                    found.append(output)
+            seconds = time.perf_counter() - start
+        return Timings([[at - start for at in output.timestamps] for output in found], seconds)
 
-    serve(workload.requests(max(CLIENTS), model.config.vocab_size))
-    yield serve
+    return serve
 
 
 @dataclass(frozen=True)
