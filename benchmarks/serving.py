@@ -27,10 +27,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from growtx.models import GrowtxConfig, GrowtxForCausalLM
 from growtx.models.ensemble import from_members
@@ -266,7 +266,7 @@ def _continuous_batching(model: GrowtxForCausalLM, workload: Workload) -> System
     generation = GenerationConfig(max_new_tokens=workload.num_new_tokens, do_sample=False, eos_token_id=-1)
 
     def serve(requests: list[Generation]) -> Timings:
-        found: list[GenerationOutput] = []
+        found: list[Any] = []
         with model.continuous_batching_context_manager(generation, continuous_batching_config=batching) as manager:
             start = time.perf_counter()
             manager.add_requests([list(request.token_ids) for request in requests], record_timestamps=True)
