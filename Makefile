@@ -32,9 +32,9 @@ $(READERS): $(STAMP)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$(echo $(dir $@)lib/python*/site-packages)/zz_venv.pth
 	touch $@
 
-# First what needs no cluster, in two processes and in another order every time (`make test ORDER=N` repeats one); then what does, two files at a time, because a cluster that starts or stops mostly waits.
+# First what needs no cluster, in two processes and in another order every time (`make test ORDER=N` repeats one); then the rest one by one, because a cluster takes both cores.
 test: test-fast
-	$(BIN)/python -m pytest -m ray --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m ray
 
 ORDER ?= $(shell date +%s)
 
