@@ -52,6 +52,11 @@ def command_line() -> str:
     return redact_text(shlex.join(words))
 
 
+def resume_command(job: str, run_dir: str, *values: str) -> str:
+    """The command line that goes on with a run, ready to be typed; `values` are overrides."""
+    return shlex.join(["growtx", job, "--resume", "--run-dir", run_dir, *values])
+
+
 def run_command(action: Callable[[], int], *, resumable: bool = False) -> int:
     """Run a command; a user-facing error becomes a sentence and an exit status.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from growtx.command import add_command, add_job_options, command_line
+from growtx.command import add_command, add_job_options, command_line, resume_command
 from growtx.config import load_preset
 from growtx.exceptions import ConfigError
 
@@ -203,8 +203,7 @@ def _study(arguments: argparse.Namespace) -> int:
 def _say_how_it_ended(console: Any, job: str, result: Any) -> None:
     """How to go on with a job that was stopped, and the page to open."""
     if result.stopped:
-        command = f"growtx {job} --resume --run-dir {result.run_dir}"
-        console.print(f"stopped; continue with: {command}", soft_wrap=True)
+        console.print(f"stopped; continue with: {resume_command(job, result.run_dir)}", soft_wrap=True)
     if getattr(result, "report", None):
         console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
 import growtx.models.causal_lm  # noqa: F401 - registers the Auto classes
+from growtx.command import resume_command
 from growtx.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from growtx.exceptions import StoreError
 from growtx.growth.assembly import check_same
@@ -64,7 +65,7 @@ def open_lineage(path: str) -> Lineage:
     if not manifests:
         raise StoreError(
             f"{path} has no finished stage",
-            f"Let it finish one (growtx grow --resume --run-dir {storage.root}), or give another path",
+            f"Let it finish one ({resume_command('grow', storage.root)}), or give another path",
         )
     return Lineage(storage, tuple(manifests))
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from growtx import formatting as fmt
+from growtx.command import resume_command
 from growtx.evaluate.results import Evaluation, Score, read_evaluation
 from growtx.exceptions import StoreError
 from growtx.redaction import redact_text
@@ -29,7 +30,7 @@ def write_model_card(run_dir: str) -> str:
     """
     run = read_run(run_dir)
     if not run.manifests:
-        raise StoreError(f"{run_dir} has no finished stage", f"Go on with it: growtx grow --resume --run-dir {run_dir}")
+        raise StoreError(f"{run_dir} has no finished stage", f"Go on with it: {resume_command('grow', run_dir)}")
     run.storage.write_text(CARD_FILE, model_card(run, read_evaluation(run.storage)))
     return run.storage.path(CARD_FILE)
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from growtx.command import resume_command
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.growth.ensembles import ENSEMBLE_FILE, new_ensemble, read_ensemble
 from growtx.growth.plan import PlanConfig, StageConfig, resolve
@@ -176,7 +177,7 @@ def _manifest_path(job: TrainJob) -> str:
     if name is None:
         raise ConfigError(
             f"{storage.root} has no finished stage {last}",
-            f"Go on with it: growtx grow --resume --run-dir {storage.root}",
+            f"Go on with it: {resume_command('grow', storage.root)}",
         )
     return storage.path(f"{MANIFESTS_DIR}/{name}")
 

@@ -8,12 +8,12 @@ RUN/report.html              the growth report, with the search in it
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from datetime import timedelta
 
 from rich.console import Console
 
+from growtx.command import resume_command
 from growtx.config import to_yaml
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.growth.plan import PlanConfig, Stage
@@ -137,7 +137,7 @@ class _SweepRunner:
         """The command that goes on with learning rates below all that were tried."""
         lowest = min(record.values.get("learning_rate", stage.train.learning_rate) for record in records)
         rates = f"sweep.space.learning_rate=[{lowest / 10:.2g}, {lowest / 3:.2g}]"
-        return shlex.join(["growtx", "sweep", "--resume", "--run-dir", self.run.root, rates])
+        return resume_command("sweep", self.run.root, rates)
 
     def _trials(self, position: int, stage: Stage) -> list[TrialRecord]:
         settings, first = self.config.sweep, self.prepared.job.stages[0]

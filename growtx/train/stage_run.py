@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import platform
-import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 from growtx import __version__
+from growtx.command import resume_command
 from growtx.compat.ray import will_be_preempted
 from growtx.data.tokenizer import INCOMPLETE, document_ids, visible_text
 from growtx.exceptions import GrowtxError, StoreError, TrainingError
@@ -515,8 +515,7 @@ class StageRun:
         values = [f"{key}={self.stage.train.learning_rate / 3:.2g}"]
         if not self.settings.gradient_clipping:
             values.append("training.gradient_clipping=1")
-        command = shlex.join(["growtx", "grow", "--resume", "--run-dir", self.job.run_dir, *values])
-        return f"Finished stages are kept; go on with: {command}"
+        return f"Finished stages are kept; go on with: {resume_command('grow', self.job.run_dir, *values)}"
 
     @property
     def _where(self) -> str:
