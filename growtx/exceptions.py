@@ -24,6 +24,12 @@ class GrowtxError(Exception):
         return " ".join(text if text.endswith("?") else f"{text}." for text in (self.problem, self.remedy) if text)
 
 
+def reason_of(error: BaseException) -> str:
+    """What somebody else's error says, in one line of at most 200 characters, for a sentence of ours."""
+    said = getattr(error, "strerror", None) or str(error)
+    return " ".join(str(said).split())[:200] or type(error).__name__
+
+
 class ConfigError(GrowtxError):
     """A key, a value or a command line that cannot be used."""
 

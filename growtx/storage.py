@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ from typing import IO, Any
 import fsspec
 
 from growtx.compat.ray import submission_id
-from growtx.exceptions import ConfigError, StoreError
+from growtx.exceptions import ConfigError, StoreError, reason_of
 from growtx.fence import FENCE_FILE, Fence
 
 PART_SUFFIX = ".part"  # of a file that is being written
@@ -64,24 +64,11 @@ class Storage:
             for fence in self.fences:
                 with self._reading(FENCE_FILE):
                     stack.enter_context(fence.permitted())
-            try:
+            with told_as(write_error, self.path(relative)):
                 yield
-            except Exception as error:
-                if not is_storage_error(error):
-                    raise
-                raise write_error(self.path(relative), error) from error
 
-    @contextmanager
-    def _reading(self, relative: str) -> Iterator[None]:
-        """What the file system, or the client of an object store, says against a read becomes a sentence."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise StoreError(f"{self.path(relative)}: there is no such file", "Check the path") from error
-        except Exception as error:
-            if not is_storage_error(error):
-                raise
-            raise read_error(self.path(relative), error) from error
+    def _reading(self, relative: str) -> AbstractContextManager[None]:
+        return told_as(read_error, self.path(relative))
 
     def exists(self, relative: str = "") -> bool:
         with self._reading(relative):
@@ -309,16 +296,28 @@ def write_error(path: str, error: Exception) -> StoreError:
 
 def read_error(path: str, error: Exception) -> StoreError:
     """The sentence for a failed read."""
+    if isinstance(error, FileNotFoundError):
+        return StoreError(f"{path}: there is no such file", "Check the path")
     return StoreError(f"{path} cannot be read: {_reason(error)}", _remedy(path, CHECK))
 
 
-def is_storage_error(error: Exception) -> bool:
-    """Whether it comes from a file system or from the client of an object store, whose errors have no common kind."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS
+@contextmanager
+def told_as(sentence: Callable[[str, Exception], StoreError], path: str) -> Iterator[None]:
+    """What a file system or the client of an object store says, whose errors have no common kind, becomes a sentence.
+
+    Args:
+        sentence: `read_error` or `write_error`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _CLIENTS):
+            raise
+        raise sentence(path, error) from error
 
 
 def _reason(error: Exception) -> str:
-    said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+    said = reason_of(error)
     return said if isinstance(error, OSError) else f"{type(error).__name__}: {said}"
 
 

@@ -33,7 +33,7 @@ from growtx.data.text_files import (
     read_range,
     text_of_row,
 )
-from growtx.exceptions import DataError
+from growtx.exceptions import DataError, reason_of
 from growtx.generator import key64, permute
 from growtx.microworld import MicroworldConfig, documents
 from growtx.storage import open_filesystem
@@ -183,6 +183,7 @@ def held_out_position(text: str) -> float:
 
 
 SMALL_BYTES = 64 << 20  # of files, as they are: a source up to this size is one part, which the driver packs
+WHOLE_BYTES = 1 << 30  # of its text: more than that makes another shard
 SMALLEST_PART, LARGEST_PART = 16 << 20, 64 << 20
 SIZES_AT_ONCE = 16
 PARTS_OF_A_SAMPLE = 4  # of a source, where some of its text will do
@@ -203,6 +204,11 @@ class Part:
     num_bytes: int
     shard_bytes: int
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it is a whole source that the driver packs by itself, in one shard."""
+        return self.files is None and self.num_bytes <= SMALL_BYTES
+
 
 def divide(source: SourceConfig) -> list[Part]:
     """The parts of a source in the order in which they are read, a function of its files' names and sizes alone.
@@ -215,7 +221,7 @@ def divide(source: SourceConfig) -> list[Part]:
     files = _divisible_files(source)
     total = sum(size for _, size in files)
     if total <= SMALL_BYTES or source.max_documents is not None or source.max_bytes is not None:
-        return [Part(None, total, shard_bytes=1 << 30 if total <= SMALL_BYTES else SHARD_BYTES)]
+        return [Part(None, total, shard_bytes=WHOLE_BYTES if total <= SMALL_BYTES else SHARD_BYTES)]
     size = min(LARGEST_PART, max(SMALLEST_PART, total // PARTS_WANTED))
     parts = [Part(ranges, num_bytes, SHARD_BYTES) for ranges, num_bytes in _grouped(files, size)]
     order = permute(np.arange(len(parts)), len(parts), key64(len(parts)))
@@ -282,7 +288,7 @@ def hub_builder(source: SourceConfig) -> Any:
     try:
         return datasets.load_dataset_builder(**load_arguments(source))
     except Exception as error:  # whatever hub, network or file system raise
-        problem = f"The data set {source.hf} cannot be loaded ({_reason(error)})"
+        problem = f"The data set {source.hf} cannot be loaded ({reason_of(error)})"
         raise DataError(problem, "Check name, config and network") from error
 
 
@@ -468,9 +474,5 @@ def _hub_texts(source: SourceConfig) -> Texts:
     except DataError:
         raise
     except Exception as error:  # load_dataset raises whatever hub, network, builder or file system raise
-        problem = f"The data set {source.hf} cannot be loaded ({_reason(error)})"
+        problem = f"The data set {source.hf} cannot be loaded ({reason_of(error)})"
         raise DataError(problem, "Check name, config and split") from error
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

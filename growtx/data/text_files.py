@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from growtx import storage
-from growtx.exceptions import DataError, GrowtxError
+from growtx.exceptions import DataError, GrowtxError, reason_of
 from growtx.storage import is_local, open_filesystem
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md"})
@@ -246,7 +246,7 @@ def answering(address: str) -> Iterator[None]:
         raise
     except Exception as error:  # every filesystem has errors of its own, and of the libraries below it
         remedy = "Check the address and the network" if "://" in address else "Check the path and its permissions"
-        raise DataError(f"{address} cannot be reached ({_reason(error)})", remedy) from error
+        raise DataError(f"{address} cannot be reached ({reason_of(error)})", remedy) from error
 
 
 def kind_of(path: str) -> str:
@@ -342,19 +342,14 @@ def _reading(path: str) -> Iterator[None]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:  # all but the first: broken compression
         if getattr(error, "errno", None) == errno.ENOENT:
             raise DataError(f"There is no file {path}", "Check the path") from error
-        raise DataError(f"{path} cannot be read ({_reason(error)})", "Check or replace the file") from error
+        raise DataError(f"{path} cannot be read ({reason_of(error)})", "Check or replace the file") from error
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        problem = f"{path}: not a readable {kind_of(path)} file ({_reason(error)})"
+        problem = f"{path}: not a readable {kind_of(path)} file ({reason_of(error)})"
         raise DataError(problem, "Replace the file") from error
     except Exception as error:
         if "://" not in path:
             raise
-        raise DataError(f"{path} cannot be read ({_reason(error)})", "Check the address and the network") from error
-
-
-def _reason(error: BaseException) -> str:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(reason).split())[:200]
+        raise DataError(f"{path} cannot be read ({reason_of(error)})", "Check the address and the network") from error
 
 
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
@@ -482,7 +477,9 @@ def _read_json_lines(part: FileRange, options: ReadOptions) -> Texts:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{place}: not valid JSON ({_reason(error)})", "Correct or remove the line") from error
+                raise DataError(
+                    f"{place}: not valid JSON ({reason_of(error)})", "Correct or remove the line"
+                ) from error
             yield from _text_of_json(row, place, options)
 
 
@@ -516,7 +513,7 @@ def _json_values(handle: IO[bytes], path: str) -> Iterator[Any]:
             if at_end or len(text) > LARGEST_ROW:
                 if (is_array and text.strip() == "]") or (not is_array and not text):
                     return
-                problem = f"{path}, object {number + 1}: not valid JSON ({_reason(error)})"
+                problem = f"{path}, object {number + 1}: not valid JSON ({reason_of(error)})"
                 raise DataError(problem, "Correct the file, or write it as .jsonl, an object on each line") from error
             data = handle.read(max(CHUNK, len(text)))
             at_end = not data
@@ -529,7 +526,7 @@ def _json_values(handle: IO[bytes], path: str) -> Iterator[Any]:
 def _read_csv(part: FileRange, options: ReadOptions) -> Texts:
     """Rows under a line of names; every value is text, so `where` is compared with what it looks like."""
     csv.field_size_limit(LARGEST_ROW)
-    where = {column: tuple(map(_as_in_csv, values)) for column, values in options.where.items()}
+    where = {column: tuple(map(str, values)) for column, values in options.where.items()}
     texts = ReadOptions(options.text_column, where)
     with _decompressed(part.path) as handle:
         lines = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
@@ -545,14 +542,10 @@ def _read_csv(part: FileRange, options: ReadOptions) -> Texts:
                 if values:
                     yield from text_of_row(dict(zip(names, values, strict=True)), f"{part.path}, row {number}", texts)
         except csv.Error as error:
-            problem = f"{part.path}, row {number + 1}: not valid CSV ({_reason(error)})"
+            problem = f"{part.path}, row {number + 1}: not valid CSV ({reason_of(error)})"
             raise DataError(problem, "Quote values that hold the delimiter or a line end") from error
         finally:
             lines.detach()
-
-
-def _as_in_csv(value: Any) -> str:
-    return str(value)
 
 
 def _read_parquet(part: FileRange, options: ReadOptions) -> Texts:

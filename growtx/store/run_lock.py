@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from growtx.compat.ray import submission_id
 from growtx.exceptions import ConfigError
 from growtx.fence import FENCE_FILE, Fence, take_over
-from growtx.storage import Storage, is_storage_error, write_error
+from growtx.storage import Storage, told_as, write_error
 from growtx.store.run_records import ENDED, RUN_FILE, read_status
 
 LOCK_FILE = "lock"  # says who holds it, or held it last
@@ -67,12 +67,8 @@ def fenced(storage: Storage) -> Storage:
     """
     key = _key(storage)
     if key not in _fences or not _fences[key].is_current:
-        try:
+        with told_as(write_error, storage.path(FENCE_FILE)):
             _fences[key] = take_over(storage.path("") if storage.is_local else storage.root)
-        except Exception as error:
-            if not is_storage_error(error):
-                raise
-            raise write_error(storage.path(FENCE_FILE), error) from error
     return Storage(storage.root, fences=(_fences[key],))
 
 
