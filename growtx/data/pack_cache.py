@@ -27,7 +27,7 @@ import fsspec
 
 from growtx.checked import node_directory
 from growtx.config import fingerprint, parse_json
-from growtx.data.sources import SMALL_BYTES, Part, SourceConfig, hub_builder, source_files
+from growtx.data.sources import Part, SourceConfig, hub_builder, source_files
 from growtx.exceptions import DataError, StoreError
 from growtx.microworld import generator_fingerprint
 from growtx.storage import is_local, open_filesystem, replace_file, sync, sync_tree
@@ -291,7 +291,7 @@ def content_fingerprint(source: SourceConfig, memo: HashMemo, part: Part | None 
         content = [memo.sha256(path) for path in source_files(source)]
     else:
         content = _hub_content(source)
-    if part is None or part.num_bytes <= SMALL_BYTES:
+    if part is None or part.is_small:
         return fingerprint({"content": content, "reading": reading})
     return fingerprint({"content": content, "reading": reading, "shard_bytes": part.shard_bytes})
 

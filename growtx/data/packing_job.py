@@ -206,7 +206,7 @@ def finished_shards(task: PartTask, cache: PackCache, *, hashed: bool = False) -
     """Shards of a part that are packed already, up to the first that is not."""
     for number in itertools.count():
         key = _shard_key(task.key, number)
-        if (hashed and cache.entry(key) is None) or (index := cache.index(key)) is None:
+        if (index := _known(cache, key, hashed)) is None:
             return
         yield key, index
         if not index.get("has_more", False):
@@ -222,8 +222,7 @@ def pack_part(packer: SourcePacker, task: PartTask, *, hashed: bool = False) -> 
     cache, documents, num_before = task.cache, None, 0
     for number in itertools.count():
         key = _shard_key(task.key, number)
-        index = None if hashed and cache.entry(key) is None else cache.index(key)
-        if index is None:
+        if (index := _known(cache, key, hashed)) is None:
             if documents is None:
                 documents = task.documents()
                 documents.skip(num_before)
@@ -237,6 +236,11 @@ def pack_part(packer: SourcePacker, task: PartTask, *, hashed: bool = False) -> 
         yield key, index
         if not index.get("has_more", False):
             return
+
+
+def _known(cache: PackCache, key: str, hashed: bool) -> dict[str, Any] | None:
+    """The index of a shard that is there; with `hashed`, only where it holds what was written."""
+    return None if hashed and cache.entry(key) is None else cache.index(key)
 
 
 def _shard_key(first: str, number: int) -> str:
@@ -368,7 +372,7 @@ class _SourceJob:
 
     @property
     def is_small(self) -> bool:
-        return len(self.parts) == 1 and self.parts[0].files is None and self.parts[0].shard_bytes == 1 << 30
+        return self.parts[0].is_small
 
     def run(self, need: Need, num_shards: int | None = None) -> _Sequence:
         """Pack until there is enough, or `num_shards` of them.

@@ -119,11 +119,12 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
 
 def _need(config: RunConfig, stages: Sequence[Stage], parent: Manifest | None) -> PlanNeed:
     """Windows that the plan draws: of a lineage that it continues, those before count too, since it reads on."""
-    num_windows = parent.num_tokens // config.model.context_length if parent else 0
+    context_length = config.model.context_length
+    num_tokens = parent.num_tokens if parent else 0
     for stage in stages:
-        batch = config.training.with_batch(stage.train.global_batch_size).global_batch_size
-        num_windows += stage.train.num_steps(batch * config.model.context_length) * batch
-    return PlanNeed(num_windows, config.training.evaluation.num_windows)
+        per_step = stage.train.tokens_per_step(context_length, default=config.tokens_per_step)
+        num_tokens += stage.train.num_steps(per_step) * per_step
+    return PlanNeed(num_tokens // context_length, config.training.evaluation.num_windows)
 
 
 TELL_EVERY_SECONDS = 30.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from growtx.config import build_config
-from growtx.data import pack_cache, packing_job, sources
+from growtx.data import packing_job, sources
 from growtx.data.sources import DataConfig
 from tests.data.byte_tokenizer import byte_tokenizer
 
@@ -20,7 +20,6 @@ LENGTH = 64
 def pack(files: str, cache: str) -> Any:
     for name, value in LIMITS.items():
         setattr(sources, name, value)
-    pack_cache.SMALL_BYTES = LIMITS["SMALL_BYTES"]
     config = build_config(DataConfig, {"sources": [{"files": files}], "validation_fraction": 0.1})
     return packing_job.pack(config, byte_tokenizer(), context_length=LENGTH, cache_dir=cache)[0]
 

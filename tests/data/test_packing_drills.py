@@ -81,7 +81,6 @@ def test_a_job_that_loses_driver_worker_and_node_packs_what_one_process_packs(
     assert {key: after[key] for key in done} == done, "what was done before the driver was killed is as it was"
     for name in packing_child.LIMITS:
         monkeypatch.setattr(packing_child.sources, name, getattr(packing_child.sources, name))  # put back afterwards
-    monkeypatch.setattr(packing_child.pack_cache, "SMALL_BYTES", packing_child.pack_cache.SMALL_BYTES)
     alone = packing_child.pack(files, str(tmp_path / "alone"))
     together = open_packed(found["path"])
     assert found["fingerprint"] == alone.fingerprint

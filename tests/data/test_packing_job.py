@@ -47,7 +47,6 @@ def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def set_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in LIMITS.items():
         monkeypatch.setattr(sources, name, value)
-    monkeypatch.setattr("growtx.data.pack_cache.SMALL_BYTES", LIMITS["SMALL_BYTES"])
 
 
 LIMITS = {"SMALL_BYTES": 2000, "SMALLEST_PART": 1000, "LARGEST_PART": 1000, "SHARD_BYTES": 600}
