@@ -160,12 +160,19 @@ def grid(dimensions: Mapping[str, Dimension]) -> Iterator[Values]:
 
 def is_inside(dimensions: Mapping[str, Dimension], values: Mapping[str, Any]) -> bool:
     """Whether a trial with these values could be drawn from a space."""
-    return dimensions.keys() == values.keys() and all(
-        dimension.low <= values[key] <= dimension.high
-        if isinstance(dimension, RangeConfig)
-        else _plain(values)[key] in [_plain({key: choice})[key] for choice in dimension]
-        for key, dimension in dimensions.items()
-    )
+    return dimensions.keys() == values.keys() and all(holds(dimensions[key], values[key]) for key in dimensions)
+
+
+def holds(dimension: Dimension, value: Any) -> bool:
+    """Whether a dimension of a space has a value."""
+    if isinstance(dimension, RangeConfig):
+        return value is not None and bool(dimension.low <= value <= dimension.high)
+    return _plain(value) in map(_plain, dimension)
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is when it was written and read again."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 METRIC = "bits_per_byte"
@@ -257,19 +264,11 @@ class TpeProposer:
         """Values as Optuna has them; None where one lies outside of the space, as a plan's own may."""
         parameters: dict[str, Any] = {}
         for key, dimension in self._dimensions.items():
-            value = values.get(key)
-            if value is None:  # it was not searched when this trial was begun
+            if key not in values or not holds(dimension, values[key]):  # or it was not searched when this was begun
                 return None
-            if isinstance(dimension, RangeConfig):
-                if not dimension.low <= value <= dimension.high:
-                    return None
-                parameters[key] = value
-            else:
-                choices = [list(c) if isinstance(c, tuple) else c for c in dimension]
-                plain = list(value) if isinstance(value, tuple) else value
-                if plain not in choices:
-                    return None
-                parameters[key] = choices.index(plain)
+            value = values[key]
+            is_range = isinstance(dimension, RangeConfig)
+            parameters[key] = value if is_range else list(map(_plain, dimension)).index(_plain(value))
         return parameters
 
 
@@ -352,14 +351,14 @@ def _new_trials(
     taken = {record.number for record in records}
     free = (number for number in itertools.count() if number not in taken)
     if isinstance(proposer, GridProposer):  # the points that nobody has tried, whatever the grid was before
-        tried = [_plain(record.values) for record in counted]
-        return [(next(free), point) for point in range(num_trials) if _plain(proposer.propose(point)) not in tried]
+        tried = [_plain_values(record.values) for record in counted]
+        untried = [point for point in range(num_trials) if _plain_values(proposer.propose(point)) not in tried]
+        return [(next(free), point) for point in untried]
     return [(number, number) for number in itertools.islice(free, max(0, num_trials - len(counted)))]
 
 
-def _plain(values: Mapping[str, Any]) -> Values:
-    """Values as they are when they were written and read again."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+def _plain_values(values: Mapping[str, Any]) -> Values:
+    return {key: _plain(value) for key, value in values.items()}
 
 
 def make_proposer(
