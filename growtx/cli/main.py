@@ -171,12 +171,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _data_sentences(lineage: Lineage) -> list[str]:
     """Where a run's text changed on the way; its blobs are none the worse for that."""
-    from growtx.store.run_records import read_data_record
+    from growtx.store.run_records import read_changes, read_data_record
 
     record = read_data_record(lineage.storage)
     accepted = {change.stage: change for change in record.changes} if record else {}
-    from growtx.store.run_records import read_changes
-
     changed = [f"values: {change.sentence()}, {change.at}\n" for change in read_changes(lineage.storage)]
     sentences = changed + [f"data: {change.sentence()}, accepted {change.accepted}\n" for change in accepted.values()]
     for before, after in itertools.pairwise(lineage.manifests):

@@ -50,7 +50,7 @@ def chunk_rows(vocab_size: int, gpu_bytes: int | None) -> int:
 
 
 @cache
-def gpu_bytes(device: torch.device) -> int | None:
+def memory_of_gpu(device: torch.device) -> int | None:
     """All memory of a GPU; None for the CPU."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
@@ -90,7 +90,10 @@ class LMHead(nn.Linear):
         with_gradients = torch.is_grad_enabled()
         if kernel == "liger" and hidden.is_cuda and with_gradients:
             return _liger_cross_entropy(self, hidden, targets), None
-        chunk = len(targets) if kernel == "plain" else chunk or chunk_rows(self.out_features, gpu_bytes(hidden.device))
+        if kernel == "plain":
+            chunk = len(targets)
+        elif chunk is None:
+            chunk = chunk_rows(self.out_features, memory_of_gpu(hidden.device))
         return _HeadCrossEntropy.apply(hidden, self.weight, self.bias, targets, chunk, with_gradients)  # type: ignore[no-untyped-call]
 
 

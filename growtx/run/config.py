@@ -89,8 +89,8 @@ class JobConfig(ConfigModel):
     """Settings that every training job has.
 
     Attributes:
-        changeable: beginnings of keys that a job may be resumed with other values of although they decide its results:
-            how unfinished stages train. None where a search or a comparison would then mix them.
+        changeable: beginnings of keys that a job may be resumed with other values of although they decide its results.
+            None where a comparison would then mix them.
     """
 
     changeable: ClassVar[tuple[str, ...]] = ()

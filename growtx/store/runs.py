@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from growtx.config import parse_json
@@ -24,8 +25,6 @@ from growtx.store.run_records import RUN_FILE, STATUS_FILE, read_status
 
 
 METRICS_FILE = "metrics.jsonl"
-
-
 PARTS_DIR = "metrics-parts"  # of the log, on object stores, until a run ends
 FLUSH_ROWS = 200
 FLUSH_SECONDS = 10.0
@@ -60,8 +59,7 @@ class MetricsLog:
             self._storage.sync(METRICS_FILE)
         if self._gathered:
             if self._part is None:
-                names = self._storage.list_names(PARTS_DIR)
-                self._part = 1 + max((int(name.partition(".")[0]) for name in names), default=-1)
+                self._part = 1 + max((int(PurePosixPath(part).stem) for part in _parts(self._storage)), default=-1)
             self._storage.write_text(f"{PARTS_DIR}/{self._part:08d}.jsonl", "".join(self._gathered))
             self._part += 1
         self._gathered, self._flushed_at = [], time.monotonic()
@@ -77,14 +75,14 @@ class MetricsLog:
     def join(self) -> None:
         """One file of all parts, where there are any."""
         self.flush()
-        if self._storage.list_names(PARTS_DIR):
+        if _parts(self._storage):
             self._replace(read_metrics(self._storage))
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
         """One file of these rows; a crash before the parts are gone leaves rows twice, which `read_metrics` knows."""
         self._storage.write_text(METRICS_FILE, "".join(map(_line, rows)))
-        for name in reversed(self._storage.list_names(PARTS_DIR)):
-            self._storage.remove(f"{PARTS_DIR}/{name}")
+        for part in reversed(_parts(self._storage)):
+            self._storage.remove(part)
         self._part = None
 
 
@@ -92,15 +90,19 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
+def _parts(storage: Storage) -> list[str]:
+    """The parts that were not joined yet, in order."""
+    return [f"{PARTS_DIR}/{name}" for name in storage.list_names(PARTS_DIR)]
+
+
 def has_metrics(storage: Storage) -> bool:
     """Whether any row was ever written."""
-    return storage.exists(METRICS_FILE) or bool(storage.list_names(PARTS_DIR))
+    return storage.exists(METRICS_FILE) or bool(_parts(storage))
 
 
 def read_metrics(storage: Storage) -> list[dict[str, Any]]:
     """All complete rows of a run; every row has its `stage` and `step`."""
-    files = [METRICS_FILE] if storage.exists(METRICS_FILE) else []
-    files += [f"{PARTS_DIR}/{name}" for name in storage.list_names(PARTS_DIR)]
+    files = [*([METRICS_FILE] if storage.exists(METRICS_FILE) else []), *_parts(storage)]
     lines = dict.fromkeys(line for file in files for line in storage.read_bytes(file).split(b"\n"))
     rows = _rows(list(lines), storage.path(METRICS_FILE))
     return [row for row in rows if "stage" in row and "step" in row]
@@ -188,7 +190,7 @@ def _state_of_silent_run(storage: Storage, updated: datetime | None, now: dateti
 
 def _last_rows(storage: Storage) -> list[dict[str, Any]]:
     """Rows at the end of the log, oldest first; lines cut off at either end are left out."""
-    files = [METRICS_FILE, *(f"{PARTS_DIR}/{name}" for name in storage.list_names(PARTS_DIR)[-1:])]
+    files = [METRICS_FILE, *_parts(storage)[-1:]]
     return _rows([line for file in files for line in storage.read_tail(file).encode().split(b"\n")], METRICS_FILE)
 
 
@@ -199,6 +201,5 @@ def _newest_score(rows: list[dict[str, Any]]) -> float | None:
 
 def _last_change(storage: Storage) -> datetime | None:
     """The latest modification among the files that a living run keeps writing."""
-    parts = [f"{PARTS_DIR}/{name}" for name in storage.list_names(PARTS_DIR)[-1:]]
-    times = [storage.modified(name) for name in (RUN_FILE, STATUS_FILE, METRICS_FILE, *parts)]
+    times = [storage.modified(name) for name in (RUN_FILE, STATUS_FILE, METRICS_FILE, *_parts(storage)[-1:])]
     return max((time for time in times if time is not None), default=None)

@@ -188,14 +188,14 @@ class TrainEngine:
         return {key: self._collect(lambda p, key=key: safe_get_full_optimizer_state(p, key)) for key in MOMENTS}
 
     def tensors_with_gradients(self) -> set[str]:
-        """Names of active tensors that had a gradient other than zero in any step. Collective; empty except on rank 0.
+        """Names of active tensors that had a gradient other than zero in any step. Collective.
 
         Adam's second moment is a sum of squares that no step takes back to zero.
         """
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        squares = self._collect(lambda parameter: safe_get_full_optimizer_state(parameter, "exp_avg_sq"))
-        return {name for name, square in squares.items() if bool(square.any())}
+        squares = ((name, safe_get_full_optimizer_state(tensor, "exp_avg_sq")) for name, tensor in self.trainable())
+        return {name for name, square in squares if bool(square.any())}
 
     def _collect(self, read: Any) -> State:
         state: State = {}

@@ -13,7 +13,7 @@ from torch import nn
 from growtx.growth.forecast import Placement, forecast
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.loss import gpu_bytes
+from growtx.models.loss import memory_of_gpu
 from growtx.train.distributed import has_gpu, worker_device
 from growtx.train.kernels import use_bf16
 from growtx.train.settings import TrainingConfig
@@ -105,7 +105,7 @@ def memory_metrics(
     held: AllocatedBytes, config: GrowtxConfig, stage: Stage, training: TrainingConfig, *, num_workers: int
 ) -> dict[str, Any]:
     """For the manifest: bytes as measured on this worker and as forecast; activations, where a GPU counts them."""
-    total = gpu_bytes(worker_device())
+    total = memory_of_gpu(worker_device())
     spread = placement(training, num_workers=num_workers, bf16=use_bf16(training), gpu_bytes=total)
     tokens_per_step = training.global_batch_size * config.max_position_embeddings
     (row,) = forecast(config, [stage], spread, tokens_per_step=tokens_per_step)

@@ -156,7 +156,7 @@ def test_the_head_takes_as_many_rows_as_its_device_allows(monkeypatch: pytest.Mo
     on_cpu, _ = head(hidden_ND, targets=targets_N)
     assert seen == [256] * 11 + [184]
     seen.clear()
-    monkeypatch.setattr("growtx.models.loss.gpu_bytes", lambda device: 2**20)
+    monkeypatch.setattr("growtx.models.loss.memory_of_gpu", lambda device: 2**20)
     monkeypatch.setattr("growtx.models.loss.CHUNK_SHARE", 1 / 4)
     on_gpu, _ = head(hidden_ND, targets=targets_N)
     assert seen == [1280, 1280, 440] and torch.allclose(on_cpu, on_gpu)

@@ -111,7 +111,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
             raise value
         return value
 
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
     now = [0.0]
+    monkeypatch.setattr(progress.time, "sleep", sleep)
     monkeypatch.setattr(progress.ray, "get", get)
     monkeypatch.setattr(progress.ray, "wait", lambda references, timeout: (references, []))
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
@@ -151,13 +155,7 @@ def test_an_evaluation_waits_for_its_answer(clock: list[float]) -> None:
     assert reporter.stop_requested
 
 
-def test_an_evaluation_is_told_again_to_an_actor_that_is_started_anew(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def wait(seconds: float) -> None:
-        clock[0] += seconds
-
-    monkeypatch.setattr(progress.time, "sleep", wait)
+def test_an_evaluation_is_told_again_to_an_actor_that_is_started_anew(clock: list[float]) -> None:
     evaluated = dataclasses.replace(HALF, evaluated=True)
     told = Answers(UNAVAILABLE, UNAVAILABLE, True, False)
     reporter = ProgressReporter(told)
@@ -168,13 +166,7 @@ def test_an_evaluation_is_told_again_to_an_actor_that_is_started_anew(
     assert alone.is_lost, "and not for ever"
 
 
-def test_an_answer_is_insisted_on_until_nobody_can_be_there(
-    clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def wait(seconds: float) -> None:
-        clock[0] += seconds
-
-    monkeypatch.setattr(progress.time, "sleep", wait)
+def test_an_answer_is_insisted_on_until_nobody_can_be_there(clock: list[float]) -> None:
     answers = iter([UNAVAILABLE, UNAVAILABLE, "claimed"])
     assert progress.insist(lambda: next(answers)) == "claimed"
     with pytest.raises(ray.exceptions.RayActorError):
