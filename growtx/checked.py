@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+import fsspec
+
 _FORGOTTEN_AFTER_SECONDS = 30 * 24 * 3600.0
 
 
@@ -25,6 +27,11 @@ def node_directory() -> Path:
     """Where this user keeps on this node what other nodes must not see: GROWTX_NODE_CACHE, or below /tmp."""
     configured = os.environ.get("GROWTX_NODE_CACHE")
     return Path(configured) if configured else Path(tempfile.gettempdir()) / f"growtx-{os.getuid()}"
+
+
+def node_copy_of(address: str) -> Path:
+    """The directory of this node that stands for one elsewhere, such as `s3://bucket/cache`."""
+    return node_directory() / str(fsspec.utils.tokenize(address.rstrip("/")))
 
 
 def check_once(path: Path, content: str, find_problem: Callable[[], str | None], *, force: bool = False) -> str | None:

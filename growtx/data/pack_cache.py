@@ -23,9 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from growtx.checked import node_directory
+from growtx.checked import node_copy_of, node_directory
 from growtx.config import fingerprint, parse_json
 from growtx.data.sources import Part, SourceConfig, hub_builder, source_files
 from growtx.exceptions import DataError, StoreError
@@ -58,7 +56,7 @@ class PackCache:
         self.local_bytes = local_bytes
         self._filesystem, self._path = open_filesystem(root.rstrip("/"))
         self.is_local = is_local(self._filesystem)
-        self.local = Path(self._path) if self.is_local else node_directory() / fsspec.utils.tokenize(root.rstrip("/"))
+        self.local = Path(self._path) if self.is_local else node_copy_of(root)
         self.root = str(self.local) if self.is_local else root.rstrip("/")  # absolute: workers run elsewhere
 
     def entry(self, key: str, hashed: bool = True) -> Path | None:
@@ -196,8 +194,9 @@ class PackCache:
             yield
         except OSError as error:
             if error.errno in _FULL:
+                elsewhere = "set another cache_dir" if self.is_local else "let GROWTX_NODE_CACHE name a larger disk"
                 raise DataError(
-                    f"No space is left for packed data in {self.local}", "Free space there or set another cache_dir"
+                    f"No space is left for packed data in {self.local}", f"Free space there or {elsewhere}"
                 ) from error
             reason = error.strerror or str(error) or type(error).__name__
             raise DataError(

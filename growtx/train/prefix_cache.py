@@ -26,7 +26,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from growtx.checked import check_once
+from growtx.checked import check_once, node_copy_of
 from growtx.config import fingerprint
 from growtx.data.packing import PackedData, open_packed
 from growtx.exceptions import StoreError
@@ -51,12 +51,13 @@ class PrefixCache:
     """Activations of the training windows of one prefix.
 
     Args:
-        directory: on a local or shared file system; workers that do not share one fill a cache each.
+        directory: on a local or shared file system; workers that do not share one fill a cache each, as they do where
+            this is an address elsewhere: activations are read too often to lie in a bucket.
         dtype: float32, or bfloat16 (stored as the same 16 bits, because numpy has no such type).
     """
 
     def __init__(self, directory: str, data: PackedData, *, dtype: torch.dtype, micro_batch: int) -> None:
-        self._directory = Path(directory)
+        self._directory = node_copy_of(directory) if "://" in directory else Path(directory)
         self._data = data
         self.dtype = dtype
         self._micro_batch = micro_batch

@@ -72,6 +72,21 @@ def test_only_what_is_missing_is_computed(tmp_path: Path, data: PackedData, mode
     assert cache.missing([0, 1, 2]) == [0, 2]
 
 
+def test_the_cache_of_a_run_in_a_bucket_lies_on_each_node(
+    tmp_path: Path, data: PackedData, model: GrowtxForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GROWTX_NODE_CACHE", str(tmp_path / "node"))
+    (tmp_path / "worker").mkdir()
+    monkeypatch.chdir(tmp_path / "worker")
+    places = []
+    for address in ("s3://bucket/cache/prefix/a", "s3://bucket/cache/prefix/b"):
+        cache = PrefixCache(address, data, dtype=torch.float32, micro_batch=2)
+        cache.fill([0], model, NUM_FROZEN)
+        assert cache.missing([0, 1]) == [1]
+        places = sorted((tmp_path / "node").rglob("*.npy"))
+    assert len(places) == 2 and not list((tmp_path / "worker").iterdir())
+
+
 def test_filling_ends_after_the_shard_in_which_a_stop_is_heard(
     tmp_path: Path, data: PackedData, model: GrowtxForCausalLM
 ) -> None:
