@@ -1,10 +1,11 @@
-"""Every figure of docs/measurements.md stands under a command, and every command is one that there is."""
+"""Every figure of docs/measurements.md stands under a command, and every command of the guides is one that there is."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -95,3 +96,20 @@ def test_every_table_of_figures_stands_under_a_command() -> None:
 
 def test_no_two_blocks_are_the_same() -> None:
     assert len({" ".join(block.split()) for block in blocks}) == len(blocks)
+
+
+GUIDES = ("README.md", "docs/howto.md", "docs/concepts.md", "docs/clients.md", "cluster/README.md")
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_the_commands_of_the_guides_are_ones_that_there_are(
+    guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options, presets and overrides; `mine.yaml` is what the guide shows under that name."""
+    monkeypatch.chdir(tmp_path)
+    own = re.search(r"```yaml\n(# mine\.yaml\n.*?)```", (ROOT / "docs/howto.md").read_text(), re.DOTALL)
+    assert own
+    Path("mine.yaml").write_text(own[1])
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / guide).read_text(), re.DOTALL):
+        for line in re.findall(r"^growtx .*(?:\n {4}.*)*", block.replace("\\\n", " "), re.MULTILINE):
+            check_growtx(shlex.split(line, comments=True)[1:], made={"runs/"})
