@@ -34,7 +34,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 
 from growtx.models import GrowtxConfig, GrowtxForCausalLM
 from growtx.models.ensemble import from_members
-from growtx.sampling import Sampling, choose
+from growtx.sampling import Choice, Sampling, choose
 from growtx.serving.engine import Engines
 from growtx.serving.requests import Generation
 
@@ -51,6 +51,7 @@ class Workload:
     longest_prompt: int = 96
     num_rounds: int = 3
     num_naive_texts: int = 4
+    num_threads: int = 1  # a core is left to whoever sends and receives
 
     def requests(self, num_clients: int, vocab_size: int) -> list[Generation]:
         """One text per client, the same in every run."""
@@ -120,8 +121,10 @@ def measure_serving(
 
     Args:
         members: in evaluation mode, on CPU; `random_members` makes some.
+        workload: its number of threads becomes torch's in this process.
     """
     workload = workload or Workload()
+    torch.set_num_threads(workload.num_threads)
     ensemble = from_members(copy.deepcopy(members)).eval()
     ensemble.generation_config.eos_token_id = ensemble.config.eos_token_id = None  # every text has its full length
     models: dict[str, PreTrainedModel] = {ENSEMBLE: ensemble, MEMBER: next(iter(copy.deepcopy(members).values()))}
@@ -181,9 +184,11 @@ def _engines(
     models: dict[str, PreTrainedModel], tokenizer: PreTrainedTokenizerFast
 ) -> Iterator[dict[tuple[str, str], System]]:
     engines = {name: Engines({None: model}, tokenizer, max_batch_size=max(CLIENTS)) for name, model in models.items()}
-    yield {(name, ENGINE): partial(_serve_all, engine) for name, engine in engines.items()}
-    for engine in engines.values():
-        engine.stop()
+    try:
+        yield {(name, ENGINE): partial(_serve_all, engine) for name, engine in engines.items()}
+    finally:
+        for engine in engines.values():
+            engine.stop()
 
 
 def _serve_all(engine: Engines, requests: list[Generation]) -> Timings:
@@ -247,8 +252,9 @@ def padded_batch(members: list[GrowtxForCausalLM], requests: list[Generation]) -
         ]
         caches = [output.past_key_values for output in outputs]
         scores_BV = torch.stack([output.logits[:, -1] for output in outputs]).mean(0)
-        for text, request, scores_V in zip(texts, requests, scores_BV, strict=True):
-            text.append(choose(scores_V, request.sampling, len(request.token_ids) + step))
+        places = [Choice(request.sampling, len(request.token_ids) + step) for request in requests]
+        for text, token in zip(texts, choose(scores_BV.float(), places), strict=True):
+            text.append(token)
         new_BT = torch.tensor([text[-1:] for text in texts])
         mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
         times.append(time.perf_counter() - start)

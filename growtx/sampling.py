@@ -3,7 +3,7 @@
 One sampler for the endpoint, `growtx generate` and the samples of reports. torch is imported by the functions that
 compute: a front end that only passes settings on does without it.
 
-Shapes: V vocabulary.
+Shapes: C texts, R those of them whose tokens are drawn, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 GREEDY_BELOW = 1e-5  # temperatures below are greedy: scores divided by them would leave the range of fp32
-MAX_SORTED = 1024  # a nucleus nearly always fits into this many tokens, and finding them costs less than sorting V
 
 
 @dataclass(frozen=True)
@@ -85,65 +84,186 @@ class TextSoFar:
         return self.counts.total()
 
 
-NOTHING_YET = TextSoFar()
+@dataclass(frozen=True)
+class Choice:
+    """How one text of a batch gets its next token: at which position, counted from its first token, and after what."""
+
+    sampling: Sampling
+    position: int
+    text: TextSoFar = field(default_factory=TextSoFar)
 
 
-def choose(
-    scores_V: torch.Tensor,
-    sampling: Sampling,
-    position: int,
-    text: TextSoFar = NOTHING_YET,
-    eos_ids: Collection[int] = (),
-) -> int:
-    """The token at `position` of the text, counted from its first token.
+def choose(scores_CV: torch.Tensor, choices: Sequence[Choice], eos_ids: Collection[int] = ()) -> list[int]:
+    """The next tokens of texts, computed together on the device of their scores.
 
     Sampling adds Gumbel noise and takes the largest sum (Gumbel 1954; Maddison et al., arXiv:1411.0030), so that
-    rounding of the scores changes a choice only where two sums are equal to the last bits.
+    rounding of the scores changes a choice only where two sums are equal to the last bits. The noise is made of integer
+    products, the same on every device, and nothing of a row depends on the other rows.
+
+    Args:
+        scores_CV: in fp32; untouched.
+        eos_ids: tokens that end a text.
     """
-    if sampling.adjusts:
-        scores_V = adjust(scores_V, sampling, text, eos_ids)
-    if sampling.is_greedy:
-        return int(scores_V.argmax())
-    scaled_V = scores_V / sampling.temperature
-    if 0 < sampling.top_k < len(scaled_V):
-        scaled_V = _only(scaled_V, scaled_V.topk(sampling.top_k).indices)
-    if sampling.top_p < 1:
-        scaled_V = keep_nucleus(scaled_V, sampling.top_p)
-    if sampling.min_p > 0:
-        probabilities_V = scaled_V.softmax(-1)
-        scaled_V = scaled_V.masked_fill(probabilities_V < sampling.min_p * probabilities_V.max(), float("-inf"))
-    return int((scaled_V + gumbel_noise(len(scaled_V), sampling.seed, position)).argmax())
+    samplings = [choice.sampling for choice in choices]
+    if any(sampling.adjusts for sampling in samplings):
+        scores_CV = adjust(scores_CV, choices, eos_ids)
+    drawn = [row for row, sampling in enumerate(samplings) if not sampling.is_greedy]
+    if not drawn:
+        return scores_CV.argmax(-1).tolist()  # type: ignore[no-any-return]
+    tokens_C = scores_CV.argmax(-1)
+    num_rows = len(drawn) if scores_CV.device.type != "cpu" else max(1, NUMBERS_AT_ONCE // scores_CV.shape[1])
+    for start in range(0, len(drawn), num_rows):
+        rows = drawn[start : start + num_rows]
+        tokens_C[rows] = _draw(scores_CV[rows], [choices[row] for row in rows])
+    return tokens_C.tolist()  # type: ignore[no-any-return]
 
 
-def adjust(scores_V: torch.Tensor, sampling: Sampling, text: TextSoFar, eos_ids: Collection[int]) -> torch.Tensor:
+def _draw(scores_RV: torch.Tensor, choices: Sequence[Choice]) -> torch.Tensor:
+    """Tokens [R] by noise."""
+    samplings = [choice.sampling for choice in choices]
+    scaled_RV = scores_RV / _column(scores_RV, [sampling.temperature for sampling in samplings])
+    noisy_RV = add_gumbel_noise(scaled_RV, [(choice.sampling.seed, choice.position) for choice in choices])
+    if any(0 < sampling.top_k < scaled_RV.shape[1] for sampling in samplings):
+        is_beyond_RV = scaled_RV < _kth_largest(scaled_RV, [sampling.top_k for sampling in samplings])
+        for values_RV in (scaled_RV, noisy_RV):
+            values_RV.masked_fill_(is_beyond_RV, float("-inf"))
+    if any(sampling.min_p > 0 for sampling in samplings):
+        least_R1 = _column(scores_RV, [sampling.min_p for sampling in samplings]).log()
+        noisy_RV.masked_fill_(scaled_RV - scaled_RV.amax(-1, keepdim=True) < least_R1, float("-inf"))
+    cut = [row for row, sampling in enumerate(samplings) if sampling.top_p < 1]
+    tokens_R = noisy_RV.argmax(-1)
+    if cut:
+        top_ps = [samplings[row].top_p for row in cut]
+        tokens_R[cut] = _within_nucleus(scaled_RV[cut], noisy_RV[cut], top_ps)
+    return tokens_R
+
+
+def _column(like: torch.Tensor, values: Sequence[float]) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+
+def _kth_largest(scaled_RV: torch.Tensor, top_ks: Sequence[int]) -> torch.Tensor:
+    """The least score [R, 1] that each row keeps, -inf where it keeps all; ties with it stay, in whatever order."""
+    import torch
+
+    vocab_size = scaled_RV.shape[1]
+    ranks_R1 = torch.tensor([min(k, vocab_size) - 1 for k in top_ks], device=scaled_RV.device)[:, None]
+    largest_RK = scaled_RV.topk(int(ranks_R1.amax()) + 1).values
+    return largest_RK.gather(1, ranks_R1.clamp(min=0)).masked_fill(ranks_R1 < 0, float("-inf"))
+
+
+def _within_nucleus(scaled_RV: torch.Tensor, noisy_RV: torch.Tensor, top_ps: Sequence[float]) -> torch.Tensor:
+    """The tokens [R] with the largest noisy score among those of the smallest set of probability `top_p`.
+
+    Without sorting: the favourite is in the set if the tokens before it, which are more probable or equally so with
+    a smaller id, have less than `top_p` together. If it is not, neither are those after it, and the next favourite is
+    tried. Each is accepted with a probability of `top_p` or more, where one in doubt has lost half of its rivals.
+    """
+    import torch
+
+    probabilities_RV, top_p_R = scaled_RV.softmax(-1), _column(scaled_RV, top_ps)[:, 0].double()
+    ids_V = torch.arange(scaled_RV.shape[1], dtype=torch.int32, device=scaled_RV.device)
+    tokens_R = noisy_RV.argmax(-1)
+    left = torch.arange(len(tokens_R), device=scaled_RV.device)  # rows in doubt
+    while True:
+        tokens_L1 = tokens_R[left, None]
+        own_L1 = probabilities_RV.gather(1, tokens_L1)
+        is_before_LV = (probabilities_RV > own_L1) | ((probabilities_RV == own_L1) & (ids_V < tokens_L1.int()))
+        # In fp64, so that the order of adding up, which depends on the number of rows, decides nothing.
+        mass_before_L = (probabilities_RV * is_before_LV).sum(-1, dtype=torch.float64)
+        is_outside_L = (mass_before_L >= top_p_R) & is_before_LV.any(-1)
+        left, top_p_R = left[is_outside_L], top_p_R[is_outside_L]
+        if not len(left):
+            return tokens_R
+        probabilities_RV = probabilities_RV[is_outside_L]
+        noisy_RV = noisy_RV[is_outside_L].masked_fill_(~is_before_LV[is_outside_L], float("-inf"))
+        tokens_R[left] = noisy_RV.argmax(-1)
+
+
+def adjust(scores_CV: torch.Tensor, choices: Sequence[Choice], eos_ids: Collection[int]) -> torch.Tensor:
     """Scores after bias, penalties and `min_tokens`; the given ones stay as they are."""
+    scores_CV = scores_CV.clone()
+    _change(scores_CV, [[*choice.sampling.logit_bias] for choice in choices], _plus)
+    _change(scores_CV, [_repeated(choice) for choice in choices], _penalised)
+    _change(scores_CV, [_subtracted(choice) for choice in choices], _plus)
+    early = [choice.text.num_generated < choice.sampling.min_tokens for choice in choices]
+    _change(scores_CV, [[(token, float("-inf")) for token in eos_ids] if is_early else [] for is_early in early], _plus)
+    return scores_CV
+
+
+def _repeated(choice: Choice) -> list[tuple[int, float]]:
+    penalty = choice.sampling.repetition_penalty
+    return [] if penalty == 1 else [(token, penalty) for token in choice.text.prompt | choice.text.counts.keys()]
+
+
+def _subtracted(choice: Choice) -> list[tuple[int, float]]:
+    per_token, once = choice.sampling.frequency_penalty, choice.sampling.presence_penalty
+    if not (per_token or once):
+        return []
+    return [(token, -(per_token * count + once)) for token, count in choice.text.counts.items()]
+
+
+def _change(
+    scores_CV: torch.Tensor,
+    values: Sequence[Sequence[tuple[int, float]]],
+    change: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    """Change scores in place: in every row those of the named tokens, by the values beside them."""
     import torch
 
-    scores_V = scores_V.clone()
-    if sampling.logit_bias:
-        ids, biases = zip(*sampling.logit_bias, strict=True)
-        scores_V[list(ids)] += torch.tensor(biases)
-    seen = list(text.prompt | text.counts.keys())
-    if sampling.repetition_penalty != 1 and seen:
-        before = scores_V[seen]
-        penalty = sampling.repetition_penalty
-        scores_V[seen] = torch.where(before > 0, before / penalty, before * penalty)
-    if text.counts and (sampling.frequency_penalty or sampling.presence_penalty):
-        counts = torch.tensor(list(text.counts.values()), dtype=scores_V.dtype)
-        scores_V[list(text.counts)] -= sampling.frequency_penalty * counts + sampling.presence_penalty
-    if text.num_generated < sampling.min_tokens:
-        scores_V[list(eos_ids)] = float("-inf")
-    return scores_V
+    cells = [(row, token, value) for row, pairs in enumerate(values) for token, value in pairs]
+    if cells:
+        rows, tokens, numbers = (torch.tensor(column, device=scores_CV.device) for column in zip(*cells, strict=True))
+        scores_CV[rows, tokens] = change(scores_CV[rows, tokens], numbers.to(scores_CV.dtype))
 
 
-def gumbel_noise(num_tokens: int, seed: int, position: int) -> torch.Tensor:
-    """Standard Gumbel noise [V], a function of seed and position (any machine, any number of threads)."""
+def _plus(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return scores + values
+
+
+def _penalised(scores: torch.Tensor, penalties: torch.Tensor) -> torch.Tensor:
     import torch
 
+    return torch.where(scores > 0, scores / penalties, scores * penalties)
+
+
+# Noise: a function of seed, position and token, whatever else is computed, on any device. 32-bit integers wrap around
+# in the same way everywhere; multipliers and shifts are those that the project "hash-prospector" found to have
+# the least bias; the key's second word comes in between the two products.
+
+GOLDEN, FIRST, SECOND = 0x9E3779B9 - 2**32, 0x21F0AAAD, 0xD35A2D97 - 2**32
+NUMBERS_AT_ONCE = 2**18  # on CPU: what stays in its cache through all passes
+
+
+def add_gumbel_noise(scores_RV: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Scores plus standard Gumbel noise of each row's (seed, position)."""
+    import torch
+
+    keys_R2 = torch.tensor([_key(*place) for place in places], dtype=torch.int32, device=scores_RV.device)
+    ids_V = torch.arange(scores_RV.shape[1], dtype=torch.int32, device=scores_RV.device).mul_(GOLDEN)
+    return scores_RV - _negative_noise(ids_V, keys_R2)
+
+
+def _key(seed: int, position: int) -> tuple[int, int]:
     digest = hashlib.blake2b(struct.pack("<qq", seed, position), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
-    uniform_V = torch.rand(num_tokens, generator=generator).clamp_(min=2.0**-25)
-    return uniform_V.log_().neg_().log_().neg_()
+    return struct.unpack("<ii", digest)
+
+
+def _negative_noise(ids_V: torch.Tensor, keys_R2: torch.Tensor) -> torch.Tensor:
+    """log(-log(1 - u)) [R, V] for u in (0, 1) with 31 bits, of which a float keeps the leading 24."""
+    hashed_RV = ids_V ^ keys_R2[:, :1]
+    _fold(hashed_RV, 16).mul_(FIRST).bitwise_xor_(keys_R2[:, 1:])
+    _fold(hashed_RV, 15).mul_(SECOND)
+    _fold(hashed_RV, 15).bitwise_and_(0x7FFFFFFF)
+    negative_RV = hashed_RV.float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=-(1 - 2.0**-24))
+    return negative_RV.log1p_().neg_().log_()
+
+
+def _fold(words: torch.Tensor, shift: int) -> torch.Tensor:
+    """words ^= words >> shift, in place; torch shifts in copies of the sign, which are masked away."""
+    return words.bitwise_xor_((words >> shift).bitwise_and_((1 << (32 - shift)) - 1))
 
 
 def seed_of_choice(seed: int, choice: int) -> int:
@@ -152,22 +272,6 @@ def seed_of_choice(seed: int, choice: int) -> int:
         return seed
     digest = hashlib.blake2b(struct.pack("<qq", seed, choice), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def keep_nucleus(scores_V: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Scores without the tokens outside the smallest set of probability `top_p` (Holtzman et al., arXiv:1904.09751)."""
-    probabilities_V = scores_V.softmax(-1)
-    largest, ids = probabilities_V.topk(min(MAX_SORTED, len(scores_V)))
-    if float(largest.sum()) < top_p and len(ids) < len(scores_V):
-        largest, ids = probabilities_V.sort(descending=True)
-    mass_before = largest.cumsum(-1) - largest
-    return _only(scores_V, ids[mass_before < top_p])
-
-
-def _only(scores_V: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.full_like(scores_V, float("-inf")).index_copy_(0, kept, scores_V[kept])
 
 
 def continue_text(
@@ -198,8 +302,8 @@ def continue_text(
     while len(generated) < max_tokens:
         with torch.no_grad():
             output = model(input_ids=torch.tensor([new], device=device), past_key_values=cache, use_cache=True)
-        scores_V = output.logits[0, -1].float().cpu()
-        token = choose(scores_V, sampling, len(token_ids) + len(generated), text, eos_ids)
+        position = len(token_ids) + len(generated)
+        (token,) = choose(output.logits[:, -1].float(), [Choice(sampling, position, text)], eos_ids)
         generated.append(token)
         text.counts[token] += 1
         if token in eos_ids and not sampling.ignore_eos:
@@ -215,16 +319,28 @@ def eos_token_ids(config: Any, generation_config: Any = None) -> list[int]:
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
-def log_probabilities(scores_V: torch.Tensor, token: int, num_top: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-    """Natural logarithm of the token's probability, and the `num_top` most probable tokens with theirs."""
-    logprobs_V = scores_V.log_softmax(-1)
-    top, ids = logprobs_V.topk(num_top)
-    return float(logprobs_V[token]), tuple(zip(ids.tolist(), top.tolist(), strict=True))
-
-
-def attribute(member_logits: list[torch.Tensor], weights_N: torch.Tensor, token: int) -> tuple[float, ...]:
-    """Each member's share in a token: weight times the probability that it gave the token, normalised."""
+def log_probabilities(
+    scores_RV: torch.Tensor, tokens: Sequence[int], num_top: Sequence[int]
+) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
+    """Natural logarithms of each token's probability, and each row's `num_top` most probable tokens with theirs."""
     import torch
 
-    logprobs_N = torch.stack([logits_V[token] - logits_V.logsumexp(-1) for logits_V in member_logits])
-    return tuple((weights_N.clamp(min=0).log() + logprobs_N).softmax(-1).nan_to_num(0.0).tolist())
+    logprobs_RV = scores_RV.log_softmax(-1)
+    top, ids = (found.tolist() for found in logprobs_RV.topk(max(num_top)))
+    own = logprobs_RV.gather(1, torch.tensor(tokens, device=scores_RV.device)[:, None])[:, 0].tolist()
+    return [
+        (logprob, tuple(zip(row_ids[:number], row_top[:number], strict=True)))
+        for logprob, row_ids, row_top, number in zip(own, ids, top, num_top, strict=True)
+    ]
+
+
+def attribute(
+    member_logits: Sequence[torch.Tensor], weights_RN: torch.Tensor, tokens: Sequence[int]
+) -> list[tuple[float, ...]]:
+    """Each member's share in each row's token: weight times the probability that it gave the token, normalised."""
+    import torch
+
+    tokens_R1 = torch.tensor(tokens, device=weights_RN.device)[:, None]
+    logprobs = [logits_RV.gather(1, tokens_R1)[:, 0] - logits_RV.logsumexp(-1) for logits_RV in member_logits]
+    shares_RN = (weights_RN.clamp(min=0).log() + torch.stack(logprobs, dim=-1)).softmax(-1).nan_to_num(0.0)
+    return [tuple(shares) for shares in shares_RN.tolist()]

@@ -9,8 +9,7 @@ Shapes: T new tokens of all requests, C requests that get a token, D hidden size
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,28 +18,13 @@ from transformers import PreTrainedModel
 
 from growtx.compat.transformers import BatchedModel
 from growtx.models.ensemble.fused import MemberLinear
+from growtx.models.ensemble.rules import CombinationRule
 from growtx.models.varlen_attention import MIN_ROWS
-from growtx.sampling import (
-    Sampling,
-    TextSoFar,
-    attribute,
-    choose,
-    eos_token_ids,
-    log_probabilities,
-)
+from growtx.sampling import Choice, Sampling, attribute, choose, eos_token_ids, log_probabilities
 from growtx.serving.backbones import make_backbone
 from growtx.serving.requests import Token
 
 SCORED_ROWS = 128  # prompt positions whose logits exist at the same time
-
-
-@dataclass(frozen=True)
-class TokenChoice:
-    """How a row of a step chooses its token, at which position of the text, and after what."""
-
-    sampling: Sampling
-    position: int
-    text: TextSoFar = field(default_factory=TextSoFar)
 
 
 class Decoder(BatchedModel):
@@ -59,7 +43,7 @@ class Decoder(BatchedModel):
         self.rules = self.backbone.rules
         self.members = self.backbone.members
         self.default_rule = next(iter(self.rules), "")
-        self.choices: Sequence[TokenChoice] = ()
+        self.choices: Sequence[Choice] = ()
         self.eos_token_ids: Sequence[int] = eos_token_ids(model.config, model.generation_config)
         make_rows_independent(self.backbone)
 
@@ -85,10 +69,10 @@ class Decoder(BatchedModel):
         states, weights = self.backbone.read(input_ids, logits_to_keep[: max(1, len(self.choices))], **kwargs)
         tokens = self._choose(states, weights)
         self.deliver(tokens)
-        one_hot = torch.zeros(1, len(logits_to_keep), self.config.vocab_size)
-        for row, token in enumerate(tokens):
-            one_hot[0, row, token.id] = 1.0
-        return one_hot
+        one_hot_1CV = torch.zeros(1, len(logits_to_keep), self.config.vocab_size, device=self.device)
+        ids_C1 = torch.tensor([[token.id] for token in tokens], dtype=torch.long, device=self.device)
+        one_hot_1CV[0, : len(tokens)].scatter_(1, ids_C1.view(-1, 1), 1.0)
+        return one_hot_1CV
 
     @torch.no_grad()
     def score(self, token_ids: Sequence[int], sampling: Sampling) -> list[Token]:
@@ -99,65 +83,82 @@ class Decoder(BatchedModel):
         for start in range(0, len(every), SCORED_ROWS):
             rows = slice(start, start + SCORED_ROWS)
             targets = token_ids[1:][rows]
-            scores_CV, logits, weights_CN = self._combine(
+            samplings = [sampling] * len(targets)
+            combined = self._combine(
                 [state[rows] for state in states],
                 {name: rule_weights[rows] for name, rule_weights in weights.items()},
-                [sampling] * len(targets),
+                samplings,
             )
-            tokens += [
-                self._describe(token, sampling, scores_CV[row], [part[row] for part in logits], weights_CN[row])
-                for row, token in enumerate(targets)
-            ]
+            tokens += self._describe(targets, samplings, combined)
         return tokens
 
     def _choose(self, states: list[torch.Tensor], weights: dict[str, torch.Tensor]) -> list[Token]:
         if not self.choices:
             return []
         samplings = [choice.sampling for choice in self.choices]
-        scores_CV, logits, weights_CN = self._combine(states, weights, samplings)
-        return [
-            self._describe(
-                choose(scores_CV[row], choice.sampling, choice.position, choice.text, self.eos_token_ids),
-                choice.sampling,
-                scores_CV[row],
-                [part[row] for part in logits],
-                weights_CN[row],
-            )
-            for row, choice in enumerate(self.choices)
-        ]
+        combined = self._combine(states, weights, samplings)
+        return self._describe(choose(combined.scores_CV, self.choices, self.eos_token_ids), samplings, combined)
 
     def _combine(
         self, states: list[torch.Tensor], weights: dict[str, torch.Tensor], samplings: Sequence[Sampling]
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
-        """Combined scores [C, V], the members' logits, and the weights [C, N] that each row used."""
-        # On the host, where noise comes from the same random generator on every machine.
-        logits = [head(states_CD).float().cpu() for head, states_CD in zip(self.backbone.heads, states, strict=True)]
-        used_CN = torch.ones(len(samplings), len(logits))
+    ) -> _Combined:
+        logits = [head(states_CD).float() for head, states_CD in zip(self.backbone.heads, states, strict=True)]
+        used_CN = torch.ones(len(samplings), len(logits), device=logits[0].device)
         if not self.rules:
-            return logits[0], logits, used_CN
-        scores_CV = torch.empty_like(logits[0])
-        for row, sampling in enumerate(samplings):  # one by one: elementwise rounding may depend on the place, too
-            name = sampling.rule or self.default_rule
+            return _Combined(logits[0], logits, used_CN)
+        names = [sampling.rule or self.default_rule for sampling in samplings]
+        for row, (name, sampling) in enumerate(zip(names, samplings, strict=True)):
             used_CN[row] = weights[name][row] if sampling.weights is None else torch.tensor(sampling.weights)
-            scores_CV[row] = self.rules[name].combine([member_CV[row] for member_CV in logits], used_CN[row])
-        return scores_CV, logits, used_CN
+        scores_CV = torch.empty_like(logits[0])
+        for name in dict.fromkeys(names):
+            for rows in _together(self.rules[name], [row for row, other in enumerate(names) if other == name], used_CN):
+                scores_CV[rows] = self.rules[name].combine([member_CV[rows] for member_CV in logits], used_CN[rows])
+        return _Combined(scores_CV, logits, used_CN)
 
-    def _describe(
-        self,
-        token: int,
-        sampling: Sampling,
-        scores_V: torch.Tensor,
-        member_logits: list[torch.Tensor],
-        weights_N: torch.Tensor,
-    ) -> Token:
-        logprob: float | None = None
-        top: tuple[tuple[int, float], ...] = ()
-        if sampling.num_logprobs is not None:
-            logprob, top = log_probabilities(scores_V, token, sampling.num_logprobs)
+    def _describe(self, tokens: Sequence[int], samplings: Sequence[Sampling], combined: _Combined) -> list[Token]:
+        """The tokens with what their requests want to know of them."""
+        nothing: tuple[float | None, tuple[tuple[int, float], ...]] = (None, ())
+        logprobs = [nothing] * len(tokens)
+        asked = [row for row, sampling in enumerate(samplings) if sampling.num_logprobs is not None]
+        if asked:
+            numbers = [samplings[row].num_logprobs or 0 for row in asked]
+            found = log_probabilities(combined.scores_CV[asked], [tokens[row] for row in asked], numbers)
+            for row, logprob in zip(asked, found, strict=True):
+                logprobs[row] = logprob
         if not self.rules:
-            return Token(token, logprob, top)
-        shares = attribute(member_logits, weights_N, token) if sampling.attribution else None
-        return Token(token, logprob, top, tuple(weights_N.tolist()), shares)
+            return [Token(token, *logprob) for token, logprob in zip(tokens, logprobs, strict=True)]
+        shares: list[tuple[float, ...] | None] = [None] * len(tokens)
+        asked = [row for row, sampling in enumerate(samplings) if sampling.attribution]
+        if asked:
+            logits = [member_CV[asked] for member_CV in combined.logits]
+            parts = attribute(logits, combined.weights_CN[asked], [tokens[row] for row in asked])
+            for row, part in zip(asked, parts, strict=True):
+                shares[row] = part
+        return [
+            Token(token, *logprob, tuple(weights), part)
+            for token, logprob, weights, part in zip(
+                tokens, logprobs, combined.weights_CN.tolist(), shares, strict=True
+            )
+        ]
+
+
+class _Combined(NamedTuple):
+    """Combined scores [C, V], the members' logits, and the weights [C, N] that each row used."""
+
+    scores_CV: torch.Tensor
+    logits: list[torch.Tensor]
+    weights_CN: torch.Tensor
+
+
+def _together(rule: CombinationRule, rows: list[int], like: torch.Tensor) -> Sequence[list[int] | slice]:
+    """The rows of a rule in groups that may be computed at once without a row's result depending on the others.
+
+    Weighted sums round in one way only. Functions beyond those are vectorized on a CPU, and what is left over at the
+    end of a tensor is computed by others, which round differently.
+    """
+    if like.device.type == "cpu" and type(rule).combine is not CombinationRule.combine:
+        return [[row] for row in rows]
+    return [slice(None) if len(rows) == len(like) else rows]
 
 
 def make_rows_independent(model: nn.Module) -> None:

@@ -18,8 +18,8 @@ from growtx.data.tokenizer import start_token_id
 from growtx.exceptions import ConfigError
 from growtx.models.causal_lm import GrowtxBlock
 from growtx.models.varlen_attention import register_varlen_attention
-from growtx.sampling import Sampling, TextSoFar, eos_token_ids
-from growtx.serving.decoder import Decoder, TokenChoice
+from growtx.sampling import Choice, Sampling, TextSoFar, eos_token_ids
+from growtx.serving.decoder import Decoder
 from growtx.serving.requests import EngineError, Generation, ModelInfo, OverloadedError, Token
 
 PAGE_SIZE = 32  # positions per page of the cache, and the granularity in which prompts share their beginnings
@@ -171,9 +171,7 @@ class Engine:
         """Called in the generation thread with the requests that get a token in the coming step."""
         self._step_streams = [self._streams.get(request.name) for request in requests]
         self.decoder.choices = [
-            TokenChoice(ABANDONED, 0)
-            if stream is None
-            else TokenChoice(stream.sampling, request.num_tokens, stream.text)
+            Choice(ABANDONED, 0) if stream is None else Choice(stream.sampling, request.num_tokens, stream.text)
             for stream, request in zip(self._step_streams, requests, strict=True)
         ]
 
