@@ -7,6 +7,7 @@ growtx benchmark substrate              building 65,536 x 1024, relative to the 
 growtx benchmark tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
 growtx benchmark packing --texts 'texts/*.parquet'      200 MB of them on clusters of 1, 2 and 4 one-CPU nodes
 growtx benchmark serving                an ensemble at 1, 8 and 32 clients against what else would serve it
+growtx benchmark choosing               the next tokens of 32 texts against the sampling of transformers
 growtx benchmark serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
 """
 
@@ -77,6 +78,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
     serving.set_defaults(run=_serving)
+    choosing = benchmarks.add_parser("choosing", help="the next tokens of a batch, from their scores")
+    choosing.add_argument("--vocabularies", default="8192,65536,131072", help="comma-separated sizes")
+    choosing.add_argument("--device", default="cpu", help="cpu, cuda")
+    choosing.set_defaults(run=_choosing)
     return parser.parse_args(argv)
 
 
@@ -279,6 +284,25 @@ def _texts_by_language(glob: str, max_bytes: int) -> dict[str, list[str]]:
             texts.setdefault(language, []).append(row["text"])
             num_bytes[language] = num_bytes.get(language, 0) + size
     return texts
+
+
+def _choosing(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from benchmarks.choosing import measure_choosing
+
+    torch.set_num_threads(1)
+    sizes = _numbers("--vocabularies", arguments.vocabularies)
+    _print_table(
+        f"Tokens of 32 texts on {arguments.device}, one thread",
+        ("way", "V", "ms / text", "transformers", "x transformers"),
+        (
+            (row.way, f"{row.vocab_size:,}", row.milliseconds, row.their_milliseconds, row.ratio)
+            for size in sizes
+            for row in measure_choosing(size, device=arguments.device)
+        ),
+    )
+    return 0
 
 
 def _serving(arguments: argparse.Namespace) -> int:

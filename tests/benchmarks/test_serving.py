@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks import serving
+from benchmarks.choosing import WAYS, measure_choosing, of_transformers
 from benchmarks.serving import (
     ENGINE,
     Timings,
@@ -20,6 +22,7 @@ from benchmarks.serving import (
 )
 from benchmarks.soak import Cost, Soak
 from growtx.models.ensemble import from_members
+from growtx.sampling import Choice, Sampling, choose
 from growtx.serving.engine import Engines
 from growtx.serving.requests import Generation
 
@@ -95,3 +98,15 @@ def test_a_cost_that_grows_has_a_slope_and_one_that_only_jitters_has_none() -> N
     assert slope == pytest.approx(6 * mebibyte)  # a mebibyte in ten seconds
     assert abs(soak.change("engine", "resident_bytes")[2]) < 0.02 * mebibyte
     assert soak.change("engine", "num_threads") == (7, 7, 0)
+
+
+def test_both_ways_of_choosing_draw_from_the_same_distribution() -> None:
+    """A benchmark of two things that do not do the same would be worth nothing."""
+    scores_CV = torch.tensor([2.0, 1.0, 0.5, -1.0, 0.0]).expand(20_000, -1)
+    torch.manual_seed(0)
+    for settings in WAYS.values():
+        choices = [Choice(Sampling(seed=seed, **settings), 0) for seed in range(len(scores_CV))]
+        ours, theirs = choose(scores_CV, choices), of_transformers(settings)(scores_CV)
+        shares = [[tokens.count(token) / len(scores_CV) for token in range(5)] for tokens in (ours, theirs)]
+        assert shares[0] == pytest.approx(shares[1], abs=0.025)  # five standard errors of a difference
+    assert {row.way for row in measure_choosing(500, num_texts=3, rounds=1)} == set(WAYS)
