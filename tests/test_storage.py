@@ -17,6 +17,7 @@ import pytest
 
 from growtx.exceptions import StoreError
 from growtx.storage import Storage
+from tests.small_disk import small_disk
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -156,6 +157,23 @@ def test_a_full_disk_leaves_the_old_file_whole_and_nothing_half_written(
         "Free some space and run the same command with --resume; finished stages are kept."
     )
     assert storage.list_files() == ["manifests/latest"] and storage.read_text("manifests/latest") == "old"
+
+
+def test_a_disk_that_is_really_full_keeps_what_was_there(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", kibibytes=64) as disk:
+        storage = Storage(str(disk / "run"))
+        storage.write_text("status.json", "old")
+        storage.append_text("metrics.jsonl", "{}\n")
+        (disk / "others").write_bytes(b"x" * 40_000)
+        with pytest.raises(StoreError, match=r"status\.json cannot be written: the disk is full"):
+            storage.write_text("status.json", "new" * 10_000)
+        with pytest.raises(StoreError, match=r"metrics\.jsonl cannot be written: the disk is full"):
+            storage.append_text("metrics.jsonl", "{}\n" * 10_000)
+        assert storage.read_text("status.json") == "old"
+        assert storage.list_files() == ["metrics.jsonl", "status.json"]
+        (disk / "others").unlink()
+        storage.write_text("status.json", "new")
+        assert storage.read_text("status.json") == "new"
 
 
 def test_appending_to_a_full_disk_is_the_same_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

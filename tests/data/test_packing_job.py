@@ -27,6 +27,7 @@ from growtx.data.vocabulary import MANDATORY_TOKENS, Vocabulary
 from growtx.exceptions import DataError
 from tests.data.byte_tokenizer import byte_tokenizer
 from tests.object_store import ObjectStore
+from tests.small_disk import resize, small_disk
 
 END = 2
 LENGTH = 32
@@ -187,6 +188,31 @@ def test_what_is_done_is_not_done_again(
     assert again.fingerprint == whole.fingerprint
     assert len(made) == 1 + len(read_mix(whole.path).sources[0].keys), "the one that failed is the only one made twice"
     assert not list((tmp_path / "cache/packed").glob(".making-*"))
+
+
+def test_a_disk_that_is_really_full_stops_packing_and_room_lets_it_go_on(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, small_limits: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(write_texts(tmp_path / "texts", "jsonl", num_files=6, num_rows=200))
+    whole, _ = packed_with(config, tokenizer, tmp_path / "whole")
+    made: list[Path] = []
+    fill = packing_job.SourcePacker.fill
+
+    def counted(self: Any, directory: Path, **arguments: Any) -> dict[str, Any]:
+        made.append(directory)
+        return fill(self, directory, **arguments)
+
+    monkeypatch.setattr(packing_job.SourcePacker, "fill", counted)
+    with small_disk(tmp_path / "disk", kibibytes=256) as disk:
+        with pytest.raises(DataError, match=r"No space is left for packed data.*Free space"):
+            packed_with(config, tokenizer, disk / "cache")
+        num_failed, made[:] = len(made), []
+        assert num_failed > 5 and not list((disk / "cache/packed").glob(".making-*"))
+        resize(disk, kibibytes=16 * 1024)
+        again, _ = packed_with(config, tokenizer, disk / "cache")
+        again.verify()
+        assert again.fingerprint == whole.fingerprint
+        assert len(made) == len(read_mix(whole.path).sources[0].keys) - (num_failed - 1)
 
 
 def test_a_part_goes_on_with_the_shards_that_it_lacks(
