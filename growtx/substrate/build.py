@@ -85,7 +85,9 @@ class SubstrateConfig(ConfigModel):
     kind: Kind = Field(
         default="glyph+code", description="pictures, pictures made distinct, bits of ids, or learned vectors"
     )
-    font: str | None = Field(default=None, description="font file; default: GNU Unifont, else the packaged fonts")
+    font: str | None = Field(
+        default=None, description="font file, or unifont: GNU Unifont of the system; null: the packaged fonts"
+    )
     cell_pixels: Literal[32, 64] = Field(default=32, description="side of a token's picture")
     augment: bool = Field(default=True, description="rotate, shift, speckle and blur pictures as published")
     layout: Literal["interleave", "tile"] = Field(default="interleave", description="how bits fill hidden_size")

@@ -6,13 +6,16 @@ Legend: V tokens, E components.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from growtx.exceptions import SubstrateError
 from growtx.substrate.eigen import ordered_sum
 
+MAX_ATTEMPTS = 1000
 CODE_LENGTH = 0.25  # of what is added to a unit vector; its cosine with the original stays at 0.97
 
 
@@ -30,15 +33,29 @@ def separate(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     look-alike stays near what it looks like, but differs from it, and from others, in every component.
     """
     result = weight.copy()
-    repeated = np.flatnonzero(first_alike(weight) != np.arange(len(weight)))
-    for token in repeated:
-        row = weight[token] + CODE_LENGTH * _code(int(token), weight.shape[1])
-        result[token] = row / np.sqrt(ordered_sum(row * row))
-    assert len(np.unique(first_alike(result))) == len(result), "a code coincides with another vector"
+    alike = first_alike(weight) != np.arange(len(weight))
+    taken = {row.tobytes() for row in weight[~alike]}
+    for token in np.flatnonzero(alike):
+        result[token] = row = _row_of_its_own(weight[token], int(token), taken)
+        taken.add(row.tobytes())
     return result
 
 
-def _code(token: int, width: int) -> NDArray[np.float64]:
+def _row_of_its_own(row: NDArray[np.float32], token: int, taken: Container[bytes]) -> NDArray[np.float32]:
+    """The row with a code; in a few components the first codes may be taken by other look-alikes."""
+    for attempt in range(MAX_ATTEMPTS):
+        coded = row + CODE_LENGTH * _code(token, attempt, len(row))
+        unit: NDArray[np.float32] = (coded / np.sqrt(ordered_sum(coded * coded))).astype(np.float32)
+        if unit.tobytes() not in taken:
+            return unit
+    raise SubstrateError(
+        f"More tokens look like token {token} than codes of {len(row)} components can tell apart",
+        "Set a larger model.hidden_size, substrate.kind=binary, or a font that has glyphs for them (substrate.font)",
+    )
+
+
+def _code(token: int, attempt: int, width: int) -> NDArray[np.float64]:
     """A unit vector of random signs [E]."""
-    signs = 2 * np.random.RandomState(token).randint(0, 2, size=width) - 1
+    random = np.random.RandomState([token, attempt] if attempt else token)
+    signs = 2 * random.randint(0, 2, size=width) - 1
     return np.asarray(signs / np.sqrt(width))

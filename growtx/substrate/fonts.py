@@ -1,14 +1,15 @@
 """Which font draws the tokens, always named by the sha256 of its files.
 
-GNU Unifont, the paper's font, is taken if it is given or found on the system. Otherwise the fonts of the `fonts`
-extra (`weblate-fonts`) draw together: five Kurinto files, each for the characters that those before it lack.
+Without a choice, five Kurinto files of the package `weblate-fonts` draw together, each for the characters that those
+before it lack. Its version is pinned, so that one configuration gives one substrate on every machine, whatever fonts
+are installed there. `unifont` is GNU Unifont of the system, the paper's font; any other name is a file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 FONT_FOLDERS = ("~/.fonts", "~/.local/share/fonts", "/usr/local/share/fonts", "/usr/share/fonts", "/Library/Fonts")
 UNIFONT_NAMES = ("unifont.otf", "unifont.ttf", "unifont-[0-9]*.otf", "unifont-[0-9]*.ttf")
+UNIFONT = "unifont"
+PACKAGE = "weblate-fonts==2026.1"
+PACKAGED_SHA256 = "1d096b4912f0f99639049d5712aa43760481c1e4e860accc7275aebe53d5171a"
 PACKAGED_FOLDER = "static/weblate_fonts/kurinto/ttf"
 PACKAGED_FILES = tuple(f"KurintoSans{region}-Rg.ttf" for region in ("", "SC", "KR", "JP", "TC"))
 
@@ -83,24 +87,54 @@ class Faces:
         return self._faces[0]
 
 
-def find_font(path: str | None = None, *, sha256: str | None = None) -> Font:
-    """The font at `path`; without one, GNU Unifont of this system, else the packaged fonts.
+def find_font(name: str | None = None, *, sha256: str | None = None) -> Font:
+    """The packaged fonts, GNU Unifont of this system, or the font of a file.
 
     Args:
-        path: a font file.
-        sha256: take the first that has this hash instead, to build a substrate again.
+        name: None, `unifont`, or a font file.
+        sha256: take what has this hash instead, wherever it is, to build a substrate again.
 
     Raises:
-        SubstrateError: if the file is missing or not a font, or no (such) font can be found.
+        SubstrateError: the font is not there, is none, or is another version of the packaged fonts.
     """
-    candidates = [Font((Path(path).expanduser(),))] if path else [*_unifonts(), *_packaged()]
-    for font in candidates:
-        if sha256 is None or _checked(font).sha256 == sha256:
-            return _checked(font)
     if sha256 is not None:
-        problem = f"The substrate was drawn with a font of sha256 {sha256[:12]}..., which is not on this machine"
-        raise SubstrateError(problem, "Give its file as the font")
-    raise SubstrateError("There is no font to draw tokens with", "Run pip install weblate-fonts, or set substrate.font")
+        return _of_hash([_file(name)] if name and name != UNIFONT else [*_packaged(), *_unifonts()], sha256)
+    if name is None:
+        return _pinned()
+    if name != UNIFONT:
+        return _checked(_file(name))
+    for font in _unifonts():
+        return _checked(font)
+    raise SubstrateError(
+        "substrate.font=unifont, and GNU Unifont is not installed",
+        "Install it (Debian: apt-get install fonts-unifont), or set substrate.font=null for the packaged fonts",
+    )
+
+
+def _file(path: str) -> Font:
+    return Font((Path(path).expanduser(),))
+
+
+def _pinned() -> Font:
+    """The packaged fonts, of which another version would draw another substrate."""
+    for font in _packaged():
+        if _checked(font).sha256 == PACKAGED_SHA256:
+            return font
+        raise SubstrateError(
+            f"The packaged fonts here have sha256 {font.sha256[:12]}..., and not that of {PACKAGE}",
+            f"Run pip install {PACKAGE}, or name a font file as substrate.font",
+        )
+    raise SubstrateError("The packaged fonts are missing", f"Run pip install {PACKAGE}, or set substrate.font")
+
+
+def _of_hash(fonts: Iterable[Font], sha256: str) -> Font:
+    for font in fonts:
+        if _checked(font).sha256 == sha256:
+            return font
+    problem = f"The substrate was drawn with a font of sha256 {sha256[:12]}..., which is not on this machine"
+    raise SubstrateError(
+        problem, f"Run pip install {PACKAGE}" if sha256 == PACKAGED_SHA256 else "Give its file as the font"
+    )
 
 
 def _checked(font: Font) -> Font:

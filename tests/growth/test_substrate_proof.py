@@ -23,8 +23,8 @@ from growtx.substrate.fonts import find_font
 from tests import tiny
 
 
-def write_run(path: Path, tokenizer: Any, kind: Kind = "glyph+code", **stage: Any) -> Path:
-    built = build_substrate(SubstrateConfig(kind=kind), token_surfaces(tokenizer), tiny.HIDDEN_SIZE)
+def write_run(path: Path, tokenizer: Any, kind: Kind = "glyph+code", font: str | None = None, **stage: Any) -> Path:
+    built = build_substrate(SubstrateConfig(kind=kind, font=font), token_surfaces(tokenizer), tiny.HIDDEN_SIZE)
     tiny.write_run(path, tokenizer, {"stages": [{"add": 1, **stage}]}, built=built)
     return path
 
@@ -49,17 +49,18 @@ def test_a_drawn_substrate_is_built_again_bit_for_bit(drawn: Path, capsys: pytes
 
 
 def test_the_font_may_lie_anywhere_and_is_known_by_its_hash(
-    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawn: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = json.loads((drawn / SUBSTRATE_FILE).read_text())["recipe"]
-    font = find_font(sha256=recipe["font_sha256"])
+    file = str(find_font().paths[0])
+    other = str(write_run(tmp_path / "other", tokenizer, font=file))
     monkeypatch.setattr("growtx.substrate.fonts._unifonts", lambda: iter(()))
     monkeypatch.setattr("growtx.substrate.fonts._packaged", lambda: iter(()))
-    with pytest.raises(SubstrateError, match=r"which is not on this machine\. Give its file as the font"):
+    with pytest.raises(SubstrateError, match=r"which is not on this machine\. Run pip install weblate-fonts==2026\.1"):
         verify_substrate(open_lineage(str(drawn)))
-    if len(font.paths) == 1:
-        elsewhere = shutil.copy(font.paths[0], tmp_path / "mine.otf")
-        assert "bit for bit" in verify_substrate(open_lineage(str(drawn)), str(elsewhere))
+    with pytest.raises(SubstrateError, match=r"which is not on this machine\. Give its file as the font"):
+        verify_substrate(open_lineage(other))
+    elsewhere = shutil.copy(file, tmp_path / "mine.otf")
+    assert "bit for bit" in verify_substrate(open_lineage(other), str(elsewhere))
 
 
 def test_bits_of_ids_are_proven_too_and_learned_vectors_cannot_be(tmp_path: Path, tokenizer: Any) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from growtx.exceptions import SubstrateError
 from growtx.substrate.collisions import CODE_LENGTH, first_alike, separate
 
 
@@ -35,3 +37,17 @@ def test_the_code_of_a_token_does_not_depend_on_its_group() -> None:
     rows = unit_rows(4, 32)
     one, other = separate(rows[[0, 0, 1, 1]]), separate(rows[[0, 2, 1, 1]])
     np.testing.assert_array_equal(one[3], other[3])
+
+
+def test_codes_of_few_components_are_drawn_again_until_they_differ() -> None:
+    """Two hundred look-alikes have 256 codes of eight signs, and many of their first codes coincide."""
+    rows = np.tile(np.array([[1.0, 0, 0, 0, 0, 0, 0, 0]], dtype=np.float32), (200, 1))
+    apart = separate(rows)
+    assert len(np.unique(apart, axis=0)) == 200
+    assert np.array_equal(apart, separate(rows))
+    assert np.array_equal(apart[:2], separate(rows[:2]))  # later tokens change nothing of earlier ones
+
+
+def test_more_look_alikes_than_codes_are_refused_with_a_remedy() -> None:
+    with pytest.raises(SubstrateError, match=r"components can tell apart\. Set a larger model\.hidden_size"):
+        separate(np.ones((20, 4), dtype=np.float32) / 2)
