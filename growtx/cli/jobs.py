@@ -68,7 +68,13 @@ growtx benchmark --help                              lists them"""
 
 def add_jobs(commands: Commands) -> None:
     """Declare all jobs below the `growtx` command."""
-    add_job_options(add_command(commands, "grow", _grow, "grow a model stage by stage", GROW))
+    grow = add_command(commands, "grow", _grow, "grow a model stage by stage", GROW)
+    add_job_options(grow)
+    grow.add_argument(
+        "--here",
+        action="store_true",
+        help="in this process, without Ray: to debug, to profile; benchmarks are scored on the CPU",
+    )
     add_job_options(
         add_command(commands, "specialists", _specialists, "grow specialists side by side, and merge them", SPECIALISTS)
     )
@@ -122,7 +128,7 @@ def _grow(arguments: argparse.Namespace) -> int:
     config, run_dir = resolve_run_arguments(arguments, RunConfig, load_run_config)
     console = Console()
     with accepting_new_data(arguments.accept_new_data, resume=arguments.resume):
-        result = grow(config, run_dir, resume=arguments.resume, console=console)
+        result = grow(config, run_dir, resume=arguments.resume, console=console, here=arguments.here)
     console.print(f"phases: {', '.join(f'{name} {seconds:g} s' for name, seconds in result.seconds.items())}")
     _say_how_it_ended(console, "grow", result)
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,8 @@ def will_be_preempted() -> bool:
 
     Ray's own function asks all workers at once, and waits for them at every step; ours agree on it with other flags.
     """
+    if not is_connected():
+        return False
     from ray.train.v2._internal.execution.context import get_train_context
 
     try:
@@ -153,6 +156,18 @@ def replay(scheduler: Any, name: str, reports: Iterable[dict[str, Any]], last: d
 def is_slow_start(error: Exception) -> bool:
     """Whether Ray's node needed more than the 30 s it gives itself; there is no class for it."""
     return _SLOW_START in str(error)
+
+
+def is_connected() -> bool:
+    """Whether this process is connected to Ray, which may not be installed."""
+    module = sys.modules.get("ray")
+    return module is not None and hasattr(module, "is_initialized") and bool(module.is_initialized())
+
+
+def ray_errors(name: str = "RayError") -> tuple[type[BaseException], ...]:
+    """What Ray may raise, to be caught; nothing where it is not loaded."""
+    module = sys.modules.get("ray")
+    return () if module is None else (getattr(module.exceptions, name),)
 
 
 def metric_tag(text: str) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import pyarrow as pa
 import regex  # type: ignore[import-untyped]
 
+from growtx.compat.ray import is_connected
 from growtx.data.sources import DataConfig, SourceConfig, iterate_source, source_files
 
 WORD = regex.compile(r"[\p{L}\p{M}']+")
@@ -85,14 +87,25 @@ def counted_ngrams(config: DataConfig, longest: int) -> tuple[str, ...]:
     Raises:
         DataError: if a source cannot be read.
     """
-    import ray
-    from ray.data.aggregate import Sum
-
     parts = [
         part for name, source in zip(config.source_names, config.sources, strict=True) for part in _parts(source, name)
     ]
+    count = _counted_on_ray if is_connected() else _counted_here
+    rows: dict[tuple[str, int], dict[str, int]] = {}
+    for row in count(parts, config.validation_fraction, longest):
+        rows.setdefault((row["source"], len(row["gram"])), {})[row["gram"]] = row["count"]
+    lengths = range(SHORTEST, longest + 1)
+    return interleave([leading(rows.get((name, length), {})) for name in config.source_names for length in lengths])
+
+
+def _counted_on_ray(
+    parts: Sequence[dict[str, str]], validation_fraction: float, longest: int
+) -> Iterator[dict[str, Any]]:
+    import ray
+    from ray.data.aggregate import Sum
+
     documents = ray.data.from_items(parts, override_num_blocks=len(parts)).flat_map(
-        _training_texts, fn_kwargs={"validation_fraction": config.validation_fraction}
+        _training_texts, fn_kwargs={"validation_fraction": validation_fraction}
     )
     counts = documents.repartition(target_num_rows_per_block=DOCUMENTS_PER_BLOCK).map_batches(
         _count, fn_kwargs={"longest": longest}, batch_size=None, batch_format="pyarrow"
@@ -100,11 +113,19 @@ def counted_ngrams(config: DataConfig, longest: int) -> tuple[str, ...]:
     num_partitions = max(1, int(ray.cluster_resources()["CPU"]))
     totals = counts.groupby(KEY, num_partitions=num_partitions).aggregate(Sum("count", alias_name="count"))
     best = totals.map_batches(_keep_leading, batch_size=None, batch_format="pyarrow")
-    rows: dict[tuple[str, int], dict[str, int]] = {}
-    for row in best.iter_rows():
-        rows.setdefault((row["source"], len(row["gram"])), {})[row["gram"]] = row["count"]
-    lengths = range(SHORTEST, longest + 1)
-    return interleave([leading(rows.get((name, length), {})) for name in config.source_names for length in lengths])
+    yield from best.iter_rows()
+
+
+def _counted_here(
+    parts: Sequence[dict[str, str]], validation_fraction: float, longest: int
+) -> Iterator[dict[str, Any]]:
+    """Block by block in this process, with all counts in its memory."""
+    totals = _table([])
+    documents = (text for part in parts for text in _training_texts(part, validation_fraction))
+    while block := list(itertools.islice(documents, DOCUMENTS_PER_BLOCK)):
+        both = pa.concat_tables([totals, _count(pa.Table.from_pylist(block), longest)])
+        totals = both.group_by(KEY).aggregate([("count", "sum")]).rename_columns({"count_sum": "count"})
+    yield from _keep_leading(totals.select(SCHEMA.names)).to_pylist()
 
 
 def _parts(source: SourceConfig, name: str) -> Iterator[dict[str, str]]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from growtx.compat.ray import is_connected
 from growtx.config import fingerprint
 from growtx.data.pack_cache import HashMemo, PackCache, content_fingerprint, read_index
 from growtx.data.packing import (
@@ -500,9 +501,11 @@ def _number_of_open_part(packed: _Sequence) -> int:
 
 def _num_cpus() -> int:
     """CPUs of the cluster that this process is connected to; 0 without one."""
+    if not is_connected():
+        return 0
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 0)) if ray.is_initialized() else 0
+    return int(ray.cluster_resources().get("CPU", 0))
 
 
 def _on_cluster(

@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+import torch
+
 from growtx import formatting as fmt
+from growtx.compat.ray import is_connected
 from growtx.data.sources import DataConfig
 from growtx.evaluate import training_text
 from growtx.evaluate.evaluation import BenchmarkConfig, resolve_tasks, score_task
@@ -24,7 +27,7 @@ Jobs = dict[tuple[str, int | None], tuple[Callable[..., Any], tuple[Any, ...]]] 
 def evaluate_path(
     path: str, config: BenchmarkConfig, *, depths: str = "last", command: str = "", say: OnProgress = print
 ) -> Evaluation:
-    """Score a run, a manifest, an ensemble or a Hugging Face directory; Ray must be connected.
+    """Score a run, a manifest, an ensemble or a Hugging Face directory; without Ray, in this process.
 
     Args:
         depths: `all`, `last`, or numbers of blocks separated by commas.
@@ -49,7 +52,7 @@ def evaluate_path(
     }
     if config.overlap and data and (questions := [task for task in tasks if not _is_generated(task)]):
         jobs["overlap", None] = (_overlap_part, (data, questions, config, training_text.parts_read(result.home.root)))
-    for (task, depth), outcome in _outcomes_on_cluster(jobs):
+    for (task, depth), outcome in _outcomes(jobs):
         where = f"{task}, {fmt.plural(depth, 'block')}" if depth is not None else task
         if isinstance(outcome, GrowtxError):
             notes.setdefault(task, f"{task}: {outcome}")
@@ -73,7 +76,7 @@ def map_path(path: str, *, command: str = "") -> None:
         StoreError: the model cannot be loaded.
     """
     result = find_result(path)
-    ((_, outcome),) = _outcomes_on_cluster({("maps", None): (_map_part, (result.address,))})
+    ((_, outcome),) = _outcomes({("maps", None): (_map_part, (result.address,))})
     if isinstance(outcome, GrowtxError):
         raise outcome
     save_maps(result.home, outcome.model_copy(update={"command": command}))
@@ -145,8 +148,15 @@ def _is_generated(task: str) -> bool:
     return task == COMPRESSION_TASK or task.startswith(MICROWORLD_TASK)
 
 
-def _outcomes_on_cluster(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:
+def _outcomes(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:
     """Keys and outcomes of the jobs as they finish; a store error ends it, because no model can be loaded."""
+    if is_connected():
+        yield from _outcomes_on_cluster(jobs)
+    else:
+        yield from ((key, _result(function(*arguments))) for key, (function, arguments) in jobs.items())
+
+
+def _outcomes_on_cluster(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], Any]]:
     import ray
 
     num_gpus = 1 if ray.cluster_resources().get("GPU", 0) else 0
@@ -160,10 +170,13 @@ def _outcomes_on_cluster(jobs: Jobs) -> Iterator[tuple[tuple[str, int | None], A
             _check_nodes(num_gpus)
             continue
         (done,) = finished
-        outcome = ray.get(done)
-        if isinstance(outcome, StoreError):
-            raise outcome
-        yield pending.pop(done), outcome
+        yield pending.pop(done), _result(ray.get(done))
+
+
+def _result(outcome: Any) -> Any:
+    if isinstance(outcome, StoreError):
+        raise outcome
+    return outcome
 
 
 def _check_nodes(num_gpus: int) -> None:
@@ -210,9 +223,14 @@ def _map_part(path: str) -> Maps | GrowtxError:
 
 @lru_cache(maxsize=1)
 def _loaded(path: str, depth: int | None) -> tuple[Any, Any]:
-    """The model on the worker's device, which is a GPU where Ray gave it one; the worker keeps it for its next part."""
+    """The model on the worker's GPU if Ray gave it one, else on the CPU; the worker keeps it for its next part."""
+    model, tokenizer = load_model(path, depth)
+    return model.to(_device()), tokenizer  # type: ignore[arg-type]
+
+
+def _device() -> torch.device:
+    if not is_connected():
+        return torch.device("cpu")
     import ray
 
-    model, tokenizer = load_model(path, depth)
-    is_given = ray.is_initialized() and bool(ray.get_gpu_ids())
-    return model.to("cuda" if is_given else "cpu"), tokenizer  # type: ignore[arg-type]
+    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
+from growtx.compat.ray import ray_errors
 from growtx.exceptions import GrowtxError, RunsFailedError
 from growtx.growth.flops import active_parameters
 from growtx.growth.plan import Stage
@@ -39,10 +39,9 @@ from growtx.store.manifest import Manifest, latest_manifest
 from growtx.store.runs import MetricsLog
 from growtx.train.checkpoints import remove_checkpoints
 from growtx.train.claims import RunClaims
-from growtx.train.cluster import check_cluster, connected
 from growtx.train.job import TrainJob
-from growtx.train.progress import show_progress, start_progress_actor
-from growtx.train.stage_trainer import fit_worker_group
+from growtx.train.places import IN_THIS_PROCESS, ON_RAY, Place
+from growtx.train.progress import answer_of, show_progress, start_progress_actor
 
 MODEL_DIR = "model"
 TELL_EVERY_SECONDS = 1.0
@@ -65,26 +64,34 @@ class GrowthResult:
     seconds: dict[str, float]
 
 
-def grow(config: RunConfig, run_dir: str, *, resume: bool = False, console: Console | None = None) -> GrowthResult:
+def grow(
+    config: RunConfig, run_dir: str, *, resume: bool = False, console: Console | None = None, here: bool = False
+) -> GrowthResult:
     """Run a plan from its first unfinished stage to its end.
+
+    Args:
+        here: in this process, without Ray.
 
     Raises:
         GrowtxError: in one sentence; everything already finished is kept.
     """
-    console = console or Console()
+    console, place = console or Console(), ON_RAY
+    if here:
+        place = IN_THIS_PROCESS
+        place.check(config.largest_group())  # a process is there already: refuse before anything is written
     benchmarks = checked_benchmarks(config)
     run = begin_run(run_dir, config, resume=resume, console=console)
     clock = _PhaseTimer()
     with recording_status(run) as status:
-        with connected(config.largest_group(), claim=False):
+        with place.connected(config.largest_group()):
             with clock("preparing"), preparing(console):
                 prepared = prepare(config, run)
                 controls = prepare_controls(config.model_copy(update={"benchmarks": benchmarks}), run)
-            check_cluster(config.largest_group())
+            place.check(config.largest_group())
             console.print(_plan_table(prepared.job, controls))
             status.begin(prepared.job.num_stages)
             with clock("training"):
-                status.is_stopped = _train_with_progress([prepared.job, *controls.values()], status, console)
+                status.is_stopped = _train_with_progress([prepared.job, *controls.values()], status, console, place)
             if benchmarks.tasks and not status.is_stopped:
                 with clock("evaluating"):
                     finish_controls(controls)
@@ -107,7 +114,7 @@ class _PhaseTimer:
             self.seconds[phase] = round(time.monotonic() - start, 1)
 
 
-def _train_with_progress(jobs: list[TrainJob], status: RunStatus, console: Console) -> bool:
+def _train_with_progress(jobs: list[TrainJob], status: RunStatus, console: Console, place: Place) -> bool:
     """The run and its controls, one after the other on one worker group; returns whether a stop was asked for."""
     progress_actor = start_progress_actor()
 
@@ -116,10 +123,10 @@ def _train_with_progress(jobs: list[TrainJob], status: RunStatus, console: Conso
         status.stop()
 
     def has_begun() -> bool:
-        return bool(ray.get(progress_actor.has_begun.remote(), timeout=5))
+        return bool(answer_of(progress_actor.has_begun.remote(), timeout=5))
 
     with show_progress({"growing": progress_actor}, console), stop_on_signals(request_stop, console, has_begun):
-        return run_jobs(jobs, progress_actor)
+        return run_jobs(jobs, progress_actor, place=place)
     return True  # they were told to stop before they had begun
 
 
@@ -129,7 +136,9 @@ def unfinished_stages(job: TrainJob) -> list[Stage]:
     return [stage for stage in job.stages if last is None or stage.index > last.index]
 
 
-def run_jobs(jobs: Sequence[TrainJob], progress_actor: Any = None, claims: RunClaims | None = None) -> bool:
+def run_jobs(
+    jobs: Sequence[TrainJob], progress_actor: Any = None, claims: RunClaims | None = None, place: Place = ON_RAY
+) -> bool:
     """Train all unfinished stages, a worker group for each change of resources; returns whether a stop was asked for.
 
     Raises:
@@ -140,7 +149,7 @@ def run_jobs(jobs: Sequence[TrainJob], progress_actor: Any = None, claims: RunCl
     parts = [part for job in jobs for part in _jobs_by_resources(job)]
     for _, group in itertools.groupby(parts, key=lambda part: part.resources):
         if todo := [part for part in group if part.run_dir not in failed]:
-            outcome = fit_worker_group(todo, progress_actor, claims)
+            outcome = place.fit(todo, progress_actor, claims)
             failed |= outcome.failed
             if outcome.stopped:
                 return True
@@ -204,12 +213,12 @@ def _tell_again(
 ) -> None:
     began, asked_at = False, math.inf
     while not ended.wait(TELL_EVERY_SECONDS):
-        with suppress(ray.exceptions.RayError, TimeoutError):
+        with suppress(*ray_errors(), TimeoutError):
             began = began or has_begun()
         if not asked.is_set():
             continue
         asked_at = min(asked_at, time.monotonic())
-        with suppress(ray.exceptions.RayError, GrowtxError):
+        with suppress(*ray_errors(), GrowtxError):
             request_stop()
         if not began and not overdue.is_set() and time.monotonic() - asked_at >= START_SECONDS:
             overdue.set()

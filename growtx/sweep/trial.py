@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import tune
 
 from growtx.exceptions import GrowtxError
@@ -27,7 +26,8 @@ from growtx.store.trials import trial_dir
 from growtx.sweep.search import METRIC, Values, stage_with_values
 from growtx.train.job import TrainJob
 from growtx.train.progress import StageProgress, insist
-from growtx.train.stage_trainer import GroupOutcome, fit_worker_group
+from growtx.train.stage_trainer import fit_worker_group
+from growtx.train.worker import GroupOutcome
 
 # One actor between the trials of a sweep and their workers: evaluations go up, decisions come down.
 #
@@ -38,7 +38,6 @@ from growtx.train.stage_trainer import GroupOutcome, fit_worker_group
 POLL_SECONDS = TELL_EVERY_SECONDS = 1.0
 
 
-@ray.remote(num_cpus=0)
 class TrialCoordinator:
     """Progress, evaluations and stop requests of all trials, by number.
 

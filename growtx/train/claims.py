@@ -6,15 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from growtx.storage import Storage
 from growtx.train.progress import insist, start_control_actor
 
 CLAIMS_FILE = "claims.json"  # there while the groups work: a registry that is started anew must not forget
 
 
-@ray.remote(num_cpus=0)
 class ClaimRegistry:
     """Remembers which group took a run first.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -20,6 +22,26 @@ def control_group() -> Any:
     if _control_group is None:
         _control_group = dist.new_group(backend="gloo")
     return _control_group
+
+
+@contextmanager
+def alone(*, use_gpu: bool) -> Iterator[None]:
+    """A process group of this process alone, with the variables of a rank, which are then as they were.
+
+    The group stays: DeepSpeed keeps references to it, so that a later run in the same process could have no other.
+    """
+    before = dict(os.environ)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    if not use_gpu:
+        os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
+    if not dist.is_initialized():
+        store = dist.HashStore()  # type: ignore[attr-defined] - public, but not in `__all__`
+        dist.init_process_group("nccl" if use_gpu else "gloo", store=store, rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def rank() -> int:

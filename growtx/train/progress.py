@@ -13,11 +13,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from growtx.compat.ray import is_connected, ray_errors
 
 LOST_AFTER_SECONDS = 20.0  # of silence; starting a process again takes a few
 ASK_EVERY_SECONDS = 0.2  # between two steps, where the loops are short
@@ -73,7 +73,6 @@ class StageProgress:
         return ", ".join(parts)
 
 
-@ray.remote(num_cpus=0)
 class ProgressActor:
     """Holds the last progress and whether a stop was asked for."""
 
@@ -107,13 +106,64 @@ class ProgressActor:
         return self._progress.stage > 0
 
 
-def start_control_actor(actor_class: Any, *arguments: Any) -> Any:
-    """An actor on the node of this process, started again whenever its own process dies.
+def start_control_actor(actor_class: type, *arguments: Any) -> Any:
+    """An actor on the node of this process, started again whenever its own process dies; without Ray, an object here.
 
     It has then forgotten everything: progress is reported, and a stop is asked for, again and again.
     """
+    if not is_connected():
+        return _Here(actor_class(*arguments))
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return actor_class.options(scheduling_strategy=here, max_restarts=-1).remote(*arguments)
+    options = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1}
+    return ray.remote(**options)(actor_class).remote(*arguments)
+
+
+@dataclass(frozen=True)
+class _Here:
+    """An object of this process that is asked as an actor is."""
+
+    target: Any
+
+    def __getattr__(self, name: str) -> _HereMethod:
+        return _HereMethod(getattr(self.target, name))
+
+
+@dataclass(frozen=True)
+class _HereMethod:
+    method: Callable[..., Any]
+
+    def remote(self, *arguments: Any) -> _HereAnswer:
+        return _HereAnswer(self.method(*arguments))
+
+
+@dataclass(frozen=True)
+class _HereAnswer:
+    value: Any
+
+
+def answer_of(reference: Any, *, timeout: float | None = None) -> Any:
+    """What a control actor answered.
+
+    Raises:
+        RayError, TimeoutError: nothing.
+    """
+    if isinstance(reference, _HereAnswer):
+        return reference.value
+    import ray
+
+    return ray.get(reference, timeout=timeout)
+
+
+def is_answered(reference: Any, *, wait: bool = False) -> bool:
+    """Whether there is an answer already, or in the end."""
+    if isinstance(reference, _HereAnswer):
+        return True
+    import ray
+
+    return bool(ray.wait([reference], timeout=None if wait else 0)[0])
 
 
 def start_progress_actor() -> Any:
@@ -133,8 +183,8 @@ def insist(call: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + LOST_AFTER_SECONDS
     while True:
         try:
-            return ray.get(call())
-        except ray.exceptions.RayActorError:
+            return answer_of(call())
+        except ray_errors("RayActorError"):
             if time.monotonic() >= deadline:
                 raise
             time.sleep(ASK_EVERY_SECONDS)
@@ -162,8 +212,7 @@ class ProgressReporter:
 
     def report(self, progress: StageProgress) -> None:
         if self._pending is not None:
-            ready, _ = ray.wait([self._pending], timeout=None if progress.evaluated else 0)
-            if not ready:
+            if not is_answered(self._pending, wait=progress.evaluated):
                 return
             self._collect()
         while self._progress_actor is not None:
@@ -177,10 +226,10 @@ class ProgressReporter:
 
         For everything that takes long and is no training step: any rank, as often as it likes.
         """
-        if self._question is not None and ray.wait([self._question], timeout=0)[0]:
+        if self._question is not None and is_answered(self._question):
             question, self._question = self._question, None
-            with suppress(ray.exceptions.RayError):  # it is being started again; `report` finds out if it stays away
-                self.stop_requested = bool(ray.get(question)) or self.stop_requested
+            with suppress(*ray_errors()):  # it is being started again; `report` finds out if it stays away
+                self.stop_requested = bool(answer_of(question)) or self.stop_requested
         is_due = time.monotonic() - self._asked_at >= ASK_EVERY_SECONDS
         if self._progress_actor is not None and self._question is None and is_due:
             self._question, self._asked_at = self._progress_actor.is_stopping.remote(), time.monotonic()
@@ -190,10 +239,10 @@ class ProgressReporter:
         """Whether the last report was answered."""
         pending, self._pending = self._pending, None
         try:
-            self.stop_requested = bool(ray.get(pending)) or self.stop_requested
+            self.stop_requested = bool(answer_of(pending)) or self.stop_requested
             self._silent_since = None
             return True
-        except ray.exceptions.RayError:  # it is being started again, or the driver is gone and with it the actor
+        except ray_errors():  # it is being started again, or the driver is gone and with it the actor
             self._silent_since = self._silent_since or time.monotonic()
             if time.monotonic() - self._silent_since >= LOST_AFTER_SECONDS:
                 self._progress_actor, self.is_lost = None, True
@@ -208,7 +257,7 @@ class DriverLogHandler(logging.Handler):
         self._progress_actor = progress_actor
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(ray.exceptions.RayError):  # nobody is there to read it
+        with suppress(*ray_errors()):  # nobody is there to read it
             self._progress_actor.warn.remote(record.getMessage())
 
 
@@ -251,9 +300,10 @@ def _prefix(progress_actors: Mapping[str, Any], title: str) -> str:
 
 
 def _read(progress_actor: Any, last: StageProgress, console: Console, prefix: str) -> StageProgress:
+    silence: tuple[type[BaseException], ...] = (*ray_errors(), TimeoutError)
     try:
-        progress, warnings = ray.get(progress_actor.read.remote(), timeout=5)
-    except (ray.exceptions.RayError, TimeoutError):
+        progress, warnings = answer_of(progress_actor.read.remote(), timeout=5)
+    except silence:
         return last
     for message in warnings:
         console.print(f"warning: {prefix}{message}", highlight=False, markup=False, soft_wrap=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import ray.train
 
 from growtx.compat.ray import TRAIN_ENVIRONMENT, is_startup_timeout, set_environment, torch_trainer
-from growtx.exceptions import GrowtxError, TrainingError
+from growtx.exceptions import TrainingError
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests
 from growtx.train.checkpoints import CHECKPOINTS_DIR, INFO_FILE
@@ -19,17 +18,9 @@ from growtx.train.claims import RunClaims
 from growtx.train.cluster import check_cluster, first_sentence
 from growtx.train.job import TrainJob
 from growtx.train.settings import ResourcesConfig
-from growtx.train.worker import train_loop_per_worker
+from growtx.train.worker import GroupOutcome, train_loop_per_worker
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GroupOutcome:
-    """How a worker group ended: whether it was asked to stop, and the runs (by directory) that failed."""
-
-    stopped: bool
-    failed: Mapping[str, GrowtxError] = field(default_factory=dict)
 
 
 def fit_worker_group(

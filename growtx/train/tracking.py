@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, RootModel
-from ray.util.metrics import Gauge
 
-from growtx.compat.ray import metric_tag
+from growtx.compat.ray import is_connected, metric_tag
 from growtx.config import ConfigModel, parse_record, parse_yaml
 from growtx.exceptions import ConfigError, TrainingError
 from growtx.redaction import redact_text, redact_tree
@@ -53,8 +52,12 @@ def gauge_name(key: str) -> str:
 
 
 @cache
-def _gauges() -> dict[str, Gauge]:
-    """Once per process: a process may train several runs."""
+def _gauges() -> dict[str, Any]:
+    """Once per process: a process may train several runs. None where no Ray would export them."""
+    if not is_connected():
+        return {}
+    from ray.util.metrics import Gauge
+
     return {key: Gauge(gauge_name(key), text, tag_keys=("run",)) for key, text in DESCRIPTIONS.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,14 @@ from growtx.train.job import TrainJob
 from growtx.train.progress import RunPosition, StopRequested
 from growtx.train.stage_run import StageRun
 from growtx.train.worker_context import WorkerContext
+
+
+@dataclass(frozen=True)
+class GroupOutcome:
+    """How a worker group ended: whether it was asked to stop, and the runs (by directory) that failed."""
+
+    stopped: bool
+    failed: Mapping[str, GrowtxError] = field(default_factory=dict)
 
 
 def train_loop_per_worker(config: dict[str, Any]) -> dict[str, Any]:

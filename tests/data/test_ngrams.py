@@ -58,6 +58,20 @@ class TestCountedNgrams:
     def test_the_job_counts_what_one_process_counts(self, data: DataConfig) -> None:
         import ray
 
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        try:
+            assert ngrams.counted_ngrams(data, 3) == self.expected(data)
+        finally:
+            ray.shutdown()
+
+    def test_without_a_cluster_they_are_counted_block_by_block(
+        self, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ngrams, "DOCUMENTS_PER_BLOCK", 7)
+        assert ngrams.counted_ngrams(data, 3) == self.expected(data)
+
+    @staticmethod
+    def expected(data: DataConfig) -> list[str]:
         expected = []
         for name, source in zip(data.source_names, data.sources, strict=True):
             parts = list(ngrams._parts(source, name))
@@ -67,8 +81,4 @@ class TestCountedNgrams:
                 leading({row["gram"]: row["count"] for row in counted if len(row["gram"]) == length})
                 for length in (2, 3)
             ]
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        try:
-            assert ngrams.counted_ngrams(data, 3) == interleave(expected)
-        finally:
-            ray.shutdown()
+        return interleave(expected)

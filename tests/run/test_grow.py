@@ -22,7 +22,7 @@ from growtx.run.grow import _plan_table, finish_run, run_jobs, stop_on_signals
 from growtx.run.prepare import prepare
 from growtx.storage import Storage
 from growtx.train.job import TrainJob
-from growtx.train.stage_trainer import GroupOutcome
+from growtx.train.worker import GroupOutcome
 from tests import tiny
 from tests.run.configs import config, write_corpus
 from tests.store.manifests import manifest as make_manifest
@@ -131,7 +131,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> Groups:
         started.append([(one.run_dir.removeprefix("/r/"), [stage.index for stage in one.stages]) for one in given])
         return GroupOutcome(False, {one.run_dir: DIVERGED for one in given if one.run_dir == "/r/bad"})
 
-    monkeypatch.setattr("growtx.run.grow.fit_worker_group", fit_worker_group)
+    monkeypatch.setattr("growtx.train.stage_trainer.fit_worker_group", fit_worker_group)
     monkeypatch.setattr("growtx.run.grow.latest_manifest", lambda storage: None)
     return started
 
@@ -164,7 +164,7 @@ def test_nothing_is_started_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> Non
         started.append(len(given))
         return GroupOutcome(True, {})
 
-    monkeypatch.setattr("growtx.run.grow.fit_worker_group", stopping)
+    monkeypatch.setattr("growtx.train.stage_trainer.fit_worker_group", stopping)
     monkeypatch.setattr("growtx.run.grow.latest_manifest", lambda storage: None)
     assert run_jobs([job(run_dir="/r/a", stages=stages_with_workers(None, 1))])
     assert started == [1]

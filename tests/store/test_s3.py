@@ -24,9 +24,9 @@ from tests.run.configs import write_corpus
 ROOT = Path(__file__).parents[2]
 GROW = """
 import sys
-from tests.crash.child import grow_here, without_ray
+from tests.crash.child import grow_here, without_figures
 home, corpus, *run_dirs = sys.argv[1:]
-without_ray(home)
+without_figures()
 for run_dir in run_dirs:
     assert grow_here(run_dir, f"{home}/cache", corpus) == 0
 """

@@ -19,7 +19,7 @@ from growtx.sweep.trial import Trial, TrialCoordinator, TrialHandle
 from growtx.sweep.tune import Recorder
 from growtx.train import progress
 from growtx.train.progress import StageProgress
-from growtx.train.stage_trainer import GroupOutcome
+from growtx.train.worker import GroupOutcome
 
 
 class Coordinator:
@@ -102,7 +102,7 @@ def test_a_trial_that_goes_on_keeps_what_it_had_reported(tmp_path: Any) -> None:
 
 def test_trials_are_asked_to_stop_one_by_one_or_all_at_once() -> None:
     async def scenario() -> list[bool]:
-        coordinator = TrialCoordinator.__ray_metadata__.modified_class()
+        coordinator = TrialCoordinator()
         for number in (1, 2):
             await coordinator.open(number)
         answers = [await coordinator.report(number, StageProgress()) for number in (1, 2)]
@@ -129,12 +129,12 @@ def test_a_trial_offers_its_workers_what_a_progress_actor_offers_them() -> None:
     for name in called:
         getattr(handle, name).remote()
         assert coordinator.calls[-1] == (name, 7)
-        assert inspect.iscoroutinefunction(getattr(TrialCoordinator.__ray_metadata__.modified_class, name))
+        assert inspect.iscoroutinefunction(getattr(TrialCoordinator, name))
 
 
 def test_a_coordinator_that_is_started_anew_meets_its_trials_when_they_report() -> None:
     async def scenario() -> list[Any]:
-        anew = TrialCoordinator.__ray_metadata__.modified_class()
+        anew = TrialCoordinator()
         evaluated = StageProgress(evaluated=True, fraction=0.5)
         waiting = asyncio.ensure_future(anew.report(5, evaluated))
         found = await anew.next_evaluation(5)

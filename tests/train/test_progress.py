@@ -35,7 +35,7 @@ class FakeBoard:
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(progress.ray, "get", lambda value, timeout: value)
+    monkeypatch.setattr(ray, "get", lambda value, timeout: value)
     monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.01)
     yield
 
@@ -106,7 +106,7 @@ UNAVAILABLE = ray.exceptions.ActorUnavailableError("it is being started again", 
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     """Answers are there at once, and the time is what the test says."""
 
-    def get(value: Any) -> Any:
+    def get(value: Any, timeout: float | None) -> Any:
         if isinstance(value, Exception):
             raise value
         return value
@@ -116,8 +116,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 
     now = [0.0]
     monkeypatch.setattr(progress.time, "sleep", sleep)
-    monkeypatch.setattr(progress.ray, "get", get)
-    monkeypatch.setattr(progress.ray, "wait", lambda references, timeout: (references, []))
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     yield now
 
@@ -187,10 +187,25 @@ def test_who_has_no_progress_to_report_asks_and_hears_at_the_next_question(clock
 def test_the_actor_lives_beside_the_driver_and_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     here = "ab" * 28
-    monkeypatch.setattr(progress.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: here))
-    actor = SimpleNamespace(options=lambda **options: asked.update(options) or SimpleNamespace(remote=lambda: "actor"))
-    monkeypatch.setattr(progress, "ProgressActor", actor)
-    assert progress.start_progress_actor() == "actor"
-    assert progress.start_control_actor(actor) == "actor"
-    assert asked["max_restarts"] == -1
+    monkeypatch.setattr(progress, "is_connected", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: here))
+
+    def remote(**options: Any) -> Any:
+        asked.update(options)
+        return lambda actor_class: SimpleNamespace(remote=actor_class)
+
+    monkeypatch.setattr(ray, "remote", remote)
+    assert isinstance(progress.start_progress_actor(), progress.ProgressActor)
+    assert asked["max_restarts"] == -1 and asked["num_cpus"] == 0
     assert (asked["scheduling_strategy"].node_id, asked["scheduling_strategy"].soft) == (here, False)
+
+
+def test_without_ray_the_actor_is_an_object_of_this_process() -> None:
+    actor = progress.start_progress_actor()
+    reporter = ProgressReporter(actor)
+    reporter.report(HALF)
+    assert progress.answer_of(actor.read.remote()) == (HALF, []) and not reporter.stop_requested
+    actor.request_stop.remote()
+    reporter.report(HALF)
+    reporter.report(HALF)  # whose turn it is to collect the answer
+    assert reporter.stop_requested

@@ -12,7 +12,8 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from growtx.exceptions import ResourceError, TrainingError
 from growtx.train import stage_trainer
-from growtx.train.stage_trainer import GroupOutcome, fit_worker_group
+from growtx.train.stage_trainer import fit_worker_group
+from growtx.train.worker import GroupOutcome
 from tests.train.test_job import job
 
 NO_ROOM = ray.train.ControllerError(WorkerGroupStartupTimeoutError(2))

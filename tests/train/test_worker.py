@@ -34,7 +34,7 @@ class Registry:
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "on_rank_zero", lambda action: action())
-    monkeypatch.setattr("growtx.train.progress.ray.get", lambda value: value)
+    monkeypatch.setattr("ray.get", lambda value, timeout: value)
 
 
 def trained(
@@ -87,30 +87,30 @@ def test_groups_divide_runs_and_one_that_lost_its_workers_finds_its_own_again(mo
 
 
 def test_a_run_belongs_to_the_group_that_claims_it_first(tmp_path: Path) -> None:
-    registry = ClaimRegistry.__ray_metadata__.modified_class(Storage(tmp_path))
+    registry = ClaimRegistry(Storage(tmp_path))
     asked = [("/r/a", "one"), ("/r/a", "two"), ("/r/b", "two"), ("/r/a", "one"), ("/r/b", "one")]
     assert [registry.claim(run_dir, group) for run_dir, group in asked] == [True, False, True, True, False]
 
 
 def test_a_registry_that_is_started_anew_knows_whose_a_run_is(tmp_path: Path) -> None:
     place = Storage(tmp_path)
-    ClaimRegistry.__ray_metadata__.modified_class(place).claim("/r/a", "one")
-    anew = ClaimRegistry.__ray_metadata__.modified_class(place)
+    ClaimRegistry(place).claim("/r/a", "one")
+    anew = ClaimRegistry(place)
     assert [anew.claim("/r/a", "two"), anew.claim("/r/a", "one"), anew.claim("/r/b", "two")] == [False, True, True]
     forget_claims(place)
-    assert place.list_names() == [] and ClaimRegistry.__ray_metadata__.modified_class(place).claim("/r/a", "two")
+    assert place.list_names() == [] and ClaimRegistry(place).claim("/r/a", "two")
 
 
 def test_a_claim_is_made_again_while_the_registry_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = Registry()
     deaths = iter([ray.exceptions.ActorUnavailableError("it is being started again", None)] * 2)
 
-    def get(value: Any) -> Any:
+    def get(value: Any, timeout: float | None) -> Any:
         for death in deaths:
             raise death
         return value
 
-    monkeypatch.setattr("growtx.train.progress.ray.get", get)
+    monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr("growtx.train.progress.time.sleep", lambda seconds: None)
     assert RunClaims(registry, "mine").claim("/r/a") and registry.owners == {"/r/a": "mine"}
 
