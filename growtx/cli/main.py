@@ -124,7 +124,8 @@ def _add_substrate(commands: Commands) -> None:
     substrate.add_argument(
         "--vocabulary", default="unicode-2-3", help="unicode-2-3, unicode-max, or a tokenizer's directory"
     )
-    substrate.add_argument("--kind", default="glyph+code", choices=["glyph", "glyph+code", "binary", "learned"])
+    kinds = ["glyph", "glyph+code", "binary", "random", "learned"]
+    substrate.add_argument("--kind", default="glyph+code", choices=kinds)
     substrate.add_argument("--font", help="font file (default: GNU Unifont, else the packaged font)")
     substrate.add_argument("--hidden-size", type=int, default=1024)
     substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])

@@ -18,7 +18,6 @@ from growtx.growth.scaling import resolve_matched
 from growtx.growth.solver import GIB, SolverLimits, propose
 from growtx.models.configuration import GrowtxConfig
 from growtx.run.config import DEFAULT_RUN_PRESET, RunConfig, load_run_config
-from growtx.substrate.codes import binary_codes
 from growtx.train.memory import placement
 
 MIB = 2**20
@@ -40,8 +39,7 @@ def placement_of(config: RunConfig) -> Placement:
 def planned_architecture(config: RunConfig) -> GrowtxConfig:
     """The finished model's shape, without building a tokenizer or a substrate."""
     vocab_size = _vocab_size(config.tokenizer)
-    is_binary = config.substrate.kind == "binary"
-    width = binary_codes(vocab_size, config.model.hidden_size).shape[1] if is_binary else config.model.hidden_size
+    width = config.substrate.stored_width(vocab_size, config.model.hidden_size)
     depth = resolve(config.plan)[-1].num_blocks
     return config.model.architecture(
         vocab_size=vocab_size,

@@ -20,7 +20,7 @@ from tests.run.configs import config
         ("plan.grow.lora.rnk=2", "plan.grow.lora.rnk: unknown key (value 2). Did you mean 'rank'?"),
         ("plan.train.lerning_rate=2", "plan, stage 1: train: lerning_rate: unknown key (value 2). Did you mean"),
         ("model.hidden_size=wide", "model.hidden_size='wide': input should be a valid integer"),
-        ("substrate.kind=glyf", "substrate.kind='glyf': input should be 'glyph', 'glyph+code', 'binary' or 'learned'"),
+        ("substrate.kind=glyf", "substrate.kind='glyf': input should be 'glyph', 'glyph+code', 'binary', 'random' or"),
         ("training.zero_stage=4", "training.zero_stage=4: input should be 1, 2 or 3"),
         ("resources.num_workers=3", "training.global_batch_size=32 does not split over 3 workers"),
         ("training.micro_batch_size=5", "training.micro_batch_size=5 does not divide a worker's 16 windows"),
