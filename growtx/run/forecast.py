@@ -185,7 +185,7 @@ def _prefix_table(
         windows = min(samples, max(1, data_tokens // config.model.context_length)) if data_tokens else samples
         plan = plan_prefix(
             architecture,
-            num_frozen=stage.num_frozen,
+            num_frozen=stage.num_prefix,
             num_samples=samples,
             num_windows_to_cache=windows,
             num_windows_missing=windows,
@@ -193,7 +193,7 @@ def _prefix_table(
             bytes_available=int(config.training.prefix_cache_gib * GIB),
             num_trials=num_trials,
         )
-        limit = f"{int(MAX_CACHE_COST_RATIO * samples * num_trials):,}" if stage.num_frozen else "-"
+        limit = f"{int(MAX_CACHE_COST_RATIO * samples * num_trials):,}" if stage.num_prefix else "-"
         table.add_row(name, plan.choice, f"{plan.cache_bytes / MIB:,.1f}", limit, plan.reason)
     return table
 
