@@ -173,12 +173,11 @@ def test_a_silent_block_in_the_middle_keeps_the_logits_and_moves_what_was_above_
 
 
 def test_two_blocks_inserted_at_one_place_are_not_drawn_alike() -> None:
-    one, two = (stage for stage in tiny.stages(insert="middle", stages=[{"add": 2}, {}, {}])[1:])
-    first = grown(parent(2), one)
-    second = grown(first, two)
+    one, two = tiny.stages(insert="middle", stages=[{"add": 3}, {}, {}])[1:]
+    assert list(one.new_blocks) == list(two.new_blocks) == [2]
+    state = grown(grown(parent(3), one), two).state_dict()
     key = "mlp.up_proj.weight"
-    assert list(one.new_blocks) == [1] and list(two.new_blocks) == [2]
-    assert not torch.equal(second.state_dict()[block_prefix(1) + key], second.state_dict()[block_prefix(2) + key])
+    assert not torch.equal(state[block_prefix(2) + key], state[block_prefix(3) + key])
 
 
 def test_a_copy_in_the_middle_is_of_the_block_below_it() -> None:
