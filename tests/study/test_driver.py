@@ -160,7 +160,7 @@ def test_the_demo_too_can_be_the_base_of_a_study() -> None:
     assert load_study_config("demo", []).plan.budget.active_parameters is None
 
 
-@pytest.mark.parametrize("preset", ["study-demo", "study-growth", "study-recipes"])
+@pytest.mark.parametrize("preset", ["study-demo", "study-growth", "study-recipes", "study-substrates"])
 def test_shipped_studies_are_valid(preset: str) -> None:
     assert load_study_config(preset, []).kind == "study"
 
