@@ -111,7 +111,9 @@ def _hours(config: RunConfig, row: StageForecast) -> str:
 
 def _work_model(config: RunConfig) -> str:
     """The caption that explains the FLOPs and the hours."""
-    counted = "FLOPs: matrix products of the forward and backward passes"
+    counted = "FLOPs: matrix products of the forward and backward passes" + (
+        " and of Muon" if _has_muon(config) else ""
+    )
     if config.training.activation_checkpointing:
         counted += ", forward passes counted twice where activations are recomputed"
     accelerator = config.resources.accelerator
@@ -119,6 +121,10 @@ def _work_model(config: RunConfig) -> str:
         return f"{counted}. Hours: only if resources.accelerator is set."
     speed = f"{accelerator.utilisation:.0%} of {accelerator.tflops:g} TFLOPs on each worker"
     return f"{counted}. Hours: at {speed}, an assumption (resources.accelerator.utilisation)."
+
+
+def _has_muon(config: RunConfig) -> bool:
+    return any(stage.train.optimizer == "muon" for stage in resolve(config.plan))
 
 
 def _memory_model(config: RunConfig) -> str:
@@ -131,6 +137,7 @@ def _memory_model(config: RunConfig) -> str:
         return f" / {spread.num_workers} workers" if is_shared else ""
 
     optimizer = "in the host's memory" if training.offload_optimizer else f"12 bytes x active{shared(1)}"
+    moments = "two moments; one, so 8 bytes, where Muon steps" if _has_muon(config) else "two moments"
     how = "only the blocks' inputs kept, the rest recomputed" if training.activation_checkpointing else "all kept"
     bucket = (
         f" Up to {LARGEST_BUCKET:,} of them are held whole on each worker until they are reduced." if shared(2) else ""
@@ -139,7 +146,7 @@ def _memory_model(config: RunConfig) -> str:
     windows = f"{spread.micro_batch} x {config.model.context_length} tokens at a time"
     return (
         f"Weights: {element} x total{shared(3)}.{adapters} Gradients: {element} x active{shared(2)}.{bucket} "
-        f"Optimizer: {optimizer} (fp32 weights, two moments). Activations: {windows}, {how}, and the larger of a "
+        f"Optimizer: {optimizer} (fp32 weights, {moments}). Activations: {windows}, {how}, and the larger of a "
         "block's and the head's work. "
         "In addition, every process needs memory for Python, its libraries and the GPU driver."
     )
