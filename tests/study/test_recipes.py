@@ -1,4 +1,4 @@
-"""The study of recipes with tiny sizes: every variant of the preset prepares, trains and is compared, in this process."""
+"""The study of recipes with tiny sizes: every variant of the preset prepares, trains and is compared."""
 
 from __future__ import annotations
 
