@@ -7,6 +7,7 @@ A Feistel network over the next even power of two, walked until it falls into ra
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 from typing import TypeVar
@@ -126,17 +127,32 @@ def weighted_round_robin(positions: IntArray, weights: Sequence[float]) -> tuple
 
     Args:
         positions: [n] integers from 0.
-        weights: relative shares of the members, all above 0.
+        weights: relative shares of the members, not all 0.
 
     Returns:
         members [n] and turns [n].
     """
     members, counts = np.empty_like(positions), np.empty_like(positions)
     rows, left = np.arange(positions.size), positions
-    for member, weight in enumerate(weights):
-        share = weight / sum(weights[member:])  # the last one's is exactly 1
+    for member in range(len(weights)):
+        share = _share_of_rest(weights, member)
         before = np.floor(left * share).astype(np.int64)
         mine = np.floor((left + 1) * share).astype(np.int64) > before
         members[rows[mine]], counts[rows[mine]] = member, before[mine]
         rows, left = rows[~mine], (left - before)[~mine]
     return members, counts
+
+
+def turns_after(num_positions: int, weights: Sequence[float]) -> list[int]:
+    """How many turns each member has had after so many positions of `weighted_round_robin`."""
+    turns, left = [], num_positions
+    for member in range(len(weights)):
+        turns.append(math.floor(left * _share_of_rest(weights, member)))
+        left -= turns[-1]
+    return turns
+
+
+def _share_of_rest(weights: Sequence[float], member: int) -> float:
+    """Of what the members before leave; the last one's is exactly 1."""
+    rest = sum(weights[member:])
+    return weights[member] / rest if rest else 0.0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from growtx.generator import weighted_round_robin
+from growtx.generator import turns_after, weighted_round_robin
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0), (3.0, 1.0), (0.5, 0.3, 0.2), (1e-3, 1.0, 7.0, 0.1)])
@@ -35,3 +35,10 @@ def test_far_positions_keep_their_shares() -> None:
     members, counts = weighted_round_robin(far, (0.25, 0.75))
     assert (members == 0).sum() == 2500
     assert np.diff(counts[members == 1]).tolist() == [1] * 7499
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (3.0, 1.0), (0.0, 2.0, 1.0), (2.0, 0.0), (0.2, 0.3, 0.0)])
+@pytest.mark.parametrize("number", [0, 1, 7, 1000])
+def test_turns_are_known_without_taking_them(weights: tuple[float, ...], number: int) -> None:
+    members, _ = weighted_round_robin(np.arange(number), weights)
+    assert turns_after(number, weights) == np.bincount(members, minlength=len(weights)).tolist()

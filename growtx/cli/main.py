@@ -124,7 +124,8 @@ def _add_substrate(commands: Commands) -> None:
     substrate.add_argument(
         "--vocabulary", default="unicode-2-3", help="unicode-2-3, unicode-max, or a tokenizer's directory"
     )
-    substrate.add_argument("--kind", default="glyph+code", choices=["glyph", "glyph+code", "binary", "learned"])
+    kinds = ["glyph", "glyph+code", "binary", "random", "learned"]
+    substrate.add_argument("--kind", default="glyph+code", choices=kinds)
     substrate.add_argument("--font", help="font file (default: GNU Unifont, else the packaged font)")
     substrate.add_argument("--hidden-size", type=int, default=1024)
     substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
@@ -171,12 +172,16 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _data_sentences(lineage: Lineage) -> list[str]:
     """Where a run's text changed on the way; its blobs are none the worse for that."""
+    from growtx.growth.lineage import OWN_MIX, shares_seen
     from growtx.store.run_records import read_changes, read_data_record
 
     record = read_data_record(lineage.storage)
     accepted = {change.stage: change for change in record.changes} if record else {}
     changed = [f"values: {change.sentence()}, {change.at}\n" for change in read_changes(lineage.storage)]
     sentences = changed + [f"data: {change.sentence()}, accepted {change.accepted}\n" for change in accepted.values()]
+    for manifest in lineage.manifests if lineage.last.metrics.get(OWN_MIX) else ():
+        seen = ", ".join(f"{share:.0%} {name}" for name, share in shares_seen(manifest).items())
+        sentences.append(f"data: stage {manifest.index} trained on {seen or 'all sources'}\n")
     for before, after in itertools.pairwise(lineage.manifests):
         if before.data_fingerprint != after.data_fingerprint and after.index not in accepted:
             pair = f"{before.data_fingerprint[:12]} -> {after.data_fingerprint[:12]}"

@@ -18,9 +18,9 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,7 +61,7 @@ class Mix:
     def __post_init__(self) -> None:
         assert len(self.num_windows) == len(self.weights) > 0
         assert all(size > 0 for size in self.num_windows)
-        assert all(weight > 0 for weight in self.weights)
+        assert all(weight >= 0 for weight in self.weights) and any(self.weights)
         assert not self.shard_sizes or tuple(map(sum, self.shard_sizes)) == self.num_windows
 
     @property
@@ -70,7 +70,15 @@ class Mix:
         return tuple(weight / sum(self.weights) for weight in self.weights)
 
 
-def window_indices(mix: Mix, *, seed: int, step: int, global_batch_size: int, num_samples_before: int = 0) -> IntArray:
+def window_indices(
+    mix: Mix,
+    *,
+    seed: int,
+    step: int,
+    global_batch_size: int,
+    num_samples_before: int = 0,
+    turns_before: Sequence[int] = (),
+) -> IntArray:
     """Windows of global step `step`, as [B] numbers into the mix.
 
     After n samples of a run every source has had its share of n to within one window per source. A source is
@@ -83,11 +91,14 @@ def window_indices(mix: Mix, *, seed: int, step: int, global_batch_size: int, nu
         step: counted from 0.
         global_batch_size: windows per step over all workers; each takes its slice of the result.
         num_samples_before: samples that were drawn before step 0, where stages go on with other batch sizes.
+        turns_before: windows of each source that were drawn before all that, by another mix.
     """
     start = num_samples_before + step * global_batch_size
     sources_B, turns_B = weighted_round_robin(np.arange(start, start + global_batch_size), mix.weights)
     sizes = np.array(mix.num_windows)
     offsets = np.cumsum(sizes) - sizes
+    if turns_before:
+        turns_B = turns_B + np.array(turns_before)[sources_B]
     windows_B = np.empty(global_batch_size, dtype=np.int64)
     for source, size in enumerate(mix.num_windows):
         rows = np.flatnonzero(sources_B == source)
@@ -432,6 +443,12 @@ class PackedData:
         """What `window_indices` samples from: the windows to train on."""
         sizes = tuple(source.shard_sizes for source in self.train.sources)
         return Mix(tuple(map(sum, sizes)), self.weights, sizes)
+
+    def mix_of(self, weights: Mapping[str, float] | None) -> Mix:
+        """The mix with other weights of its sources, by name; those left out give nothing. None: its own."""
+        if weights is None:
+            return self.mix
+        return replace(self.mix, weights=tuple(weights.get(source.source, 0.0) for source in self.train.sources))
 
     @property
     def source_fingerprints(self) -> dict[str, str]:

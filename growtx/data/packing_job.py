@@ -588,17 +588,23 @@ class _Progress:
 
 @dataclass(frozen=True)
 class PlanNeed:
-    """Windows that a plan uses of all sources together; None: everything is packed."""
+    """Windows that a plan uses of all sources together; None: everything is packed.
+
+    Attributes:
+        num_train_of: of each source, where stages have weights of their own.
+    """
 
     num_train: int | None = None
     num_validation: int | None = None
+    num_train_of: tuple[float, ...] | None = None
 
     def of(self, config: DataConfig, number: int) -> Need:
         """What that makes of one source; a window more than its share, since sources take turns."""
         if self.num_train is None or self.num_validation is None:
             return Need()
         share = config.sources[number].weight / sum(source.weight for source in config.sources)
-        num_train = int(np.ceil(self.num_train * share / config.epochs)) + len(config.sources)
+        wanted = self.num_train * share if self.num_train_of is None else self.num_train_of[number]
+        num_train = int(np.ceil(wanted / config.epochs)) + len(config.sources)
         return Need(num_train, max(1, round(self.num_validation * share)))
 
 

@@ -15,7 +15,8 @@ from huggingface_hub.errors import StrictDataclassError
 from growtx.exceptions import FingerprintError, GrowtxError, StoreError
 from growtx.growth.flops import active_parameters
 from growtx.growth.lora import adapters_by_block, merge_adapter
-from growtx.growth.plan import Init, Stage
+from growtx.growth.parametrization import scales_of
+from growtx.growth.plan import Init, Parametrization, Stage
 from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM, initialize_block
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import num_params
@@ -23,6 +24,7 @@ from growtx.store.blobs import BlobStore
 from growtx.store.manifest import BlockRef, FrozenCheck, Manifest
 
 SUBSTRATE_KEY = "model.embed_tokens.weight"
+BLOCKS_PREFIX = "model.layers."
 HEAD_PREFIXES = ("model.norm.", "lm_head.")
 State = dict[str, torch.Tensor]
 
@@ -32,6 +34,7 @@ _MODEL_KEYS = (
     "max_position_embeddings", "rope_theta", "layer_norm_eps", "lm_head_bias", "initializer_range",
     "num_layers_for_init", "substrate_width", "substrate_expansion", "substrate_fingerprint",
     "tokenizer_fingerprint", "substrate_kind", "start_token_id", "bos_token_id", "eos_token_id", "pad_token_id",
+    "substrate_reinjection",
 )  # fmt: skip
 
 
@@ -41,7 +44,7 @@ def describe_model(config: GrowtxConfig) -> dict[str, Any]:
 
 
 def block_prefix(index: int) -> str:
-    return f"model.layers.{index}."
+    return f"{BLOCKS_PREFIX}{index}."
 
 
 def split_state(state: Mapping[str, torch.Tensor], prefix: str) -> State:
@@ -137,25 +140,38 @@ def assemble(store: BlobStore, manifest: Manifest) -> GrowtxForCausalLM:
 def build_stage_model(
     config: GrowtxConfig, stage: Stage, parent: State | None, substrate: torch.Tensor, *, seed: int
 ) -> GrowtxForCausalLM:
-    """The model that a stage starts from: the parent's tensors with new blocks on top.
+    """The model that a stage starts from: the parent's tensors with new blocks on top of them or amid them.
 
     Args:
         config: of the grown depth.
         parent: the parent's state, or None for the first stage, whose head is drawn anew.
         substrate: [V, E], used by the first stage only.
     """
-    state: State = dict(parent) if parent is not None else new_head(config, seed) | {SUBSTRATE_KEY: substrate}
-    for index in range(stage.num_blocks_before, stage.num_blocks):
-        block = _new_block(config, stage, index, state, seed)
+    if parent is not None:
+        state = _moved(parent, stage)
+    else:
+        state = new_head(config, seed, stage.parametrization) | {SUBSTRATE_KEY: substrate}
+    for age, index in enumerate(stage.new_blocks, start=stage.num_blocks_before):
+        block = _new_block(config, stage, age, state, seed)
         state |= {block_prefix(index) + name: tensor for name, tensor in block.items()}
     # The parent's tensors stay as they are: what trains must not write into them.
     return build_model(config, {name: tensor.clone() for name, tensor in state.items()})
 
 
-def new_head(config: GrowtxConfig, seed: int) -> State:
+def _moved(parent: State, stage: Stage) -> State:
+    """The parent's tensors under the names that they have in the stage's model."""
+    state = {name: tensor for name, tensor in parent.items() if not name.startswith(BLOCKS_PREFIX)}
+    for index in range(stage.num_blocks_before):
+        block = split_state(parent, block_prefix(index))
+        state |= {block_prefix(stage.place_of(index)) + name: tensor for name, tensor in block.items()}
+    return state
+
+
+def new_head(config: GrowtxConfig, seed: int, parametrization: Parametrization = "standard") -> State:
     """Final norm and LM head of a first stage."""
     weight = torch.empty(config.vocab_size, config.hidden_size)
     weight.normal_(0.0, config.initializer_range, generator=_generator(seed, "head"))
+    weight *= scales_of("lm_head.weight", config, parametrization).init
     state = {
         "model.norm.weight": torch.ones(config.hidden_size),
         "model.norm.bias": torch.zeros(config.hidden_size),
@@ -166,12 +182,16 @@ def new_head(config: GrowtxConfig, seed: int) -> State:
     return state
 
 
-def _new_block(config: GrowtxConfig, stage: Stage, index: int, state: State, seed: int) -> State:
+def _new_block(config: GrowtxConfig, stage: Stage, age: int, state: State, seed: int) -> State:
+    """A new block; it is drawn by its age and not by its place, which an older block may have had."""
     init: Init = stage.init
     if init == "copy" and stage.num_blocks_before:  # a first stage has nothing to copy and starts random
-        return split_state(state, block_prefix(stage.num_blocks_before - 1))
-    block = GrowtxBlock(config, index)
-    initialize_block(block, config, _generator(seed, f"block-{index}"))
+        return split_state(state, block_prefix(stage.position - 1))
+    block = GrowtxBlock(config, age)
+    initialize_block(block, config, _generator(seed, f"block-{age}"))
+    with torch.no_grad():
+        for name, parameter in block.named_parameters():
+            parameter.mul_(scales_of(name, config, stage.parametrization).init)
     if init == "identity":
         # Both branches add exactly zero, so logits are the parent's bit for bit until the first step.
         for projection in (block.self_attn.o_proj, block.mlp.down_proj):
@@ -245,14 +265,14 @@ def _store_blocks(
     store: BlobStore, stage: Stage, trained: Mapping[str, torch.Tensor], parent: Manifest | None
 ) -> tuple[BlockRef, ...]:
     """The parent's blocks, with the stage's adapters on the frozen ones and new blobs for those that trained."""
-    blocks = list(parent.blocks) if parent else []
+    blocks = {stage.place_of(index): ref for index, ref in enumerate(parent.blocks if parent else ())}
     adapters = adapters_by_block(trained, stage.lora) if stage.lora else {}
     for index, tensors in adapters.items():
         old = blocks[index]
         blocks[index] = BlockRef(blob=old.blob, adapters=(*old.adapters, store.put(tensors)))
-    for index in range(stage.num_frozen, stage.num_blocks):
-        blocks[index : index + 1] = [BlockRef(blob=store.put(split_state(trained, block_prefix(index))))]
-    return tuple(blocks)
+    for index in stage.active_blocks:
+        blocks[index] = BlockRef(blob=store.put(split_state(trained, block_prefix(index))))
+    return tuple(blocks[index] for index in range(stage.num_blocks))
 
 
 def stage_manifest(

@@ -23,8 +23,8 @@ _READ_THE_INPUT = ("q_proj", "k_proj", "v_proj")
 
 
 def num_blocks_with_gradients(stage: Stage) -> int:
-    """Newest blocks that gradients pass through: all of them where adapters or the substrate train."""
-    return stage.num_blocks if stage.lora or stage.train_substrate else stage.num_active
+    """Uppermost blocks that gradients pass through: all of them where adapters or the substrate train."""
+    return stage.num_blocks if stage.lora or stage.train_substrate else stage.num_blocks - stage.num_prefix
 
 
 def stage_flops(
@@ -60,6 +60,29 @@ def _adapters(config: GrowtxConfig, stage: Stage, num_passes: int) -> TokenFlops
         adapted = sum(target in _READ_THE_INPUT for target in stage.lora.targets)
         products -= len(_READ_THE_INPUT) * config.hidden_size**2 + adapted * config.hidden_size * stage.lora.rank
     return TokenFlops(2.0 * products, 0.0)
+
+
+MUON_ITERATIONS = 5  # of Newton and Schulz
+
+
+def optimizer_flops(config: GrowtxConfig, stage: Stage) -> float:
+    """Matrix products of one optimizer step, over all workers: none with AdamW.
+
+    Muon takes an m x n matrix (m <= n) through `MUON_ITERATIONS` of X X', its square, and their product with X.
+    """
+    if stage.train.optimizer == "adamw":
+        return 0.0
+    width, mlp_width = config.hidden_size, config.mlp_width
+    shapes = [(width, width)] * 4 + [(min(width, mlp_width), max(width, mlp_width))] * 2
+    products = sum(2 * m * m * n + m**3 for m, n in shapes)
+    return 2.0 * MUON_ITERATIONS * products * stage.num_active
+
+
+def muon_parameters(config: GrowtxConfig, stage: Stage) -> int:
+    """Parameters that Muon steps, and AdamW does not."""
+    if stage.train.optimizer == "adamw":
+        return 0
+    return stage.num_active * (4 * config.hidden_size**2 + 2 * config.hidden_size * config.mlp_width)
 
 
 # What a stage may train: exact counts of active parameters, before anything runs.

@@ -11,7 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from growtx.growth.flops import active_parameters, num_blocks_with_gradients, stage_flops
+from growtx.growth.flops import (
+    active_parameters,
+    muon_parameters,
+    num_blocks_with_gradients,
+    optimizer_flops,
+    stage_flops,
+)
 from growtx.growth.lora import num_adapter_parameters
 from growtx.growth.plan import Stage
 from growtx.models.configuration import GrowtxConfig
@@ -79,8 +85,10 @@ def _stage(config: GrowtxConfig, stage: Stage, placement: Placement, tokens_per_
     total = fixed + stage.num_blocks * counts.per_block
     active = active_parameters(config, stage)
     per_step = stage.train.tokens_per_step(config.max_position_embeddings, default=tokens_per_step)
-    num_tokens = stage.train.num_steps(per_step) * per_step
+    num_steps = stage.train.num_steps(per_step)
+    num_tokens = num_steps * per_step
     flops = stage_flops(config, stage, activation_checkpointing=placement.activation_checkpointing).total * num_tokens
+    flops += optimizer_flops(config, stage) * num_steps
     return StageForecast(stage, total, active, num_tokens, flops, _memory(config, stage, placement, total, active))
 
 
@@ -91,9 +99,12 @@ def _memory(config: GrowtxConfig, stage: Stage, placement: Placement, total: int
     gradients = _gradient_elements(placement, active) * element
     if placement.sums_in_fp32:  # this worker's shard of them, beside what the current micro batch makes
         gradients = bucket_elements(active) * element + active // shards * 4
-    # fp32 master weights and two moments, sharded by every ZeRO stage
-    optimizer = 0 if placement.offload_optimizer else 12 * active // shards
-    return MemoryForecast(weights, gradients, optimizer, _activation_bytes(config, stage, placement, element))
+    # fp32 master weights and two moments, of what Muon steps only one, sharded by every ZeRO stage
+    muon = muon_parameters(config, stage)
+    optimizer = 0 if placement.offload_optimizer else (12 * active - 4 * muon) // shards
+    # Activations are gone when Muon gathers all matrices and makes their updates.
+    activations = max(_activation_bytes(config, stage, placement, element), 8 * muon)
+    return MemoryForecast(weights, gradients, optimizer, activations)
 
 
 def bucket_elements(active: int) -> int:
@@ -131,7 +142,12 @@ def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, 
     tokens = placement.micro_batch * config.max_position_embeddings
     kept = 8 * width + 2 * mlp_width
     through = num_blocks_with_gradients(stage)
+    # A frozen block between others keeps no normed inputs and one wide state: its weights need no gradient.
+    passed = 0 if stage.lora or stage.train_substrate else through - stage.num_active
+    spared = tokens * passed * (2 * width + mlp_width) * element
     ends = tokens * 3 * width * element  # final norm's input and output, the gradient of the latter
+    if config.substrate_reinjection:  # its vectors are kept once, for all blocks
+        ends += tokens * width * element
     rows = min(chunk_rows(config.vocab_size, placement.gpu_bytes), tokens)
     chunk = rows * config.vocab_size * (LOGIT_BYTES if element == 2 else 8)  # logits, softmax, copies in bf16
     wide = 2 * mlp_width + 3 * width if stage.lora else mlp_width  # gradients in the block that is running
@@ -139,4 +155,4 @@ def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, 
     if placement.activation_checkpointing:
         inputs = tokens * through * width * element
         return inputs + max(chunk + ends, (tokens * kept * element if through else 0) + running)
-    return tokens * through * kept * element + max(chunk + ends, running)
+    return tokens * through * kept * element - spared + max(chunk + ends, running)

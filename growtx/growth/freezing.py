@@ -25,8 +25,8 @@ def prepare_for_stage(model: GrowtxForCausalLM, stage: Stage, *, seed: int) -> n
         wrapped = add_adapters(model, stage.lora, stage.num_frozen, seed=seed)  # before the rest: peft freezes all
     else:
         model.requires_grad_(False)
-    for block in model.model.layers[stage.num_frozen :]:
-        block.requires_grad_(True)
+    for index in stage.active_blocks:
+        model.model.layers[index].requires_grad_(True)
     model.model.norm.requires_grad_(stage.head)
     model.lm_head.requires_grad_(stage.head)
     model.model.embed_tokens.requires_grad_(stage.train_substrate)

@@ -142,6 +142,21 @@ def _up_to(source: Lineage, digest: str | None) -> tuple[Manifest, ...]:
     )
 
 
+# What a manifest's metrics say of the text that its stage has trained on.
+
+
+WINDOWS = "windows_by_source"  # in this stage, repeated ones counted
+WINDOWS_SINCE_FIRST = "windows_by_source_since_first_stage"
+OWN_MIX = "own_mix"  # whether this stage, or one before it, had weights of sources of its own
+
+
+def shares_seen(manifest: Manifest) -> dict[str, float]:
+    """The share of each source in what a stage has trained on; empty where that was not written down."""
+    windows: dict[str, int] = manifest.metrics.get(WINDOWS) or {}
+    total = sum(windows.values())
+    return {name: number / total for name, number in windows.items()} if total else {}
+
+
 # The lineage as tables for people: what each stage trained and reached, and the blobs that the model consists of.
 
 

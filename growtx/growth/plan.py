@@ -26,6 +26,9 @@ class ModelConfig(ConfigModel):
     context_length: int = Field(256, ge=2, description="T, tokens in a window")
     lm_head_bias: bool = Field(True, description="as in the paper; export to gpt_neox is exact only without a bias")
     initializer_range: float = Field(0.02, gt=0)
+    substrate_reinjection: bool = Field(
+        False, description="every block first adds the substrate's vector again, times a scalar that it learns"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
@@ -48,6 +51,7 @@ class ModelConfig(ConfigModel):
             max_position_embeddings=self.context_length,
             lm_head_bias=self.lm_head_bias,
             initializer_range=self.initializer_range,
+            substrate_reinjection=self.substrate_reinjection,
             num_layers_for_init=final_num_blocks,
             substrate_width=substrate_width,
             substrate_expansion=expansion,
@@ -82,6 +86,9 @@ class StageTraining(ConfigModel):
     final_learning_rate: float = Field(0.1, ge=0, le=1, description="share of the peak that the schedule ends at")
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: of the matrices of active blocks; head, norms, biases and adapters keep AdamW"
+    )
 
     @model_validator(mode="after")
     def _has_an_end(self) -> StageTraining:
@@ -108,6 +115,8 @@ MLP_TARGETS = ("up_proj", "down_proj")
 LINEAR_TARGETS = (*ATTENTION_TARGETS, *MLP_TARGETS)
 
 Init = Literal["random", "identity", "copy"]
+Insert = Literal["top", "middle"]
+Parametrization = Literal["standard", "completep"]
 
 
 def _known_targets(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -138,7 +147,11 @@ class StageConfig(ConfigModel):
     head: bool = Field(True, description="whether final norm and LM head train")
     train_substrate: bool = Field(False, description="whether a `learned` substrate trains in this stage")
     init: Init | None = None
+    insert: Insert | None = Field(None, description="where the blocks are added; null: plan.insert")
     lora: LoraConfig | None = None
+    data: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="weights of sources by name, in this stage alone; others give nothing; null: data.sources"
+    )
     num_workers: int | None = Field(None, ge=1, description="workers of this stage; null: resources.num_workers")
     train: dict[str, Any] = Field(default_factory=dict, description="overrides of the plan's `train`")
 
@@ -217,6 +230,15 @@ class PlanConfig(ConfigModel):
     stages: tuple[StageConfig, ...] | None = None
     grow: GrowShorthand | None = None
     init: Init = Field("random", description="initialisation of new blocks")
+    insert: Insert = Field("top", description="whether new blocks go on top of the others, or amid them")
+    unfreeze: bool = Field(False, description="train all blocks in every stage: the same growth without freezing")
+    schedule: Literal["per_stage", "plan"] = Field(
+        "per_stage", description="plan: one warm-up, a rate that is held, one decay at the end; new blocks warm up"
+    )
+    decay: float = Field(0.2, gt=0, le=1, description="share of the plan's tokens, its last, that schedule=plan decays")
+    parametrization: Parametrization = Field(
+        "standard", description="completep: learning rates found on a small model hold for a wide and deep one"
+    )
     train: dict[str, Any] = Field(default_factory=dict, description="defaults of every stage")
     budget: BudgetConfig = BudgetConfig()
 
@@ -229,6 +251,17 @@ class PlanConfig(ConfigModel):
             )
         if self.stages is not None and not self.stages:
             raise ValueError("`stages` is empty; give at least one stage")
+        return self
+
+    @model_validator(mode="after")
+    def _completep_has_adamw(self) -> PlanConfig:
+        if self.parametrization == "completep":
+            trains = [self.train, *(stage.train for stage in self.stage_configs())]
+            if any(train.get("optimizer") == "muon" for train in trains):
+                raise ValueError(
+                    "parametrization=completep has rates for AdamW only; use train.optimizer=adamw, or "
+                    "parametrization=standard"
+                )
         return self
 
     @model_validator(mode="after")
@@ -255,8 +288,13 @@ class Stage(ConfigModel):
     Attributes:
         index: position in the plan, from 1.
         num_blocks_before: blocks of the parent model.
-        add: blocks that this stage adds on top.
+        add: blocks that this stage adds.
+        insert: where: on top, or amid the parent's.
         num_active: newest blocks that train, out of `num_blocks`.
+        span: where the stage begins and ends in a plan of one schedule, as shares of the plan's length; None: it has
+            a schedule of its own.
+        data: weights of the sources that it trains on, by name; None: those of the run.
+        decay: share of the plan that such a schedule decays over.
     """
 
     index: int
@@ -267,18 +305,49 @@ class Stage(ConfigModel):
     head: bool
     train_substrate: bool
     init: Init
+    insert: Insert = "top"
     lora: LoraConfig | None
+    data: dict[str, float] | None = None
     num_workers: int | None
     train: StageTraining
+    span: tuple[float, float] | None = None
+    decay: float = 0.2
+    parametrization: Parametrization = "standard"
 
     @property
     def num_blocks(self) -> int:
         return self.num_blocks_before + self.add
 
     @property
+    def position(self) -> int:
+        """Index of the lowest new block; in the middle there is always one of the parent's below it."""
+        return self.num_blocks_before if self.insert == "top" else (self.num_blocks_before + 1) // 2
+
+    @property
+    def new_blocks(self) -> range:
+        """Indices of the blocks that the stage adds."""
+        return range(self.position, self.position + self.add)
+
+    @property
+    def active_blocks(self) -> range:
+        """Indices of the blocks that train."""
+        if self.insert == "middle" and 0 < self.add == self.num_active:
+            return self.new_blocks
+        return range(self.num_blocks - self.num_active, self.num_blocks)
+
+    @property
     def num_frozen(self) -> int:
-        """Depth of the prefix: blocks whose weights do not change (adapters on them may train)."""
+        """Blocks whose weights do not change (adapters on them may train)."""
         return self.num_blocks - self.num_active
+
+    @property
+    def num_prefix(self) -> int:
+        """Depth of the prefix: the frozen blocks below all that train."""
+        return self.active_blocks.start
+
+    def place_of(self, parent_block: int) -> int:
+        """Where a block of the parent is in this stage's model."""
+        return parent_block if parent_block < self.position else parent_block + self.add
 
 
 def resolve(plan: PlanConfig, *, num_stages_before: int = 0, num_blocks_before: int = 0) -> tuple[Stage, ...]:
@@ -296,19 +365,65 @@ def resolve(plan: PlanConfig, *, num_stages_before: int = 0, num_blocks_before: 
     for index, config in enumerate(plan.stage_configs(), start=num_stages_before + 1):
         before = stages[-1].num_blocks if stages else num_blocks_before
         stages.append(_resolve_stage(plan, index, config, before))
-    return _monolithic(stages) if plan.mode == "monolithic" else tuple(stages)
+    resolved = _monolithic(stages) if plan.mode == "monolithic" else tuple(stages)
+    return _with_spans(resolved) if plan.schedule == "plan" else resolved
+
+
+def _with_spans(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages with their places in a schedule over all of them.
+
+    Raises:
+        ConfigError: their lengths are not known in advance, or not in one unit.
+    """
+    if any(stage.train.seconds or stage.train.convergence for stage in stages):
+        raise ConfigError(
+            "plan.schedule=plan: a stage ends by seconds or convergence, so that the end of the plan is not known",
+            "Limit every stage by train.tokens or train.steps, or set plan.schedule=per_stage",
+        )
+    _, lengths = _lengths(stages, "plan.schedule=plan")
+    ends = [sum(lengths[: number + 1]) / sum(lengths) for number in range(len(stages))]
+    spans = zip([0.0, *ends[:-1]], ends, strict=True)
+    return tuple(stage.model_copy(update={"span": span}) for stage, span in zip(stages, spans, strict=True))
+
+
+def _lengths(stages: Sequence[Stage], key: str) -> tuple[str, list[int]]:
+    """The lengths of all stages, and what they are counted in.
+
+    Raises:
+        ConfigError: not all are limited by the same.
+    """
+    limits = {kind: [getattr(stage.train, kind) for stage in stages] for kind in ("tokens", "steps", "seconds")}
+    used = [kind for kind, values in limits.items() if any(value is not None for value in values)]
+    if len(used) > 1:
+        raise ConfigError(
+            f"{key}: the stages are limited by {' and '.join(used)}, which do not add up to one length",
+            "Limit every stage by train.tokens alone, or every stage by train.steps alone",
+        )
+    return used[0], limits[used[0]]
 
 
 def _resolve_stage(plan: PlanConfig, index: int, config: StageConfig, before: int) -> Stage:
     where = f"plan, stage {index}"
     depth = before + config.add
+    insert = config.insert or plan.insert
     active = config.add if config.active is None else min(config.active, depth)
+    if plan.unfreeze:
+        _check_unfrozen(where, config)
+        active = depth
     if depth == 0:
         raise ConfigError(f"{where}: add=0: the first stage adds no block", "Let it add at least one")
     if active < config.add:
         raise ConfigError(
             f"{where}: active={config.active}: fewer than the {config.add} blocks added would train",
             f"Set active to at least {config.add}, or leave it out",
+        )
+    if insert == "middle" and config.lora is not None:
+        raise ConfigError(f"{where}: insert=middle: adapters would lie on both sides of the new blocks", "Remove lora")
+    if insert == "middle" and config.add < active < depth:
+        raise ConfigError(
+            f"{where}: insert=middle: active={active}: which blocks besides the {config.add} new ones would train is "
+            "not clear",
+            "Leave active out, set plan.unfreeze=true, or plan.insert=top",
         )
     if config.lora is not None and active == depth:
         raise ConfigError(f"{where}: lora: no frozen block to adapt at depth {depth}", "Remove lora, or lower active")
@@ -323,22 +438,28 @@ def _resolve_stage(plan: PlanConfig, index: int, config: StageConfig, before: in
         head=config.head,
         train_substrate=config.train_substrate,
         init=config.init or plan.init,
+        insert=insert,
         lora=config.lora,
+        data=config.data,
         num_workers=config.num_workers,
         train=build_config(StageTraining, {**plan.train, **config.train}),
+        decay=plan.decay,
+        parametrization=plan.parametrization,
     )
+
+
+def _check_unfrozen(where: str, config: StageConfig) -> None:
+    if config.active is not None or config.lora is not None:
+        key = "active" if config.active is not None else "lora"
+        raise ConfigError(
+            f"{where}: {key}: plan.unfreeze=true trains all blocks anyway", f"Remove {key}, or set plan.unfreeze=false"
+        )
 
 
 def _monolithic(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """The control: the same final shape, trained end to end on as many tokens as all stages together."""
-    limits = {kind: [getattr(stage.train, kind) for stage in stages] for kind in ("tokens", "steps", "seconds")}
-    used = [kind for kind, values in limits.items() if any(value is not None for value in values)]
-    if len(used) > 1:
-        raise ConfigError(
-            f"plan.mode=monolithic: the stages are limited by {' and '.join(used)}, which do not add up to one length",
-            "Limit every stage by train.tokens alone, or every stage by train.steps alone",
-        )
-    train = stages[0].train.model_copy(update={used[0]: sum(limits[used[0]])})
+    unit, lengths = _lengths(stages, "plan.mode=monolithic")
+    train = stages[0].train.model_copy(update={unit: sum(lengths)})
     return (monolithic_stage(stages[0], stages[-1].num_blocks).model_copy(update={"train": train}),)
 
 
@@ -351,6 +472,8 @@ def monolithic_stage(first: Stage, num_blocks: int) -> Stage:
             "num_active": num_blocks,
             "head": True,
             "init": "random",
+            "insert": "top",
             "lora": None,
+            "data": None,
         }
     )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from growtx.exceptions import ConfigError
-from growtx.growth.flops import stage_flops
+from growtx.growth.flops import optimizer_flops, stage_flops
 from growtx.growth.plan import PlanConfig, Stage, StageConfig, monolithic_stage, resolve
 from growtx.models.configuration import GrowtxConfig
 
@@ -22,18 +22,20 @@ def plan_cost(config: GrowtxConfig, stages: Sequence[Stage], measure: Measure, *
     total = 0.0
     for stage in stages:
         per_step = _tokens_of_step(config, stage, tokens_per_step)
-        total += _cost_of_token(config, stage, measure) * stage.train.num_steps(per_step) * per_step
+        total += _cost_of_step(config, stage, measure, per_step) * stage.train.num_steps(per_step)
     return total
 
 
 def steps_for(config: GrowtxConfig, stage: Stage, measure: Measure, wanted: float, *, tokens_per_step: int) -> int:
     """How many steps of `stage` cost `wanted`: the nearest whole number, at least one."""
-    per_step = _cost_of_token(config, stage, measure) * _tokens_of_step(config, stage, tokens_per_step)
+    per_step = _cost_of_step(config, stage, measure, _tokens_of_step(config, stage, tokens_per_step))
     return max(1, round(wanted / per_step))
 
 
-def _cost_of_token(config: GrowtxConfig, stage: Stage, measure: Measure) -> float:
-    return 1.0 if measure == "tokens" else stage_flops(config, stage).total
+def _cost_of_step(config: GrowtxConfig, stage: Stage, measure: Measure, num_tokens: int) -> float:
+    if measure == "tokens":
+        return num_tokens
+    return stage_flops(config, stage).total * num_tokens + optimizer_flops(config, stage)
 
 
 def _tokens_of_step(config: GrowtxConfig, stage: Stage, default: int) -> int:
@@ -107,9 +109,10 @@ def control_plan(
     written = StageConfig(
         name=stage.name,
         add=stage.add,
-        active=None if stage.num_active == stage.add else stage.num_active,
+        active=None if stage.num_active == stage.add or plan.unfreeze else stage.num_active,
         train_substrate=stage.train_substrate,
         init=stage.init,
+        insert=stage.insert,
         num_workers=stage.num_workers,
         train=plan.stage_configs()[0].train,
     )

@@ -148,7 +148,11 @@ class GrowtxMLP(nn.Module):
 
 
 class GrowtxBlock(GradientCheckpointingLayer):
-    """Pre-norm block: attention, then MLP, each added to the residual stream. 12 D^2 + 9 D parameters."""
+    """Pre-norm block: attention, then MLP, each added to the residual stream. 12 D^2 + 9 D parameters.
+
+    With `substrate_reinjection` the substrate's vectors, times a scalar that is 0 at first, are added before both
+    (Jordan et al. 2024, github.com/KellerJordan/modded-nanogpt, and nanochat's `x0_lambdas`).
+    """
 
     def __init__(self, config: GrowtxConfig, layer_idx: int) -> None:
         super().__init__()
@@ -156,9 +160,15 @@ class GrowtxBlock(GradientCheckpointingLayer):
         self.self_attn = GrowtxAttention(config, layer_idx)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = GrowtxMLP(config)
+        if config.substrate_reinjection:
+            self.reinjection = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden_BTD: torch.Tensor, rotary: Rotary, **kwargs: Any) -> torch.Tensor:
+    def forward(
+        self, hidden_BTD: torch.Tensor, rotary: Rotary, substrate_BTD: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
         """Map the residual stream [B, T, D] to itself; `kwargs` go to the attention."""
+        if substrate_BTD is not None:
+            hidden_BTD = hidden_BTD + self.reinjection * substrate_BTD
         attended_BTD, _ = self.self_attn(self.input_layernorm(hidden_BTD), rotary, **kwargs)
         hidden_BTD = hidden_BTD + attended_BTD
         output_BTD: torch.Tensor = hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
@@ -232,6 +242,8 @@ def initialize_module(module: nn.Module, config: GrowtxConfig, generator: torch.
         nn.init.normal_(module.weight, std=std, generator=generator)
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
+    elif isinstance(module, GrowtxBlock) and hasattr(module, "reinjection"):
+        nn.init.zeros_(module.reinjection)
     bias = getattr(module, "bias", None)
     if bias is not None:
         nn.init.zeros_(bias)
@@ -320,6 +332,8 @@ class GrowtxModel(GrowtxPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         context = block_inputs(self.config, hidden_BTD, attention_mask, position_ids, past_key_values)
+        if self.config.substrate_reinjection:
+            context["substrate_BTD"] = self._substrate(input_ids, inputs_embeds)
         for block in self.layers[first_block:]:
             hidden_BTD = block(hidden_BTD, past_key_values=past_key_values, use_cache=use_cache, **context, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_BTD), past_key_values=past_key_values)
@@ -331,9 +345,18 @@ class GrowtxModel(GrowtxPreTrainedModel):
         """Output states [B, T, D] of the lowest `num_blocks` blocks, without autograd, cache or final norm."""
         hidden_BTD: torch.Tensor = self.embed_tokens(input_ids)
         context = block_inputs(self.config, hidden_BTD, attention_mask, None, None)
+        if self.config.substrate_reinjection:
+            context["substrate_BTD"] = hidden_BTD
         for block in self.layers[:num_blocks]:
             hidden_BTD = block(hidden_BTD, **context)
         return hidden_BTD
+
+    def _substrate(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """What every block adds again."""
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError("a model with substrate_reinjection needs input_ids beside prefix_hidden_states")
+        rows_BTD: torch.Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        return rows_BTD
 
     def _entry_states(
         self,
@@ -398,7 +421,8 @@ class GrowtxForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
             skip_logits: with labels, leave `logits` at `None`. Default: in training mode (transformers' own switch).
             num_items_in_batch: divisor of the summed loss in place of the number of labels (gradient accumulation).
             prefix_hidden_states, first_block: states [B, T, D] that enter block `first_block`, from
-                `forward_prefix`; `input_ids` and everything below that block are then not used.
+                `forward_prefix`; everything below that block is then not used, nor are `input_ids`, but for
+                `substrate_reinjection`.
         """
         if labels is not None and use_cache is None:
             use_cache = False

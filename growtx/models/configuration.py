@@ -32,6 +32,7 @@ class GrowtxConfig(PreTrainedConfig):
             means `eos_token_id`, which always stood there; `bos_token_id` follows it.
         substrate_kind: how the embedding was made. Only a `learned` one trains in a model that is loaded; `None`, in
             files from before it was recorded, is frozen.
+        substrate_reinjection: every block first adds the substrate's vectors again, times a scalar that it learns.
         loss_kernel: `chunked` (ours, any device), `plain` (whole logits), `liger` (fused, GPU, if installed).
 
     Raises:
@@ -57,6 +58,7 @@ class GrowtxConfig(PreTrainedConfig):
     substrate_kind: str | None = None
     initializer_range: float = 0.02
     num_layers_for_init: int | None = None
+    substrate_reinjection: bool = False
     loss_kernel: str = "chunked"
     use_cache: bool = True
     tie_word_embeddings: bool = False

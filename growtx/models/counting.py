@@ -30,14 +30,17 @@ class ParameterCounts:
 
 
 def num_params(config: GrowtxConfig) -> ParameterCounts:
-    """Counts of the paper's accounting: 12 D^2 + 9 D a block, 2 D final norm, V D + V head, V E embedding."""
+    """Counts of the paper's accounting: 12 D^2 + 9 D a block, 2 D final norm, V D + V head, V E embedding.
+
+    A block that adds the substrate again has one more.
+    """
     width, mlp_width = config.hidden_size, config.mlp_width
     attention = 4 * width**2
     mlp = 2 * width * mlp_width + mlp_width + width
     norm = 2 * width
     return ParameterCounts(
         embedding=config.vocab_size * config.embedding_width,
-        per_block=attention + mlp + 2 * norm,
+        per_block=attention + mlp + 2 * norm + int(config.substrate_reinjection),
         num_blocks=config.num_hidden_layers,
         final_norm=norm,
         head=config.vocab_size * (width + int(config.lm_head_bias)),

@@ -78,6 +78,11 @@ def to_stock(model: PreTrainedModel, format: str) -> PreTrainedModel:
         raise ExportError(f"export format {format!r} is unknown", "Use phi or gpt_neox")
     if not isinstance(model, GrowtxForCausalLM):
         raise ExportError("an ensemble has no stock architecture", "Export its members one by one")
+    if model.config.substrate_reinjection:
+        raise ExportError(
+            "no stock architecture adds the substrate again in every block (model.substrate_reinjection)",
+            "Use the growtx directory, which opens with trust_remote_code=True, or grow without it",
+        )
     return FORMATS[format](model).eval()
 
 

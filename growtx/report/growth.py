@@ -12,6 +12,7 @@ import yaml
 from growtx import formatting as fmt
 from growtx.evaluate.maps import read_maps
 from growtx.evaluate.results import read_evaluation
+from growtx.growth.lineage import OWN_MIX, shares_seen
 from growtx.report import growth_figures as figures
 from growtx.report.evaluation import evaluation_sections
 from growtx.report.maps import map_sections
@@ -141,6 +142,23 @@ def data_section(run: RunRecord) -> Section | None:
         "Data",
         "Of large sources only what the plan needs is read. Held-out documents are measured on, never trained on.",
         table=Table(headers, rows, text_columns=(0, 7)),
+    )
+
+
+def seen_section(run: RunRecord) -> Section | None:
+    """The share of each source in each stage; None where all stages had the same mix."""
+    if not any(manifest.metrics.get(OWN_MIX) for manifest in run.manifests):
+        return None
+    shares = [shares_seen(manifest) for manifest in run.manifests]
+    names = list(dict.fromkeys(name for seen in shares for name in seen))
+    rows = [
+        [f"{manifest.index} · {manifest.name}", *(fmt.percent(seen.get(name, 0.0)) for name in names)]
+        for manifest, seen in zip(run.manifests, shares, strict=True)
+    ]
+    return Section(
+        "What each stage saw",
+        "Shares of the windows that a stage trained on. Held-out text is the same for all stages.",
+        table=Table(["stage", *names], rows),
     )
 
 
@@ -282,6 +300,8 @@ def _closing_sections(run: RunRecord) -> Iterator[Section]:
         yield from map_sections(maps, run.storage)
     if data := data_section(run):
         yield data
+    if seen := seen_section(run):
+        yield seen
     if run.manifests:
         yield lineage(run)
 

@@ -140,6 +140,33 @@ class RunConfig(JobConfig):
             self.training.with_batch(batch).check_workers(stage.num_workers or self.resources.num_workers)
         return self
 
+    @model_validator(mode="after")
+    def _stages_have_data(self) -> RunConfig:
+        known = self.data.source_names
+        for index, stage in enumerate(self.plan.stages or (), start=1):
+            if stage.data is None:
+                continue
+            if unknown := [name for name in stage.data if name not in known]:
+                raise ValueError(
+                    f"plan.stages.{index - 1}.data: there is no source {unknown[0]!r}; data.sources has "
+                    f"{', '.join(known)}, and a source gets a name of its own by its key `name`"
+                )
+            if not any(stage.data.values()):
+                raise ValueError(
+                    f"plan.stages.{index - 1}.data: no source has a weight; give one of {', '.join(known)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _muon_stays_on_its_device(self) -> RunConfig:
+        trains = [{**self.plan.train, **stage.train} for stage in self.plan.stage_configs()]
+        if self.training.offload_optimizer and any(train.get("optimizer") == "muon" for train in trains):
+            raise ValueError(
+                "plan.train.optimizer=muon gathers whole matrices on the GPU, and training.offload_optimizer keeps "
+                "them in the host's memory; set one of the two to its default"
+            )
+        return self
+
     def largest_group(self) -> ResourcesConfig:
         """What the stage with the most workers runs on."""
         counts = [stage.num_workers or self.resources.num_workers for stage in self.plan.stages or ()]

@@ -181,8 +181,9 @@ def _what_may_change(config: JobConfig) -> str:
 def _structure(config: JobConfig) -> Any:
     """What every stage adds and lets train: the part of a plan that cannot change on the way."""
     plan: PlanConfig = config.plan  # type: ignore[attr-defined]
-    fields = {"name", "add", "active", "head", "train_substrate"}
-    return plan.mode, plan.match, [stage.model_dump(include=fields) for stage in plan.stage_configs()]
+    fields = {"name", "add", "active", "head", "train_substrate", "insert", "data"}
+    stages = [stage.model_dump(include=fields) for stage in plan.stage_configs()]
+    return plan.mode, plan.match, plan.unfreeze, plan.insert, stages
 
 
 def _value(tree: Any, dotted: str) -> Any:

@@ -18,7 +18,6 @@ from growtx.growth.scaling import resolve_matched
 from growtx.growth.solver import GIB, SolverLimits, propose
 from growtx.models.configuration import GrowtxConfig
 from growtx.run.config import DEFAULT_RUN_PRESET, RunConfig, load_run_config
-from growtx.substrate.codes import binary_codes
 from growtx.train.memory import placement
 
 MIB = 2**20
@@ -40,8 +39,7 @@ def placement_of(config: RunConfig) -> Placement:
 def planned_architecture(config: RunConfig) -> GrowtxConfig:
     """The finished model's shape, without building a tokenizer or a substrate."""
     vocab_size = _vocab_size(config.tokenizer)
-    is_binary = config.substrate.kind == "binary"
-    width = binary_codes(vocab_size, config.model.hidden_size).shape[1] if is_binary else config.model.hidden_size
+    width = config.substrate.stored_width(vocab_size, config.model.hidden_size)
     depth = resolve(config.plan)[-1].num_blocks
     return config.model.architecture(
         vocab_size=vocab_size,
@@ -113,7 +111,9 @@ def _hours(config: RunConfig, row: StageForecast) -> str:
 
 def _work_model(config: RunConfig) -> str:
     """The caption that explains the FLOPs and the hours."""
-    counted = "FLOPs: matrix products of the forward and backward passes"
+    counted = "FLOPs: matrix products of the forward and backward passes" + (
+        " and of Muon" if _has_muon(config) else ""
+    )
     if config.training.activation_checkpointing:
         counted += ", forward passes counted twice where activations are recomputed"
     accelerator = config.resources.accelerator
@@ -121,6 +121,10 @@ def _work_model(config: RunConfig) -> str:
         return f"{counted}. Hours: only if resources.accelerator is set."
     speed = f"{accelerator.utilisation:.0%} of {accelerator.tflops:g} TFLOPs on each worker"
     return f"{counted}. Hours: at {speed}, an assumption (resources.accelerator.utilisation)."
+
+
+def _has_muon(config: RunConfig) -> bool:
+    return any(stage.train.optimizer == "muon" for stage in resolve(config.plan))
 
 
 def _memory_model(config: RunConfig) -> str:
@@ -133,6 +137,7 @@ def _memory_model(config: RunConfig) -> str:
         return f" / {spread.num_workers} workers" if is_shared else ""
 
     optimizer = "in the host's memory" if training.offload_optimizer else f"12 bytes x active{shared(1)}"
+    moments = "two moments; one, so 8 bytes, where Muon steps" if _has_muon(config) else "two moments"
     how = "only the blocks' inputs kept, the rest recomputed" if training.activation_checkpointing else "all kept"
     bucket = (
         f" Up to {LARGEST_BUCKET:,} of them are held whole on each worker until they are reduced." if shared(2) else ""
@@ -141,7 +146,7 @@ def _memory_model(config: RunConfig) -> str:
     windows = f"{spread.micro_batch} x {config.model.context_length} tokens at a time"
     return (
         f"Weights: {element} x total{shared(3)}.{adapters} Gradients: {element} x active{shared(2)}.{bucket} "
-        f"Optimizer: {optimizer} (fp32 weights, two moments). Activations: {windows}, {how}, and the larger of a "
+        f"Optimizer: {optimizer} (fp32 weights, {moments}). Activations: {windows}, {how}, and the larger of a "
         "block's and the head's work. "
         "In addition, every process needs memory for Python, its libraries and the GPU driver."
     )
@@ -187,7 +192,7 @@ def _prefix_table(
         windows = min(samples, max(1, data_tokens // config.model.context_length)) if data_tokens else samples
         plan = plan_prefix(
             architecture,
-            num_frozen=stage.num_frozen,
+            num_frozen=stage.num_prefix,
             num_samples=samples,
             num_windows_to_cache=windows,
             num_windows_missing=windows,
@@ -195,7 +200,7 @@ def _prefix_table(
             bytes_available=int(config.training.prefix_cache_gib * GIB),
             num_trials=num_trials,
         )
-        limit = f"{int(MAX_CACHE_COST_RATIO * samples * num_trials):,}" if stage.num_frozen else "-"
+        limit = f"{int(MAX_CACHE_COST_RATIO * samples * num_trials):,}" if stage.num_prefix else "-"
         table.add_row(name, plan.choice, f"{plan.cache_bytes / MIB:,.1f}", limit, plan.reason)
     return table
 

@@ -270,8 +270,8 @@ def _what_trains(stage: Stage) -> str:
     if stage.train_substrate:
         parts.append("substrate")
     if stage.num_active:
-        first = stage.num_frozen + 1
-        parts.append(f"block {first}" if stage.num_active == 1 else f"blocks {first}-{stage.num_blocks}")
+        blocks = stage.active_blocks
+        parts.append(f"block {blocks.stop}" if len(blocks) == 1 else f"blocks {blocks.start + 1}-{blocks.stop}")
     if stage.head:
         parts.append("head")
     return " + ".join(parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -39,7 +39,7 @@ from growtx.train.job import TrainJob
 
 _SHAPE_KEYS = (
     "hidden_size", "num_attention_heads", "intermediate_size", "max_position_embeddings", "rope_theta",
-    "layer_norm_eps", "lm_head_bias", "substrate_width", "substrate_expansion",
+    "layer_norm_eps", "lm_head_bias", "substrate_width", "substrate_expansion", "substrate_reinjection",
 )  # fmt: skip
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -120,11 +120,21 @@ def prepare(config: RunConfig, run: Storage) -> Prepared:
 def _need(config: RunConfig, stages: Sequence[Stage], parent: Manifest | None) -> PlanNeed:
     """Windows that the plan draws: of a lineage that it continues, those before count too, since it reads on."""
     context_length = config.model.context_length
-    num_tokens = parent.num_tokens if parent else 0
+    weights = dict(zip(config.data.source_names, (source.weight for source in config.data.sources), strict=True))
+    before = parent.num_tokens // context_length if parent else 0
+    of_stages: list[tuple[float, Mapping[str, float]]] = [(before, weights)]
     for stage in stages:
         per_step = stage.train.tokens_per_step(context_length, default=config.tokens_per_step)
-        num_tokens += stage.train.num_steps(per_step) * per_step
-    return PlanNeed(num_tokens // context_length, config.training.evaluation.num_windows)
+        num_windows = stage.train.num_steps(per_step) * per_step / context_length
+        of_stages.append((num_windows, weights if stage.data is None else stage.data))
+    of_sources = [
+        sum(num_windows * mix.get(name, 0.0) / sum(mix.values()) for num_windows, mix in of_stages) for name in weights
+    ]
+    return PlanNeed(
+        int(sum(num_windows for num_windows, _ in of_stages)),
+        config.training.evaluation.num_windows,
+        tuple(of_sources) if any(stage.data for stage in stages) else None,
+    )
 
 
 TELL_EVERY_SECONDS = 30.0
@@ -174,7 +184,7 @@ def copy_tokenizer_and_substrate(own: Storage, other: Storage, *, substrate: boo
 def _check_shape(parent: Manifest, architecture: GrowtxConfig, where: str) -> None:
     """Refuse blocks of another shape here, before the workers try to load them."""
     wanted = describe_model(architecture)
-    for key, value in parent.model.items():
+    for key, value in ({"substrate_reinjection": False} | parent.model).items():  # of runs from before there was any
         if key in _SHAPE_KEYS and wanted[key] != value:
             raise ConfigError(
                 f"parent={where} has {key}={value}, but the configuration gives {wanted[key]}",

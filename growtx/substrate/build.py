@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from growtx.config import ConfigModel, fingerprint
 from growtx.exceptions import StoreError, SubstrateError
 from growtx.storage import Storage
-from growtx.substrate.codes import binary_codes, learned_start
+from growtx.substrate.codes import binary_codes, binary_width, check_random_width, learned_start, random_codes
 from growtx.substrate.collisions import separate
 from growtx.substrate.fonts import Font, find_font
 from growtx.substrate.glyph import principal_components
@@ -75,7 +75,7 @@ def _read(storage: Storage, name: str) -> Matrix | None:
         return None
 
 
-Kind = Literal["glyph", "glyph+code", "binary", "learned"]
+Kind = Literal["glyph", "glyph+code", "binary", "random", "learned"]
 Expansion = Literal["none", "interleave", "tile"]
 
 
@@ -83,14 +83,45 @@ class SubstrateConfig(ConfigModel):
     """How tokens become vectors."""
 
     kind: Kind = Field(
-        default="glyph+code", description="pictures, pictures made distinct, bits of ids, or learned vectors"
+        default="glyph+code",
+        description="pictures, pictures made distinct, bits of ids, random codes, or learned vectors",
     )
     font: str | None = Field(
         default=None, description="font file, or unifont: GNU Unifont of the system; null: the packaged fonts"
     )
     cell_pixels: Literal[32, 64] = Field(default=32, description="side of a token's picture")
     augment: bool = Field(default=True, description="rotate, shift, speckle and blur pictures as published")
-    layout: Literal["interleave", "tile"] = Field(default="interleave", description="how bits fill hidden_size")
+    layout: Literal["interleave", "tile"] = Field(
+        default="interleave", description="how codes fill hidden_size: each number repeated, or all of them"
+    )
+    recode_seed: int | None = Field(
+        default=None, ge=0, description="binary: seed of a linear map and a shift that recode all ids; null: neither"
+    )
+    width: int | None = Field(default=None, ge=1, description="random: numbers in a code; null: hidden_size")
+    values: Literal["bits", "floats"] = Field(default="bits", description="random: what codes are made of")
+    random_seed: int = Field(default=0, ge=0, description="random: what codes are drawn from")
+
+    @model_validator(mode="after")
+    def _only_binary_is_recoded(self) -> SubstrateConfig:
+        if self.recode_seed is not None and self.kind != "binary":
+            raise ValueError(f"recode_seed={self.recode_seed} recodes kind=binary, and this is kind={self.kind}")
+        if self.width is not None and self.kind != "random":
+            raise ValueError(f"width={self.width} is that of kind=random, and this is kind={self.kind}")
+        return self
+
+    def stored_width(self, vocab_size: int, hidden_size: int) -> int:
+        """E: how many numbers of a token's vector are stored.
+
+        Raises:
+            SubstrateError: they do not fill the hidden size.
+        """
+        if self.kind == "binary":
+            return binary_width(vocab_size, hidden_size)
+        if self.kind == "random":
+            width = self.width or hidden_size
+            check_random_width(vocab_size, hidden_size, width, is_bits=self.values == "bits")
+            return width
+        return hidden_size
 
 
 @dataclass(frozen=True)
@@ -126,10 +157,9 @@ def build_substrate(
         SubstrateError: for a font that cannot be used, or a hidden size that the kind cannot have.
     """
     recipe: dict[str, Any] = {"kind": config.kind, "vocab_size": len(surfaces), "hidden_size": hidden_size}
-    if config.kind == "binary":
-        return _finish(recipe | {"layout": config.layout}, binary_codes(len(surfaces), hidden_size))
-    if config.kind == "learned":
-        return _finish(recipe | {"seed": seed}, learned_start(len(surfaces), hidden_size, seed))
+    if config.kind in ("binary", "random", "learned"):
+        recipe |= _recipe_of_codes(config, config.stored_width(len(surfaces), hidden_size), seed)
+        return _finish(recipe, _codes(recipe))
     font = find_font(config.font)
     recipe |= {
         "font": font.name,
@@ -154,13 +184,30 @@ def rebuild_substrate(recipe: dict[str, Any], surfaces: Sequence[str], font: str
     """
     if recipe["vocab_size"] != len(surfaces):
         raise SubstrateError("This substrate was made for another tokenizer", "Give the tokenizer of the same run")
-    if recipe["kind"] == "binary":
-        return _finish(recipe, binary_codes(recipe["vocab_size"], recipe["hidden_size"]))
-    if recipe["kind"] == "learned":
-        return _finish(recipe, learned_start(recipe["vocab_size"], recipe["hidden_size"], recipe["seed"]))
+    if recipe["kind"] in ("binary", "random", "learned"):
+        return _finish(recipe, _codes(recipe))
     if _surfaces_sha256(surfaces) != recipe["surfaces_sha256"]:
         raise SubstrateError("This substrate was drawn for another tokenizer", "Give the tokenizer of the same run")
     return _finish(recipe, _drawn(recipe, surfaces, find_font(font, sha256=recipe["font_sha256"]), None))
+
+
+def _recipe_of_codes(config: SubstrateConfig, width: int, seed: int) -> dict[str, Any]:
+    """What the recipe of a kind that is not drawn says beside kind and shape."""
+    if config.kind == "learned":
+        return {"seed": seed}
+    if config.kind == "binary":
+        recoded = {} if config.recode_seed is None else {"recode_seed": config.recode_seed}
+        return {"layout": config.layout, **recoded}
+    return {"layout": config.layout, "width": width, "values": config.values, "seed": config.random_seed}
+
+
+def _codes(recipe: dict[str, Any]) -> NDArray[np.float32]:
+    vocab_size, hidden_size = recipe["vocab_size"], recipe["hidden_size"]
+    if recipe["kind"] == "binary":
+        return binary_codes(vocab_size, hidden_size, recipe.get("recode_seed"))
+    if recipe["kind"] == "random":
+        return random_codes(vocab_size, recipe["width"], recipe["seed"], is_bits=recipe["values"] == "bits")
+    return learned_start(vocab_size, hidden_size, recipe["seed"])
 
 
 def substrate_fingerprint(recipe: dict[str, Any], weight: NDArray[np.float32]) -> str:

@@ -86,6 +86,11 @@ def _planned_run(config: SweepConfig) -> RunConfig:
     if chosen is None or chosen == 1:
         return config.run_config()
     assert config.parent is not None
+    if config.plan.schedule == "plan":
+        raise ConfigError(
+            f"--stage {chosen}: plan.schedule=plan is one schedule of all stages, and a search of one knows no others",
+            "Search all stages (--greedy), or set plan.schedule=per_stage",
+        )
     lineage = find_result(config.parent).require_lineage()
     stage = config.stages()[0]
     before = next((manifest for manifest in lineage.manifests if manifest.index == chosen - 1), None)

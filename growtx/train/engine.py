@@ -7,6 +7,7 @@ so that it can be loaded into any number of workers and any ZeRO stage.
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,13 +30,18 @@ from growtx.compat.deepspeed import (
 from growtx.growth.assembly import State
 from growtx.growth.forecast import bucket_elements
 from growtx.growth.freezing import frozen_parameters, hash_frozen
+from growtx.growth.lora import base_model
+from growtx.growth.parametrization import scales_of
 from growtx.growth.plan import Stage
 from growtx.train.distributed import has_gpu, rank, world_size
 from growtx.train.kernels import use_bf16
 from growtx.train.memory import AllocatedBytes, GradientPeak, storage_bytes
+from growtx.train.muon import LAYOUT, MatrixLayout, MuonAdamW
 from growtx.train.settings import TrainingConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+EPSILON = 1e-8  # AdamW's
+_BLOCK_NAME = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: int) -> dict[str, Any]:
@@ -49,6 +55,7 @@ def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: 
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": has_gpu()}
     if stage == 3:
+        zero["sub_group_size"] = 10**15  # a group stays one flat tensor, as under ZeRO 1 and 2
         zero.pop("allgather_bucket_size")
         zero["stage3_prefetch_bucket_size"] = bucket
     return {
@@ -65,22 +72,48 @@ def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: 
     }
 
 
-def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and weight decay (none on norms and biases)."""
-    train = stage.train
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+def parameter_groups(model: nn.Module, stage: Stage, *, zero_stage: int = 1) -> list[dict[str, Any]]:
+    """Trainable parameters by optimizer, learning rate, weight decay (none on norms and biases), and schedule."""
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_head = "lm_head." in name or ".norm." in name
-            groups.setdefault((is_head, parameter.dim() > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": train.weight_decay if decays else 0.0,
-            "peak_learning_rate": train.head_learning_rate or train.learning_rate if is_head else train.learning_rate,
-        }
-        for (is_head, decays), parameters in groups.items()
-    ]
+            values = _group_of(name, parameter, model, stage)
+            group = groups.setdefault(tuple(values.items()), {**values, "params": []})
+            group["params"].append(parameter)
+    for group in groups.values():
+        if group.pop("is_muon"):
+            shapes = tuple(tuple(parameter.shape) for parameter in group["params"])
+            group[LAYOUT] = MatrixLayout(shapes, is_each_divided=zero_stage == 3)
+    return list(groups.values())
+
+
+def _group_of(name: str, parameter: nn.Parameter, model: nn.Module, stage: Stage) -> dict[str, Any]:
+    """What a parameter shares with the others of its group."""
+    train = stage.train
+    scales = scales_of(name, base_model(model).config, stage.parametrization)
+    rate = train.learning_rate
+    if "lm_head." in name or ".norm." in name:
+        rate = train.head_learning_rate or rate
+    return {
+        "is_muon": train.optimizer == "muon" and is_matrix_of_block(name, parameter),
+        "weight_decay": train.weight_decay * scales.weight_decay if parameter.dim() > 1 else 0.0,
+        "peak_learning_rate": rate * scales.learning_rate,
+        "eps": EPSILON * scales.epsilon,
+        "is_new": stage.span is None or is_new(name, stage),
+    }
+
+
+def is_matrix_of_block(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is what Muon is for; adapters are not, whose rank is low anyway."""
+    return _BLOCK_NAME.search(name) is not None and "lora_" not in name and parameter.dim() == 2
+
+
+def is_new(name: str, stage: Stage) -> bool:
+    """Whether a parameter trains for the first time in this stage, and so has to warm up."""
+    block = _BLOCK_NAME.search(name)
+    if block is None:
+        return stage.num_blocks_before == 0
+    return "lora_" in name or int(block[1]) in stage.new_blocks
 
 
 _open_zero_3: weakref.WeakSet[TrainEngine] = weakref.WeakSet()  # all of them compute by the function that DeepSpeed put
@@ -97,9 +130,11 @@ class TrainEngine:
         deepspeed = import_deepspeed()
         self._gather = deepspeed.zero.GatheredParameters
         self._zero_stage = settings.sharding(world_size(), bf16=use_bf16(settings))
-        groups = parameter_groups(model, stage)
+        groups = parameter_groups(model, stage, zero_stage=self._zero_stage)
         num_active = sum(parameter.numel() for group in groups for parameter in group["params"])
-        optimizer = torch.optim.AdamW(
+        muon = {id(parameter) for group in groups if LAYOUT in group for parameter in group["params"]}
+        self._muon_names = {name for name, parameter in model.named_parameters() if id(parameter) in muon}
+        optimizer = MuonAdamW(
             groups,
             lr=stage.train.learning_rate,
             betas=stage.train.betas,
@@ -128,7 +163,13 @@ class TrainEngine:
         """This rank's fp32 weights, one tensor for each group, which is what the optimizer steps."""
         return fp32_shards(self.engine, self._zero_stage)
 
-    def step(self, micro_batches: list[dict[str, Any]], num_targets: int, factor: float) -> torch.Tensor:
+    def step(
+        self,
+        micro_batches: list[dict[str, Any]],
+        num_targets: int,
+        factor: float,
+        factor_of_old: float | None = None,
+    ) -> torch.Tensor:
         """One optimizer step.
 
         Args:
@@ -136,12 +177,14 @@ class TrainEngine:
             num_targets: predicted tokens of one full micro batch; dividing by it, and not by the labels that
                 happen to be there, makes gradients independent of how the batch is split.
             factor: multiplies the peak learning rates.
+            factor_of_old: those of what trained in an earlier stage, too; None: the same.
 
         Returns:
             [2]: summed nats and number of predicted tokens of this worker.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = group["peak_learning_rate"] * factor
+            of_old = factor if factor_of_old is None else factor_of_old
+            group["lr"] = group["peak_learning_rate"] * (factor if group["is_new"] else of_old)
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch in micro_batches:
             output = self.engine(**batch, num_items_in_batch=num_targets)
@@ -157,7 +200,7 @@ class TrainEngine:
     def _measure(self) -> AllocatedBytes:
         """What this rank holds on its device in a step."""
         parameters = list(self.model.parameters())
-        moments = [state[key] for state in self._optimizer.state.values() for key in MOMENTS]
+        moments = [state[key] for state in self._optimizer.state.values() for key in MOMENTS if key in state]
         weights = [local_shard(parameter) for parameter in parameters]
         optimizer = [part for part in (*self._masters, *moments) if part.device == self.device]
         return AllocatedBytes(storage_bytes(weights), self._gradient_bytes(), storage_bytes(optimizer))
@@ -182,24 +225,31 @@ class TrainEngine:
         return self._collect(safe_get_full_fp32_param)
 
     def optimizer_state(self) -> dict[str, State]:
-        """Both Adam moments, whole, on the host. Collective; empty except on rank 0."""
+        """Both Adam moments, whole, on the host; of what Muon steps the first. Collective; empty except on rank 0."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        return {key: self._collect(lambda p, key=key: safe_get_full_optimizer_state(p, key)) for key in MOMENTS}
+        return {key: self._collect(lambda p, key=key: safe_get_full_optimizer_state(p, key), key) for key in MOMENTS}
 
     def tensors_with_gradients(self) -> set[str]:
         """Names of active tensors that had a gradient other than zero in any step. Collective.
 
-        Adam's second moment is a sum of squares that no step takes back to zero.
+        Adam's second moment is a sum of squares that no step takes back to zero, and Muon's momentum of whole matrices
+        does not become zero either.
         """
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        squares = ((name, safe_get_full_optimizer_state(tensor, "exp_avg_sq")) for name, tensor in self.trainable())
-        return {name for name, square in squares if bool(square.any())}
+        last = ((name, safe_get_full_optimizer_state(p, self._moments_of(name)[-1])) for name, p in self.trainable())
+        return {name for name, moment in last if bool(moment.any())}
 
-    def _collect(self, read: Any) -> State:
+    def _moments_of(self, name: str) -> tuple[str, ...]:
+        """What the optimizer keeps of a parameter: Muon has no second moment."""
+        return MOMENTS[:1] if name in self._muon_names else MOMENTS
+
+    def _collect(self, read: Any, moment: str | None = None) -> State:
         state: State = {}
         for name, parameter in self.trainable():
+            if moment is not None and moment not in self._moments_of(name):
+                continue
             value = read(parameter)
             if rank() == 0:
                 state[name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
@@ -215,7 +265,7 @@ class TrainEngine:
             with self.gathered([parameter], modify=True):
                 parameter.data.copy_(weights[name])
             self._set(parameter, weights[name])
-            for key in MOMENTS:
+            for key in self._moments_of(name):
                 self._set(parameter, moments[key][name], key)
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, moment: str | None = None) -> None:
@@ -242,12 +292,11 @@ class TrainEngine:
 
     def _create_moments(self) -> None:
         """Create Adam's state, which torch only does in the first step: loading and saving need it earlier."""
-        for shard in self._masters:
-            self._optimizer.state[shard] = {
-                "step": torch.tensor(0.0, device=shard.device),  # the fused kernel reads it where the moments are
-                "exp_avg": torch.zeros_like(shard),
-                "exp_avg_sq": torch.zeros_like(shard),
-            }
+        for shard, group in zip(self._masters, self._optimizer.param_groups, strict=True):
+            keys = MOMENTS[:1] if LAYOUT in group else MOMENTS
+            self._optimizer.state[shard] = {key: torch.zeros_like(shard) for key in keys}
+            # The fused kernel reads it where the moments are.
+            self._optimizer.state[shard]["step"] = torch.tensor(0.0, device=shard.device)
         link_moments(self.engine, self._zero_stage)
 
     @contextmanager

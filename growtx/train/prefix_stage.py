@@ -60,14 +60,14 @@ def use_prefix_cache(
     if settings.prefix == "auto" and least > allowed:  # listing and checking what would be cached takes minutes then
         reason = f"the cache would take {least:,} bytes or more, but only {allowed:,} are allowed"
         return PrefixPlan("recompute", reason, least)
-    name = PrefixCache.key(parent, stage.num_frozen, batches.data.fingerprint, dtype)
+    name = PrefixCache.key(parent, stage.num_prefix, batches.data.fingerprint, dtype)
     work = PrefixWork(
         directory=f"{job.prefix_cache_dir}/{name}",
         packed_path=job.packed_path,
         local_bytes=job.local_bytes,
         store_dir=job.store_dir,
         parent=parent,
-        num_frozen=stage.num_frozen,
+        num_frozen=stage.num_prefix,
         dtype=dtype,
         micro_batch=micro_batch,
     )
@@ -76,7 +76,7 @@ def use_prefix_cache(
     plan = on_rank_zero(
         lambda: plan_prefix(
             config,
-            num_frozen=stage.num_frozen,
+            num_frozen=stage.num_prefix,
             num_samples=num_steps * settings.global_batch_size,
             num_windows_to_cache=cache.num_windows(shards),
             num_windows_missing=cache.num_windows(cache.missing(shards)),
@@ -88,7 +88,7 @@ def use_prefix_cache(
     if settings.prefix == "cache" or (settings.prefix == "auto" and plan.choice == "cache"):
         problem = _fill(cache, shards, work, job.resources.prefix_job, is_stopping) or _open(cache, shards)
         if problem is None:
-            batches.read_prefix_from(cache, stage.num_frozen)
+            batches.read_prefix_from(cache, stage.num_prefix)
         elif settings.prefix == "cache":
             raise problem
         else:

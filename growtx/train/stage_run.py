@@ -23,6 +23,7 @@ from growtx.command import resume_command
 from growtx.compat.ray import will_be_preempted
 from growtx.data.tokenizer import INCOMPLETE, document_ids, visible_text
 from growtx.exceptions import GrowtxError, StoreError, TrainingError
+from growtx.generator import turns_after
 from growtx.growth.assembly import (
     State,
     assemble,
@@ -34,6 +35,7 @@ from growtx.growth.assembly import (
 )
 from growtx.growth.flops import PrefixPlan, active_parameters, count_trainable
 from growtx.growth.freezing import prepare_for_stage
+from growtx.growth.lineage import OWN_MIX, WINDOWS, WINDOWS_SINCE_FIRST
 from growtx.growth.lora import without_peft_prefix
 from growtx.growth.plan import Stage, StageTraining
 from growtx.models.causal_lm import GrowtxForCausalLM
@@ -65,17 +67,41 @@ logger = logging.getLogger(__name__)
 # Learning rate as a pure function of the step, so that resuming needs no scheduler state.
 
 
+def learning_rate_factors(stage: Stage, step: int, num_steps: int) -> tuple[float, float]:
+    """Shares of the peak learning rate at optimizer step `step` (from 0) of `num_steps`.
+
+    Returns:
+        That of what is new in the stage, and that of what trained before it. They are the same, unless the plan has one
+        schedule, in which the latter goes on at the rate that is held (warm-up, stable, decay: Hu et al.,
+        arXiv:2404.06395).
+    """
+    if stage.span is None:
+        factor = learning_rate_factor(stage.train, step, num_steps)
+        return factor, factor
+    start, end = stage.span
+    held_until = 1.0 - stage.decay
+    place = start + (end - start) * step / num_steps
+    held = _decayed(stage.train, (place - held_until) / stage.decay) if place > held_until else 1.0
+    num_warmup = round(stage.train.warmup * num_steps)
+    warm = min(1.0, (step + 1) / num_warmup) if num_warmup else 1.0
+    return warm * held, held if start > 0 else warm * held
+
+
 def learning_rate_factor(train: StageTraining, step: int, num_steps: int) -> float:
-    """Share of the peak learning rate at optimizer step `step` (from 0) of `num_steps`.
+    """Share of the peak learning rate at optimizer step `step` (from 0) of `num_steps`, in a stage's own schedule.
 
     Linear warm-up over `train.warmup` of the steps, then `train.schedule` down to `train.final_learning_rate`.
     """
     num_warmup = round(train.warmup * num_steps)
     if step < num_warmup:
         return (step + 1) / num_warmup
+    return _decayed(train, min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup)))
+
+
+def _decayed(train: StageTraining, progress: float) -> float:
+    """`train.schedule` from 1 at progress 0 down to `train.final_learning_rate` at progress 1."""
     if train.schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - num_warmup) / max(1, num_steps - num_warmup))
     remaining = 1.0 - progress if train.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
     return train.final_learning_rate + (1.0 - train.final_learning_rate) * remaining
 
@@ -203,20 +229,43 @@ class StageRun:
         return TrainEngine(wrapped, self.stage, self.settings)
 
     def _build_batches(self) -> Batches:
+        turns_before = tuple(self._windows_before().values()) if self.has_own_mix else ()
         return Batches(
             self.context.data,
             seed=self.job.seed,
             global_batch_size=self.settings.global_batch_size,
             micro_batch_size=self.settings.micro_batch(world_size()),
-            num_samples_before=self.tokens_before // self.job.context_length,
+            num_samples_before=0 if turns_before else self.tokens_before // self.job.context_length,
             rank=rank(),
             world_size=world_size(),
             device=worker_device(),
+            mix=self.context.data.mix_of(self.stage.data),
+            turns_before=turns_before,
         )
+
+    @property
+    def has_own_mix(self) -> bool:
+        """Whether this stage, or one before it, has weights of sources of its own."""
+        return self.stage.data is not None or bool(self.parent and self.parent.metrics.get(OWN_MIX))
+
+    def _windows_before(self) -> dict[str, int]:
+        """Windows of each source that the stages before have drawn."""
+        names = [source.source for source in self.context.data.train.sources]
+        known = self.parent.metrics.get(WINDOWS_SINCE_FIRST) if self.parent else None
+        if known is None:  # of a stage from before that was written down, when all had one mix
+            num_windows = self.tokens_before // self.job.context_length
+            known = dict(zip(names, turns_after(num_windows, self.context.data.mix.weights), strict=True))
+        return {name: known.get(name, 0) for name in names}
+
+    def _windows_drawn(self) -> dict[str, dict[str, int]]:
+        """For the manifest: what the stage saw of each source, and what it and those before it saw together."""
+        before = self._windows_before()
+        drawn = dict(zip(before, self.batches.drawn(self.position.step), strict=True))
+        return {WINDOWS: drawn, WINDOWS_SINCE_FIRST: {name: before[name] + drawn[name] for name in before}}
 
     def _use_prefix_cache(self) -> PrefixPlan | None:
         """Decide about the prefix's activations and, if they are to be cached, compute what is missing."""
-        if self.parent is None or self.stage.num_frozen == 0:
+        if self.parent is None or self.stage.num_prefix == 0:
             return None
         micro_batch = self.settings.micro_batch(world_size())
         return use_prefix_cache(
@@ -298,10 +347,10 @@ class StageRun:
         num_targets = self.settings.micro_batch(world_size()) * (self.config.max_position_embeddings - 1)
         if self.stage.lora is not None and self.stage.lora.dropout > 0:
             torch.manual_seed(hash((self.job.seed, self.stage.index, self.position.step, rank())) % 2**31)
-        factor = learning_rate_factor(self.stage.train, self.position.step, self.num_steps)
+        of_new, of_old = learning_rate_factors(self.stage, self.position.step, self.num_steps)
         if self.position.step == 0 and self.context.last_step_ended is not None:
             self.pause_seconds = time.monotonic() - self.context.last_step_ended
-        totals = self.engine.step(micro_batches, num_targets, factor)
+        totals = self.engine.step(micro_batches, num_targets, of_new, of_old)
         self.context.last_step_ended = time.monotonic()
         self.position.step += 1
         return totals
@@ -339,7 +388,7 @@ class StageRun:
                 f"the loss of {self._where} is not finite at step {self.position.step}", self._gentler()
             )
         tokens_per_second = self.tokens_per_step / seconds_per_step
-        factor = learning_rate_factor(self.stage.train, self.position.step - 1, self.num_steps)
+        factor, _ = learning_rate_factors(self.stage, self.position.step - 1, self.num_steps)
         row = {
             "train/loss": loss,
             "train/learning_rate": self.stage.train.learning_rate * factor,
@@ -537,6 +586,8 @@ class StageRun:
             "num_workers": world_size(),
             "pause_seconds": self.pause_seconds,
             "prefix_cached": self.prefix_cached,
+            **self._windows_drawn(),
+            OWN_MIX: self.has_own_mix,
             **self.memory_metrics(),
             **({"changes": list(self.job.changes)} if self.job.changes else {}),
         }

@@ -19,6 +19,7 @@ from growtx.exceptions import ConfigError, StoreError
 from growtx.growth.lineage import open_lineage
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path
+from growtx.store.manifest import write_manifest
 from growtx.store.run_records import DataRecord, write_data_record
 
 Capture = pytest.CaptureFixture[str]
@@ -64,6 +65,21 @@ def test_inspect_prints_stages_and_blobs(finished_run: Path, capsys: Capture) ->
     lineage = open_lineage(str(finished_run))
     assert all(f"{manifest.index} {manifest.name}" in printed for manifest in lineage.manifests)
     assert all(blob[:12] in printed for blob in lineage.last.blobs())
+
+
+def test_inspect_says_what_each_stage_saw_where_stages_had_mixes_of_their_own(run_dir: Path, capsys: Capture) -> None:
+    lineage = open_lineage(str(run_dir))
+    assert main(["inspect", str(run_dir)]) == 0 and "trained on" not in capsys.readouterr().out
+    parent = None
+    for manifest, books in zip(lineage.manifests, (4, 1, 2), strict=True):
+        metrics = {**manifest.metrics, "own_mix": True, "windows_by_source": {"books": books, "puzzles": 4 - books}}
+        changed = manifest.model_copy(update={"metrics": metrics, "parent": parent})
+        write_manifest(Storage(str(run_dir)), changed)
+        parent = changed.digest()
+    assert main(["inspect", str(run_dir)]) == 0
+    printed = capsys.readouterr().out
+    assert "data: stage 1 trained on 100% books, 0% puzzles" in printed
+    assert "data: stage 2 trained on 25% books, 75% puzzles" in printed
 
 
 def test_inspect_can_print_the_manifests_for_programs(finished_run: Path, capsys: Capture) -> None:

@@ -159,3 +159,46 @@ def test_what_stands_on_another_tokenizer_or_substrate_is_refused() -> None:
         "parent=runs/x: the substrate is a different one (fingerprint None, expected aaaaaaaaaaaa). "
         "Use the substrate that the model was grown on."
     )
+
+
+def test_a_silent_block_in_the_middle_keeps_the_logits_and_moves_what_was_above_it() -> None:
+    old = parent(2)
+    stage = tiny.stages(insert="middle", stages=[{"add": 2}, {"add": 1, "init": "identity"}])[1]
+    new = grown(old, stage)
+    assert torch.equal(tiny.logits(new), tiny.logits(old))
+    blocks = [split_state(new.state_dict(), block_prefix(index)) for index in range(3)]
+    before = [split_state(old.state_dict(), block_prefix(index)) for index in range(2)]
+    for moved, kept in ((blocks[0], before[0]), (blocks[2], before[1])):
+        assert all(torch.equal(moved[name], kept[name]) for name in kept)
+
+
+def test_two_blocks_inserted_at_one_place_are_not_drawn_alike() -> None:
+    one, two = tiny.stages(insert="middle", stages=[{"add": 3}, {}, {}])[1:]
+    assert list(one.new_blocks) == list(two.new_blocks) == [2]
+    state = grown(grown(parent(3), one), two).state_dict()
+    key = "mlp.up_proj.weight"
+    assert not torch.equal(state[block_prefix(2) + key], state[block_prefix(3) + key])
+
+
+def test_a_copy_in_the_middle_is_of_the_block_below_it() -> None:
+    old = parent(2)
+    new = grown(old, tiny.stages(insert="middle", stages=[{"add": 2}, {"init": "copy"}])[1])
+    below, copied = (split_state(new.state_dict(), block_prefix(index)) for index in (0, 1))
+    assert all(torch.equal(copied[name], below[name]) for name in below)
+
+
+@pytest.mark.parametrize("unfreeze", [False, True])
+def test_a_run_grown_in_the_middle_is_read_back_and_shares_what_did_not_train(
+    tmp_path: Path, tokenizer: Any, unfreeze: bool
+) -> None:
+    plan = {"insert": "middle", "unfreeze": unfreeze, "stages": [{"add": 2}, {"add": 1}]}
+    first, second = tiny.write_run(tmp_path / "run", tokenizer, plan)
+    kept = {ref.blob for ref in first.blocks} & {ref.blob for ref in second.blocks}
+    assert len(second.blocks) == 3
+    assert kept == (set() if unfreeze else {first.blocks[0].blob, first.blocks[1].blob})
+    if not unfreeze:
+        assert [ref.blob for ref in second.blocks[::2]] == [ref.blob for ref in first.blocks]
+        assert second.blocks[1].blob in second.new_blobs
+    model = assemble(BlobStore(str(tmp_path / "run")), second)
+    stored = read_state(BlobStore(str(tmp_path / "run")), second)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in stored.items())

@@ -92,6 +92,7 @@ STAGES: dict[str, list[dict[str, Any]]] = {
     "one on three": [{"add": 3}, {"add": 1}],
     "a window": [{"add": 3}, {"add": 1, "active": 2}],
     "adapters": [{"add": 3}, {"add": 1, "lora": {"rank": 2}}],
+    "one amid three": [{"add": 3}, {"add": 1, "insert": "middle"}],
 }
 BATCH, WIDE = 8, {"hidden_size": 32, "vocab_size": 500, "max_position_embeddings": 64}
 

@@ -49,6 +49,7 @@ def trainable_parts(wrapped: nn.Module) -> set[str]:
             {"layers.0 adapter", "layers.1 adapter", "layers.2", "norm", "lm_head"},
         ),
         ({"add": 1, "active": 2, "lora": {"rank": 1}, "head": False}, {"layers.0 adapter", "layers.1", "layers.2"}),
+        ({"add": 1, "insert": "middle"}, {"layers.1", "norm", "lm_head"}),
     ],
 )
 def test_exactly_what_the_stage_names_trains(stage: dict[str, Any], expected: set[str]) -> None:

@@ -206,3 +206,60 @@ def test_lora_targets_may_be_named_together_alone_or_as_a_list() -> None:
 def test_a_resolved_stage_survives_the_way_to_a_worker() -> None:
     for stage in stages({"grow": {"blocks": 3, "lora_from": 2}}):
         assert Stage.model_validate(stage.model_dump(mode="json")) == stage
+
+
+def test_an_unfrozen_plan_adds_the_same_blocks_and_trains_all_of_them() -> None:
+    found = stages({"unfreeze": True, "grow": {"blocks": 3}})
+    assert shape(found) == [(1, 1, 0), (2, 2, 0), (3, 3, 0)]
+    assert [stage.num_prefix for stage in found] == [0, 0, 0]
+    (control,) = stages({"unfreeze": True, "grow": {"blocks": 3}, "mode": "monolithic"})
+    assert control.num_active == 3
+
+
+def test_blocks_in_the_middle_have_older_ones_on_both_sides() -> None:
+    found = stages({"insert": "middle", "stages": [{"add": 2}, {"add": 2}, {"add": 1, "insert": "top"}]})
+    assert [list(stage.new_blocks) for stage in found] == [[0, 1], [1, 2], [4]]
+    assert [list(stage.active_blocks) for stage in found] == [[0, 1], [1, 2], [4]]
+    assert [(stage.num_prefix, stage.num_frozen) for stage in found] == [(0, 0), (1, 2), (4, 4)]
+    assert [found[1].place_of(block) for block in range(2)] == [0, 3]
+    unfrozen = stages({"insert": "middle", "unfreeze": True, "stages": [{"add": 2}, {"add": 1}]})[1]
+    assert (list(unfrozen.new_blocks), list(unfrozen.active_blocks)) == ([1], [0, 1, 2])
+    (alone,) = stages({"insert": "middle", "grow": {"blocks": 1}}, num_blocks_before=1)
+    assert list(alone.new_blocks) == [1]
+
+
+def test_a_stage_without_new_blocks_has_all_of_them_as_its_prefix() -> None:
+    for insert in ("top", "middle"):
+        found = stages({"insert": insert, "stages": [{"add": 3}, {"add": 0}]})[1]
+        assert (list(found.active_blocks), found.num_prefix) == ([], 3)
+
+
+def test_a_schedule_of_the_plan_knows_where_each_stage_lies_in_it() -> None:
+    plan = {"schedule": "plan", "decay": 0.5, "stages": [{"train": {"steps": 30}}, {"train": {"steps": 10}}]}
+    assert [(stage.span, stage.decay) for stage in stages(plan)] == [((0.0, 0.75), 0.5), ((0.75, 1.0), 0.5)]
+    assert [stage.span for stage in stages({**plan, "mode": "monolithic"})] == [(0.0, 1.0)]
+    assert [stage.span for stage in stages({**plan, "schedule": "per_stage"})] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"unfreeze": True, "grow": {"blocks": 2, "active": 2}}, "plan, stage 1: active: plan.unfreeze=true trains"),
+        ({"unfreeze": True, "stages": [{}, {"lora": LORA}]}, "plan, stage 2: lora: plan.unfreeze=true trains"),
+        ({"insert": "middle", "stages": [{}, {"lora": LORA}]}, "plan, stage 2: insert=middle: adapters would lie on"),
+        ({"insert": "middle", "stages": [{"add": 3}, {"active": 2}]}, "plan, stage 2: insert=middle: active=2: which"),
+        ({"schedule": "plan", "train": {"steps": 5, "seconds": 9}, "grow": {"blocks": 2}}, "plan.schedule=plan: a"),
+        (
+            {"schedule": "plan", "stages": [{}, {"train": {"steps": None, "tokens": 5}}]},
+            "plan.schedule=plan: the stages",
+        ),
+        (
+            {"parametrization": "completep", "train": {"steps": 5, "optimizer": "muon"}, "grow": {"blocks": 2}},
+            "parametrization=completep has rates for AdamW only",
+        ),
+    ],
+)
+def test_choices_that_contradict_each_other_are_refused(tree: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        stages(tree)
+    assert sentence in str(caught.value) and caught.value.remedy

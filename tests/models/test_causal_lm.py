@@ -10,7 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from growtx.exceptions import ConfigError
 from growtx.models import GrowtxForCausalLM
+from growtx.models.counting import num_params
 from tests.models import generation
+from tests.models.conftest import small_config
 
 Make = Callable[..., GrowtxForCausalLM]
 
@@ -152,3 +154,58 @@ def test_lora_trains_and_merges_exactly(make_model: Make, tokens_BT: torch.Tenso
     merged = model.merge_and_unload()
     assert type(merged) is GrowtxForCausalLM
     assert (merged(tokens_BT).logits - adapted).abs().max() < 1e-4
+
+
+# --- the substrate added again in every block ---
+
+
+def test_reinjection_adds_nothing_until_its_scalars_have_trained(make_model: Make, tokens_BT: torch.Tensor) -> None:
+    plain, model = make_model(), make_model(substrate_reinjection=True)
+    model.load_state_dict(plain.state_dict(), strict=False)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.reinjection.zero_()
+    assert torch.equal(model(tokens_BT).logits, plain(tokens_BT).logits)
+    model(input_ids=tokens_BT, labels=tokens_BT).loss.backward()
+    assert all(float(block.reinjection.grad.abs()) > 0 for block in model.model.layers)
+    with torch.no_grad():
+        model.model.layers[1].reinjection.fill_(0.5)
+    rows_BTD = model.model.embed_tokens(tokens_BT)
+    states_BTD = plain.forward_prefix(tokens_BT, 1) + 0.5 * rows_BTD
+    expected = plain(prefix_hidden_states=states_BTD, first_block=1).logits
+    torch.testing.assert_close(model(tokens_BT).logits, expected)
+
+
+def test_a_new_models_reinjection_starts_at_zero() -> None:
+    model = GrowtxForCausalLM(small_config(substrate_reinjection=True))
+    assert all(block.reinjection.item() == 0.0 for block in model.model.layers)
+
+
+def test_reinjection_generates_the_same_with_every_cache(make_model: Make, tokens_BT: torch.Tensor) -> None:
+    generation.check_greedy_agrees_everywhere(make_model(substrate_reinjection=True), tokens_BT)
+    generation.check_continuous_batching(make_model(substrate_reinjection=True), tokens_BT)
+
+
+def test_cached_prefix_states_need_the_tokens_beside_them_for_reinjection(
+    make_model: Make, tokens_BT: torch.Tensor
+) -> None:
+    model = make_model(substrate_reinjection=True)
+    full = model(input_ids=tokens_BT, labels=tokens_BT).loss
+    batch = {"prefix_hidden_states": model.forward_prefix(tokens_BT, 2), "first_block": 2, "labels": tokens_BT}
+    assert torch.equal(model(**batch, input_ids=tokens_BT).loss, full)
+    with pytest.raises(ValueError, match="substrate_reinjection needs input_ids"):
+        model(**batch)
+
+
+def test_reinjection_is_counted_and_checkpointed(make_model: Make, tokens_BT: torch.Tensor) -> None:
+    model = make_model(substrate_reinjection=True)
+    assert num_params(model.config).total == sum(parameter.numel() for parameter in model.parameters())
+    gradients = []
+    for checkpointing in (False, True):
+        model.zero_grad()
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(input_ids=tokens_BT, labels=tokens_BT).loss.backward()
+        gradients.append([block.reinjection.grad.clone() for block in model.model.layers])
+    torch.testing.assert_close(gradients[0], gradients[1])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXForCausalLM, PhiForCausalLM
 
-from growtx.exceptions import ExportError
+from growtx.exceptions import ConfigError, ExportError
 from growtx.models import GrowtxForCausalLM, from_members
 from growtx.models.export import export
 
@@ -59,6 +59,14 @@ def test_what_cannot_be_exact_is_refused(make_model: Make, tmp_path: Path, forma
     with pytest.raises(ExportError, match=sentence):
         export(make_model(), format, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["phi", "gpt_neox"])
+def test_a_model_that_adds_its_substrate_again_is_refused(make_model: Make, tmp_path: Path, format: str) -> None:
+    with pytest.raises(ExportError, match="no stock architecture adds the substrate again"):
+        export(make_model(substrate_reinjection=True), format, tmp_path / "out")
+    with pytest.raises(ConfigError, match="ensembles do not know"):
+        from_members({"a": make_model(substrate_reinjection=True)})
 
 
 def test_an_ensemble_is_refused(make_model: Make, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def reopened(standalone: Any, model: GrowtxForCausalLM, directory: Path) -> Any:
         {"lm_head_bias": False, "rope_theta": 500.0},
         {"substrate_width": 8, "substrate_expansion": "tile"},
         {"substrate_width": 8, "substrate_expansion": "interleave"},
+        {"substrate_reinjection": True},
     ],
 )
 def test_it_computes_what_growtx_computes(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from growtx.report.growth import frozen_problems, headline, write_report
+from growtx.report.growth import frozen_problems, headline, seen_section, write_report
 from growtx.report.model_card import write_model_card
 from growtx.report.run_record import read_run
 from growtx.storage import Storage
@@ -63,6 +63,22 @@ def test_report_says_how_much_of_each_source_was_read_and_what_was_dropped(run_d
     page = page_of(run_dir)
     for text in ("21.4", "64 of 300", "123,456", "2,469", "77 duplicate, 5 empty"):
         assert text in page
+
+
+def test_report_says_what_each_stage_saw(make_run: MakeRun, rough: None) -> None:
+    seen = [{"books": 30, "puzzles": 0}, {"books": 10, "puzzles": 30}]
+    metrics = [{"windows_by_source": windows, "own_mix": True} for windows in seen]
+    run_dir = make_run(num_stages=2, changes={1: {"metrics": metrics[0]}, 2: {"metrics": metrics[1]}})
+    section = seen_section(read_run(str(run_dir)))
+    assert section is not None and section.table is not None
+    assert section.table.headers == ["stage", "books", "puzzles"]
+    cells = [[cell.replace("\u00a0", " ") for cell in row[1:]] for row in section.table.rows]
+    assert [[cell.partition(".")[0].partition(" ")[0] for cell in row] for row in cells] == [["100", "0"], ["25", "75"]]
+    assert "What each stage saw" in page_of(run_dir)
+
+
+def test_a_run_of_one_mix_has_no_section_on_what_each_stage_saw(run_dir: Path) -> None:
+    assert seen_section(read_run(str(run_dir))) is None
 
 
 def test_headline_says_what_happened(run_dir: Path) -> None:

@@ -20,7 +20,7 @@ from tests.run.configs import config
         ("plan.grow.lora.rnk=2", "plan.grow.lora.rnk: unknown key (value 2). Did you mean 'rank'?"),
         ("plan.train.lerning_rate=2", "plan, stage 1: train: lerning_rate: unknown key (value 2). Did you mean"),
         ("model.hidden_size=wide", "model.hidden_size='wide': input should be a valid integer"),
-        ("substrate.kind=glyf", "substrate.kind='glyf': input should be 'glyph', 'glyph+code', 'binary' or 'learned'"),
+        ("substrate.kind=glyf", "substrate.kind='glyf': input should be 'glyph', 'glyph+code', 'binary', 'random' or"),
         ("training.zero_stage=4", "training.zero_stage=4: input should be 1, 2 or 3"),
         ("resources.num_workers=3", "training.global_batch_size=32 does not split over 3 workers"),
         ("training.micro_batch_size=5", "training.micro_batch_size=5 does not divide a worker's 16 windows"),
@@ -76,3 +76,24 @@ def test_the_block_benchmarks_is_still_read_under_its_first_name() -> None:
     recorded["capability"] = recorded.pop("benchmarks")
     assert build_config(RunConfig, recorded) == new
     assert new.identity_fields() == load_run_config("demo", []).identity_fields()
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("plan.stages=[{data: {wiki: 1}}]", "plan.stages.0.data: there is no source 'wiki'; data.sources has one, two"),
+        ("plan.stages=[{}, {data: {one: 0}}]", "plan.stages.1.data: no source has a weight; give one of one, two"),
+        ("plan.stages=[{data: {one: -1}}]", "greater than or equal to 0"),
+    ],
+)
+def test_a_stages_data_are_sources_of_the_run(override: str, sentence: str) -> None:
+    sources = "data.sources=[{files: a.txt, name: one}, {files: b.txt, name: two}]"
+    with pytest.raises(ConfigError) as caught:
+        load_run_config("real-text", [sources, override])
+    assert sentence in str(caught.value)
+    load_run_config("real-text", [sources, "plan.stages=[{data: {two: 1}}]"])
+
+
+def test_muon_and_an_offloaded_optimizer_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer=muon gathers whole matrices.*offload_optimizer"):
+        load_run_config("real-text", ["plan.train.optimizer=muon", "training.offload_optimizer=true"])

@@ -55,6 +55,7 @@ def printed(preset: str, *overrides: str) -> str:
             ],
         ),
         ("demo", ["training.offload_optimizer=true"], ["Optimizer: in the host's memory"]),
+        ("demo", ["plan.train.optimizer=muon"], ["and of Muon", "two moments; one, so 8 bytes, where Muon steps)"]),
     ],
 )
 def test_the_model_behind_the_figures_is_stated(preset: str, overrides: list[str], statements: list[str]) -> None:

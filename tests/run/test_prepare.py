@@ -13,7 +13,8 @@ from growtx.data.sources import iterate_documents
 from growtx.data.tokenizer import build_tokenizer
 from growtx.exceptions import BudgetError, ConfigError, DataError, FingerprintError
 from growtx.growth.assembly import SUBSTRATE_KEY
-from growtx.run.prepare import Prepared, prepare
+from growtx.growth.plan import resolve
+from growtx.run.prepare import Prepared, _need, prepare
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
 from tests.run.configs import config, write_corpus
@@ -106,13 +107,15 @@ def test_a_run_continues_another_one_from_its_last_stage(finished_run: Path, tmp
     assert torch.equal(substrate, BlobStore(str(finished_run)).get(job.substrate.blob)[SUBSTRATE_KEY])
 
 
-@pytest.mark.parametrize(("key", "value"), [("num_attention_heads", 4), ("context_length", 16)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_attention_heads", 4), ("context_length", 16), ("substrate_reinjection", True)]
+)
 def test_a_run_does_not_continue_another_one_in_another_shape(
-    key: str, value: int, finished_run: Path, tmp_path: Path
+    key: str, value: Any, finished_run: Path, tmp_path: Path
 ) -> None:
     shape = {"hidden_size": 16, "num_attention_heads": 2, "context_length": 32, key: value}
     name = "max_position_embeddings" if key == "context_length" else key
-    with pytest.raises(ConfigError, match=rf"parent=.* has {name}=\d+, but the configuration gives {value}"):
+    with pytest.raises(ConfigError, match=rf"parent=.* has {name}=\w+, but the configuration gives {value}"):
         prepare(config(write_corpus(tmp_path), parent=str(finished_run), model=shape), Storage(str(tmp_path / "next")))
 
 
@@ -146,3 +149,14 @@ def test_a_substrate_that_does_not_fit_the_tokenizer_is_refused(tmp_path: Path) 
     (tmp_path / "run/tokenizer/tokenizer.json").unlink()
     with pytest.raises(ConfigError, match="has 275 rows, but its tokenizer has 280 tokens"):
         prepare(config(corpus, tokenizer={"vocab_size": 280}), Storage(str(tmp_path / "run")))
+
+
+def test_of_each_source_is_packed_what_the_stages_with_weights_of_their_own_draw(corpus: str) -> None:
+    plan = {"stages": [{"data": {"one": 1}}, {"data": {"one": 1, "two": 3}}, {}], "train": {"steps": 8}}
+    sources = [{"files": corpus, "name": name, "weight": 1} for name in ("one", "two")]
+    made = config(corpus, plan=plan, data={"sources": sources, "validation_fraction": 0.2})
+    need = _need(made, resolve(made.plan), None)
+    assert (need.num_train, need.num_train_of) == (96, (32 + 8 + 16, 24 + 16))
+    assert need.of(made.data, 0).num_train == 56 + 2 and need.of(made.data, 1).num_train == 40 + 2
+    plain = config(corpus, plan={**plan, "stages": [{}, {}, {}]}, data={"sources": sources, "validation_fraction": 0.2})
+    assert _need(plain, resolve(plain.plan), None).num_train_of is None

@@ -11,12 +11,14 @@ from rich.console import Console
 
 from growtx.config import build_config
 from growtx.exceptions import ConfigError, DataError, RunsFailedError, TrainingError
+from growtx.growth.plan import resolve
 from growtx.run.pool import PoolResult, TrainTask
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import latest_manifest
 from growtx.study import driver
 from growtx.study.config import StudyConfig, load_study_config
 from growtx.study.driver import StudyOutcome, run_study
+from growtx.study.runs import runs_of
 from growtx.train.job import TrainJob
 from tests import tiny
 from tests.run.configs import tree, write_corpus
@@ -158,7 +160,7 @@ def test_the_demo_too_can_be_the_base_of_a_study() -> None:
     assert load_study_config("demo", []).plan.budget.active_parameters is None
 
 
-@pytest.mark.parametrize("preset", ["study-demo", "study-growth"])
+@pytest.mark.parametrize("preset", ["study-demo", "study-growth", "study-recipes", "study-substrates"])
 def test_shipped_studies_are_valid(preset: str) -> None:
     assert load_study_config(preset, []).kind == "study"
 
@@ -174,3 +176,19 @@ def test_the_first_names_of_a_studys_keys_are_still_read(tmp_path: Path) -> None
     benchmark = new.benchmarks.benchmark()
     assert (benchmark.limit, benchmark.protocols) == (3, ("log-likelihood", "sampled letter"))
     assert not new.base_run(new.variants[0]).benchmarks.tasks
+
+
+def test_the_study_of_recipes_gives_every_variant_the_flops_of_its_control_at_any_length() -> None:
+    """With tiny sizes: what a run of it costs is computed as in the study itself."""
+    config = load_study_config("study-recipes", ["plan.grow.tokens=40_000", "seeds=[0]", "learning_rates=[1.0e-3]"])
+    shape = config.model.architecture(
+        vocab_size=1024, num_blocks=6, final_num_blocks=6, substrate_width=64, expansion="none"
+    )
+    runs = {variant.name: next(runs_of(config, variant, shape, 0)) for variant in config.variants}
+    control = runs["monolithic"]
+    assert control.num_tokens == pytest.approx(40_000, rel=0.03)
+    assert all(run.flops == pytest.approx(control.flops, rel=0.03) for run in runs.values())
+    held = [name for name, run in runs.items() if resolve(run.config.plan)[0].span is not None]
+    assert held == [name for name in runs if "hold" in name] and len(held) == 11
+    assert runs["two-expansions-hold-muon"].num_tokens < runs["two-expansions-hold"].num_tokens, "Muon is paid for"
+    assert runs["two-expansions-unfrozen"].num_tokens < runs["two-expansions"].num_tokens, "so are gradients"

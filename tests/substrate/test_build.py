@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from growtx.exceptions import SubstrateError
 from growtx.substrate import build
 from growtx.substrate.build import Kind, Substrate, SubstrateConfig, build_substrate, rebuild_substrate
 
 SURFACES = ["<pad>", "<s>", "a", "а", "b", "th", "the", "река", "山", "\n", " ", "４１", "\ue000", "\ue001", "A", "Α"]
-KINDS: list[Kind] = ["glyph", "glyph+code", "binary", "learned"]
+KINDS: list[Kind] = ["glyph", "glyph+code", "binary", "random", "learned"]
 
 
 def make(kind: Kind, hidden_size: int = 32, **options: Any) -> Substrate:
@@ -151,3 +152,31 @@ class TestCache:
 def test_a_hidden_size_that_the_kind_cannot_have_is_refused(kind: Kind, hidden_size: int) -> None:
     with pytest.raises(SubstrateError, match=f"hidden_size={hidden_size}|hidden_size asks for"):
         make(kind, hidden_size)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "binary", "recode_seed": 3},
+        {"kind": "random", "width": 16, "layout": "tile"},
+        {"kind": "random", "width": 16, "values": "floats"},
+        {"kind": "random", "random_seed": 1},
+    ],
+)
+def test_codes_are_rebuilt_from_their_recipe_and_differ_from_all_others(options: dict[str, Any]) -> None:
+    substrate = make(**options)
+    again = rebuild_substrate(json.loads(json.dumps(substrate.recipe)), SURFACES)
+    assert again.fingerprint == substrate.fingerprint and torch.equal(again.weight, substrate.weight)
+    assert substrate.fingerprint not in {make("binary").fingerprint, make("random", width=8).fingerprint}
+    config = SubstrateConfig(**options)
+    assert substrate.weight.shape[1] == config.stored_width(len(SURFACES), 32)
+    assert (substrate.expansion == "none") == (substrate.weight.shape[1] == 32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kind": "glyph", "recode_seed": 1}, {"kind": "random", "recode_seed": 1}, {"kind": "binary", "width": 8}],
+)
+def test_an_option_of_another_kind_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="and this is kind="):
+        SubstrateConfig(**options)

@@ -84,6 +84,8 @@ def test_a_stage_needs_the_stages_before_it(swept: tuple[Storage, TrialRecord]) 
     assert len(planned.plan.stage_configs()) == 2
     with pytest.raises(ConfigError, match=r"--stage 3 needs a finished stage 2 of 2 blocks, but stage 1 has 1 block"):
         _planned_run(given.model_copy(update={"sweep": given.sweep.model_copy(update={"stage": 3})}))
+    with pytest.raises(ConfigError, match=r"--stage 2: plan.schedule=plan is one schedule of all stages"):
+        _planned_run(given.model_copy(update={"plan": given.plan.model_copy(update={"schedule": "plan"})}))
 
 
 def test_a_sweep_without_a_good_trial_says_how_to_go_on_and_that_works(tmp_path: Path) -> None:

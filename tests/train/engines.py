@@ -31,6 +31,12 @@ def stage(**last: Any) -> Stage:
     return tiny.stages(train=TRAIN, stages=[{"add": 2}, change])[1]
 
 
+def muon_stage(optimizer: str = "muon") -> Stage:
+    """The newest of three blocks trains with the head."""
+    train = {**TRAIN, "optimizer": optimizer}
+    return tiny.stages(train=train, stages=[{"add": 2}, {"add": 1}])[1]
+
+
 def make_engine(zero_stage: int, the_stage: Stage | None = None, **settings: Any) -> TrainEngine:
     the_stage = the_stage or stage()
     (below,) = tiny.stages(stages=[{"add": 2}])
@@ -75,6 +81,22 @@ def two_ranks(this_rank: int, store: str, directory: str) -> None:
         unmoved = engine.frozen_hash() == before
         engine.load(*of_one_rank, num_steps=3)
         found[f"zero-{zero_stage}"] = (losses, state, unmoved, run(engine, 3, 6), vars(engine.held))
+        engine.close()
+    if this_rank == 0:
+        torch.save(found, Path(directory) / "two-ranks.pt")
+    dist.destroy_process_group()
+
+
+def two_ranks_muon(this_rank: int, store: str, directory: str) -> None:
+    """Losses of six steps of Muon on two ranks, and of three from the state that one rank has saved."""
+    dist = set_up_rank(this_rank, 2, store)
+    of_one_rank: Checkpoint = torch.load(f"{directory}/one-rank.pt")
+    found = {}
+    for zero_stage in (1, 2, 3):
+        engine = make_engine(zero_stage, muon_stage())
+        losses = run(engine, 0, 6)
+        engine.load(*of_one_rank, num_steps=3)
+        found[zero_stage] = (losses, run(engine, 3, 6))
         engine.close()
     if this_rank == 0:
         torch.save(found, Path(directory) / "two-ranks.pt")

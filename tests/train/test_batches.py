@@ -86,7 +86,7 @@ def test_cached_states_stand_in_for_tokens_of_the_same_windows() -> None:
     plain, cached = batches(micro_batch_size=2), batches(micro_batch_size=2)
     cached.read_prefix_from(FakeCache(), 3)  # type: ignore[arg-type]
     for tokens, states in zip(plain.at(1), cached.at(1), strict=True):
-        assert "input_ids" not in states and states["first_block"] == 3
+        assert torch.equal(states["input_ids"], tokens["input_ids"]) and states["first_block"] == 3
         assert torch.equal(states["labels"], tokens["labels"])
         assert torch.equal(states["prefix_hidden_states"][:, 0, 0] + 10, tokens["input_ids"][:, 0].float())
 
@@ -99,3 +99,16 @@ def test_no_fewer_windows_are_visited_than_is_known_at_once(before: int) -> None
         visited = len(stage.windows_visited(num_steps))
         assert stage.least_visited(num_steps) <= visited
         assert stage.least_visited(num_steps) >= visited // 2 - 4, "and it says something"
+
+
+def test_another_mix_reads_on_in_each_source_where_the_last_one_ended() -> None:
+    first = batches()
+    before = first.drawn(3)
+    assert before == [18, 6]
+    mix = packed().mix_of({"source-1": 1.0})
+    only_second = batches(mix=mix, turns_before=before)
+    found = windows(only_second.at(0))
+    seen = {window for step in range(3) for window in windows(first.at(step)) if window >= 30}
+    assert all(window >= 30 for window in found) and len(seen) == 6
+    assert len(seen | set(found)) == 10, "ten windows: four new ones, then the next round"
+    assert only_second.drawn(2) == [0, 16]

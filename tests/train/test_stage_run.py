@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from growtx.compat.ray import will_be_preempted
+from growtx.data.packing import open_packed
 from growtx.exceptions import ConfigError, DataError, FencedError, GrowtxError, StoreError, TrainingError
 from growtx.fence import take_over
 from growtx.growth.assembly import read_state
 from growtx.growth.freezing import frozen_parameters
-from growtx.growth.lineage import open_lineage
+from growtx.growth.lineage import open_lineage, shares_seen
 from growtx.models.causal_lm import GrowtxForCausalLM
 from growtx.models.loss import TextScore
 from growtx.run.prepare import prepare
@@ -916,3 +917,124 @@ def test_what_other_workers_have_not_put_where_this_one_sees_it_is_computed_here
     cached = job(home, training={"prefix": "cache"}, cache_dir=str(home / "cache-shares"))
     assert finished(cached)[1].metrics["prefix_cached"]
     assert_same(losses(cached), undisturbed)
+
+
+# --- recipes: ways to grow, each a choice of its own -----------------------------------------------------------------
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "one schedule": {"plan": {"schedule": "plan", "decay": 0.5}},
+    "unfrozen": {"plan": {"unfreeze": True}},
+    "in the middle": {"plan": {"insert": "middle", "grow": None, "stages": [{"add": 2}, {"add": 1}]}},
+    "reinjection": {"reinjection": True},
+    "completep": {"plan": {"parametrization": "completep"}},
+    "muon": {"plan": {"train": {**TRAIN, "optimizer": "muon"}}},
+}
+
+
+def recipe_job(home: Path, name: str, **training: Any) -> TrainJob:
+    recipe = RECIPES[name]
+    model = {"hidden_size": 32, "num_attention_heads": 2, "context_length": 32}
+    model["substrate_reinjection"] = recipe.get("reinjection", False)
+    return job(home, plan={**TWO_STAGES, **recipe.get("plan", {})}, model=model, training=training)
+
+
+@pytest.fixture(scope="module")
+def of_recipes(process_group: None, home: Path) -> dict[str, tuple[tuple[Manifest, ...], Losses]]:
+    found = {}
+    for name in RECIPES:
+        the_job = recipe_job(home, name)
+        found[name] = (finished(the_job), losses(the_job))
+    return found
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_otherwise_and_its_manifests_hold(name: str, of_recipes: Any, undisturbed: Losses) -> None:
+    manifests, found = of_recipes[name]
+    assert found[-1][2] < found[0][2]
+    assert max(abs(a[2] - b[2]) for a, b in zip(found, undisturbed, strict=True)) > 1e-4
+    for manifest in manifests:
+        check = manifest.metrics["active_check"]
+        assert check["num_changed"] == check["num_tensors"] == check["num_with_gradients"]
+        assert manifest.metrics["seal_max_logit_difference"] < 1e-4
+        assert manifest.frozen_check.before == manifest.frozen_check.after
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_goes_on_after_a_crash_under_another_zero_stage(
+    name: str, home: Path, of_recipes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    the_job = recipe_job(home, name, zero_stage=1)
+    crash_at(monkeypatch, the_job, stage=2, step=5)
+    finished(the_job.model_copy(update={"training": the_job.training.model_copy(update={"zero_stage": 3})}))
+    assert_same(losses(the_job), of_recipes[name][1])
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("name", ["in the middle", "reinjection", "muon", "one schedule"])
+def test_a_recipe_with_a_frozen_prefix_may_cache_it(name: str, home: Path, of_recipes: Any) -> None:
+    the_job = recipe_job(home, name, prefix="cache")
+    second = finished(the_job)[1]
+    assert second.metrics["prefix_cached"]
+    assert_same(losses(the_job), of_recipes[name][1])
+
+
+def test_an_unfrozen_stage_stores_every_block_anew(of_recipes: Any) -> None:
+    first, second = of_recipes["unfrozen"][0]
+    assert {ref.blob for ref in second.blocks} <= set(second.new_blobs)
+    assert first.blocks[0] != second.blocks[0]
+    assert second.frozen_check.num_tensors == 1  # the substrate
+
+
+def test_a_block_in_the_middle_stands_between_frozen_ones(of_recipes: Any) -> None:
+    first, second = of_recipes["in the middle"][0]
+    assert [second.blocks[0], second.blocks[2]] == list(first.blocks)
+    assert second.frozen_check.num_tensors == 1 + 2 * 12
+
+
+def test_the_scalars_of_frozen_blocks_are_frozen_with_them(home: Path, of_recipes: Any) -> None:
+    first, second = of_recipes["reinjection"][0]
+    assert first.blocks[0] == second.blocks[0]
+    assert second.frozen_check.num_tensors == 1 + 13
+
+
+# --- stages with data of their own -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_sources(home: Path) -> dict[str, Any]:
+    (home / "other").mkdir()
+    write_corpus(home / "other", num_documents=40)
+    names = {"plain": home / "texts.jsonl", "other": home / "other" / "texts.jsonl"}
+    return {"sources": [{"files": str(file), "name": name} for name, file in names.items()], "validation_fraction": 0.2}
+
+
+def test_a_stage_trains_on_the_sources_that_it_names_and_the_next_reads_on(
+    home: Path, two_sources: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[int]] = {}
+    original = StageRun._step
+
+    def noted(self: StageRun) -> torch.Tensor:
+        seen.setdefault(self.stage.index, []).extend(self.batches.windows(self.position.step).tolist())
+        return original(self)
+
+    monkeypatch.setattr(StageRun, "_step", noted)
+    plan = {"train": TRAIN, "stages": [{"data": {"other": 1}}, {"data": {"plain": 3, "other": 1}}, {}]}
+    the_job = job(home, plan=plan, data=two_sources, training={"prefix": "recompute"})
+    first, second, third = finished(the_job)
+    windows = [manifest.metrics["windows_by_source"] for manifest in (first, second, third)]
+    assert windows == [{"plain": 0, "other": 32}, {"plain": 24, "other": 8}, {"plain": 16, "other": 16}]
+    assert third.metrics["windows_by_source_since_first_stage"] == {"plain": 40, "other": 56}
+    assert first.data_fingerprint == third.data_fingerprint, "what is packed and held out is the same for all"
+    assert shares_seen(second) == {"plain": 0.75, "other": 0.25}
+    size = open_packed(the_job.packed_path).mix.num_windows[0]
+    drawn = list(seen.values())
+    assert all(window >= size for window in drawn[0]) and len(drawn[0]) == 32
+    of_plain = [window for windows in drawn[1:] for window in windows if window < size]
+    assert len(set(of_plain[: min(size, 40)])) == min(size, 40), "no window returns before its source is through"
+
+
+def test_stages_without_data_of_their_own_say_what_they_saw(home: Path, two_sources: dict[str, Any]) -> None:
+    (first, second) = finished(job(home, data=two_sources))
+    assert first.metrics["windows_by_source"] == second.metrics["windows_by_source"] == {"plain": 16, "other": 16}
+    assert not second.metrics["own_mix"]

@@ -49,6 +49,13 @@ def from_members(members: Members, *, rule: dict[str, Any] | str = "mean") -> Gr
         raise ConfigError("an ensemble needs at least one member", "Name the specialists to combine")
     first_name, first = next(iter(members.items()))
     for name, model in members.items():
+        if model.config.substrate_reinjection:
+            raise ConfigError(
+                f"specialist {name} adds its substrate again in every block (model.substrate_reinjection), which "
+                "ensembles do not know",
+                "Grow specialists with model.substrate_reinjection=false",
+            )
+    for name, model in members.items():
         _check_pair(first_name, first, name, model)
         _check_finite(name, model)
     sources, member_blocks = _lay_out_blocks(members)

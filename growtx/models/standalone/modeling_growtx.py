@@ -37,6 +37,7 @@ class GrowtxConfig(PretrainedConfig):
         substrate_kind=None,
         initializer_range=0.02,
         num_layers_for_init=None,
+        substrate_reinjection=False,
         use_cache=True,
         **kwargs,
     ):
@@ -54,6 +55,7 @@ class GrowtxConfig(PretrainedConfig):
         self.substrate_kind = substrate_kind
         self.initializer_range = initializer_range
         self.num_layers_for_init = num_layers_for_init
+        self.substrate_reinjection = substrate_reinjection
         self.use_cache = use_cache
         kwargs["tie_word_embeddings"] = False
         super().__init__(**kwargs)
@@ -122,8 +124,12 @@ class GrowtxBlock(nn.Module):
         self.self_attn = GrowtxAttention(config, layer_idx)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = GrowtxMLP(config)
+        if config.substrate_reinjection:
+            self.reinjection = nn.Parameter(torch.zeros(1))
 
-    def forward(self, hidden_BTD, rotary, mask_BTS, past_key_values):
+    def forward(self, hidden_BTD, rotary, mask_BTS, past_key_values, substrate_BTD):
+        if hasattr(self, "reinjection"):
+            hidden_BTD = hidden_BTD + self.reinjection * substrate_BTD
         hidden_BTD = hidden_BTD + self.self_attn(self.input_layernorm(hidden_BTD), rotary, mask_BTS, past_key_values)
         return hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
 
@@ -168,7 +174,7 @@ class GrowtxModel(GrowtxPreTrainedModel):
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
         use_cache=None, **kwargs,
     ):  # fmt: skip
-        hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden_BTD = substrate_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
@@ -177,7 +183,7 @@ class GrowtxModel(GrowtxPreTrainedModel):
         mask_BTS = self._mask(positions_T, attention_mask, hidden_BTD)
         rotary = self._rotary(positions_T[None] if position_ids is None else position_ids, hidden_BTD.dtype)
         for block in self.layers:
-            hidden_BTD = block(hidden_BTD, rotary, mask_BTS, past_key_values)
+            hidden_BTD = block(hidden_BTD, rotary, mask_BTS, past_key_values, substrate_BTD)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_BTD), past_key_values=past_key_values)
 
     def _mask(self, positions_T, attention_mask, hidden_BTD):
