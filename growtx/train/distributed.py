@@ -35,7 +35,7 @@ def alone(*, use_gpu: bool) -> Iterator[None]:
     if not use_gpu:
         os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
     if not dist.is_initialized():
-        store = dist.HashStore()  # type: ignore[attr-defined] - public, but not in `__all__`
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but not in `__all__`
         dist.init_process_group("nccl" if use_gpu else "gloo", store=store, rank=0, world_size=1)
     try:
         yield
