@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from growtx.exceptions import SubstrateError
-from growtx.substrate.collisions import CODE_LENGTH, first_alike, separate
+from growtx.substrate.collisions import CODE_LENGTH, _code, first_alike, separate
 
 
 def unit_rows(count: int, width: int) -> np.ndarray:
@@ -51,3 +51,8 @@ def test_codes_of_few_components_are_drawn_again_until_they_differ() -> None:
 def test_more_look_alikes_than_codes_are_refused_with_a_remedy() -> None:
     with pytest.raises(SubstrateError, match=r"components can tell apart\. Set a larger model\.hidden_size"):
         separate(np.ones((20, 4), dtype=np.float32) / 2)
+
+
+def test_every_token_has_a_code_of_its_own_whatever_it_looks_like() -> None:
+    codes = {_code(token, 0, 64).tobytes() for token in range(500)}
+    assert len(codes) == 500 and _code(7, 0, 64).tobytes() != _code(7, 1, 64).tobytes()
