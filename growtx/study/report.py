@@ -105,6 +105,7 @@ def costs(found: list[VariantSummary], theme: Theme) -> Figure:
     return figure
 
 
+MOST_NAMES = 4  # that a headline spells out
 _MEASURES = {"tokens": "equal tokens", "flops": "equal FLOPs"}
 _HEADERS = (
     "variant", "bits per byte", "against control", "learning rate", "seeds", "spikes", "active", "all",
@@ -167,7 +168,8 @@ def _verdict(measure: str, found: list[VariantSummary], control_name: str) -> st
             f"{start}, the control; next is {second.variant}, {_difference_words(against(second, control), control)}."
         )
     surely = [row.variant for row in others if (gap := against(row, control)).is_sure and gap.value < 0]
-    ahead = f" Significantly better than the control: {', '.join(surely)}." if surely else ""
+    names = ", ".join(surely) if len(surely) <= MOST_NAMES else f"{len(surely)} of {len(others)} others"
+    ahead = f" Significantly better than the control: {names}." if surely else ""
     words = _difference_words(against(best, control), control)
     return f"{start}, {words} ({control.variant}: {_mean(control)}).{ahead}"
 

@@ -3,8 +3,8 @@
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) makes the momentum of a matrix orthogonal, so it has to see
 whole matrices, while every ZeRO stage leaves a rank one flat tensor with pieces of them. Here the ranks gather the
 momentum, each makes its share of the matrices orthogonal, and each keeps its own piece of the result. DeepSpeed has a
-Muon too, which is not used: it clips the orthogonal update and not the gradient, silently becomes AdamW for a model
-made under `zero.Init`, and fails where parts of a model are frozen.
+Muon too, which is not used: it is reported to become AdamW silently for a model made under `zero.Init`, and to fail
+where parts of a model are frozen.
 
 An update is as long as one of AdamW usually is (0.2 a weight: Liu et al., arXiv:2502.16982), so that learning rate and
 weight decay mean the same for both.

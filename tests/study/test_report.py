@@ -76,6 +76,13 @@ def test_differences_are_paired_by_seed_and_sure_when_their_interval_excludes_ze
     ]
 
 
+def test_many_better_variants_are_counted_and_not_named() -> None:
+    better = [run(name, seed, 1.5 + seed / 10) for name in "abcde" for seed in (0, 1)]
+    worse = [run("z", seed, 3.0 + seed / 10) for seed in (0, 1)]
+    (sentence,) = said(study(*better, *worse, run("mono", 0, 2.0), run("mono", 1, 2.1)))
+    assert sentence.endswith("Significantly better than the control: 5 of 6 others.")
+
+
 def test_one_seed_has_no_interval_and_failures_and_gaps_are_said() -> None:
     words = said(
         study(run("mono", 0, 1.5), run("a", 0, 1.6), run("b", 0, None, failure="it diverged."), run("c", 0, None))
