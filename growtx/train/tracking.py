@@ -53,9 +53,7 @@ def gauge_name(key: str) -> str:
 
 @cache
 def _gauges() -> dict[str, Any]:
-    """Once per process: a process may train several runs. None where no Ray would export them."""
-    if not is_connected():
-        return {}
+    """Once per process: a process may train several runs."""
     from ray.util.metrics import Gauge
 
     return {key: Gauge(gauge_name(key), text, tag_keys=("run",)) for key, text in DESCRIPTIONS.items()}
@@ -68,6 +66,8 @@ class TrainingGauges:
         self._tags = {"run": metric_tag(run)}
 
     def update(self, row: Mapping[str, Any]) -> None:
+        if not is_connected():
+            return  # nobody would export them
         for key, gauge in _gauges().items():
             if row.get(key) is not None:
                 gauge.set(float(row[key]), tags=self._tags)

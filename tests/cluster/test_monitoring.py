@@ -89,7 +89,8 @@ def test_gauges_take_what_a_row_has_and_leave_the_rest(monkeypatch: pytest.Monke
         def set(self, value: float, tags: dict[str, str]) -> None:
             written[self.name] = (value, tags)
 
-    monkeypatch.setattr("growtx.train.tracking.Gauge", Recorder)
+    monkeypatch.setattr("ray.util.metrics.Gauge", Recorder)
+    monkeypatch.setattr("growtx.train.tracking.is_connected", lambda: True)
     monkeypatch.setattr("growtx.train.tracking._gauges", tracking._gauges.__wrapped__)
     TrainingGauges("first").update({"train/loss": 2.5, "stage": 1, "stage_name": "depth-1", "eval/loss": None})
     assert written == {"growtx_train_loss": (2.5, {"run": "first"}), "growtx_stage": (1.0, {"run": "first"})}
@@ -98,6 +99,12 @@ def test_gauges_take_what_a_row_has_and_leave_the_rest(monkeypatch: pytest.Monke
 def test_a_run_with_letters_beyond_ascii_is_exported_under_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray encodes tags as ASCII; outside of a cluster it does so, too, and then forgets the value."""
     monkeypatch.setattr("growtx.train.tracking._gauges", cache(tracking._gauges.__wrapped__))
+    monkeypatch.setattr("growtx.train.tracking.is_connected", lambda: True)
     TrainingGauges("/läufe/日本 #1%20").update({"train/loss": 2.5})
     assert metric_tag("/läufe/日本 #1%20") == "/l%C3%A4ufe/%E6%97%A5%E6%9C%AC #1%2520"
     assert metric_tag("s3://bucket/runs/a-b_c.d") == "s3://bucket/runs/a-b_c.d"
+
+
+def test_without_ray_there_are_no_gauges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("growtx.train.tracking._gauges", lambda: pytest.fail("nobody would export them"))
+    TrainingGauges("/r/a").update({"train/loss": 2.5})
