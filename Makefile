@@ -1,6 +1,7 @@
 # A fresh machine needs Python 3.11, pip and make: every target first sets up .venv with the versions that were tested.
 #   make demo       grow a small model on the embedded text (about four minutes on two cores), then name the report
 #   make test       every test, including those that start a real Ray cluster; `make test-fast` leaves those out
+#   make test-gpu   what only a GPU can show, the gravest first (ten minutes on one card of 80 GB); skipped without one
 #   make crash      let every write of a run fail, and let it die before and after each (an hour; SHARD=1/8 for less)
 #   make large      pack more than 2^31 tokens for real (ten minutes, 12 GB of disk)
 #   make mutants    plant every bug of tests/mutants in a copy, one at a time, and see that tests notice (JOBS=2 ONLY=seal-* SHARD=1/4)
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 SOURCES := growtx serve rayjobs benchmarks tests
 
-.PHONY: demo test test-fast mutants crash large readers check format install clean
+.PHONY: demo test test-fast test-gpu mutants crash large readers check format install clean
 
 demo: $(STAMP)
 	$(BIN)/python rayjobs/grow.py
@@ -41,6 +42,9 @@ ORDER ?= $(shell date +%s)
 test-fast: $(STAMP) readers
 	@echo "order of tests: ORDER=$(ORDER)"
 	GROWTX_TEST_ORDER=$(ORDER) $(BIN)/python -m pytest -m "not ray" --numprocesses 2 --dist loadfile
+
+test-gpu: $(STAMP)
+	CUDA_VISIBLE_DEVICES=$(or $(CUDA_VISIBLE_DEVICES),0) $(BIN)/python -m pytest -m gpu -s -x tests/gpu
 
 JOBS ?= 2
 SHARD ?= 1/1

@@ -8,6 +8,7 @@ growtx benchmark tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tik
 growtx benchmark packing --texts 'texts/*.parquet'      200 MB of them on clusters of 1, 2 and 4 one-CPU nodes
 growtx benchmark serving                an ensemble at 1, 8 and 32 clients against what else would serve it
 growtx benchmark choosing               the next tokens of 32 texts against the sampling of transformers
+growtx benchmark gpu                    the LM head and whole steps on one GPU, beside its peak
 growtx benchmark serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
 """
 
@@ -78,6 +79,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
     serving.set_defaults(run=_serving)
+    gpu = benchmarks.add_parser("gpu", help="the LM head's loss and a stage's step on one GPU")
+    gpu.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak of the card (H100 SXM: 989)")
+    gpu.set_defaults(run=_gpu)
     choosing = benchmarks.add_parser("choosing", help="the next tokens of a batch, from their scores")
     choosing.add_argument("--vocabularies", default="8192,65536,131072", help="comma-separated sizes")
     choosing.add_argument("--device", default="cpu", help="cpu, cuda")
@@ -284,6 +288,41 @@ def _texts_by_language(glob: str, max_bytes: int) -> dict[str, list[str]]:
             texts.setdefault(language, []).append(row["text"])
             num_bytes[language] = num_bytes.get(language, 0) + size
     return texts
+
+
+def _gpu(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from benchmarks.gpu import CHUNKS, HEAD_ROWS, HEADS, STEPS, card, head_figures, step_figures
+    from growtx.train.distributed import alone, use_device
+
+    if not torch.cuda.is_available():
+        raise ConfigError("growtx benchmark gpu: there is no GPU here", "Run it on a machine that has one")
+    with alone(use_gpu=True):
+        use_device(use_gpu=True)
+        figures = [
+            figure
+            for hidden_size, vocab_size in HEADS
+            for figure in head_figures(hidden_size, vocab_size, num_rows=HEAD_ROWS, chunks=CHUNKS)
+        ]
+        figures += [figure for shape in STEPS for figure in step_figures(shape)]
+    _print_table(
+        f"{card()}, bf16; bound: {arguments.peak_tflops:g} TFLOP/s",
+        ("work", "way", "ms", "TFLOP/s", "of the peak", "GiB", "forecast GiB"),
+        (
+            (
+                figure.work,
+                figure.way,
+                figure.seconds * 1e3,
+                figure.tflops,
+                figure.tflops / arguments.peak_tflops,
+                figure.peak_bytes / 2**30,
+                "-" if figure.forecast_bytes is None else figure.forecast_bytes / 2**30,
+            )
+            for figure in figures
+        ),
+    )
+    return 0
 
 
 def _choosing(arguments: argparse.Namespace) -> int:
