@@ -126,7 +126,7 @@ def _add_substrate(commands: Commands) -> None:
     )
     kinds = ["glyph", "glyph+code", "binary", "random", "learned"]
     substrate.add_argument("--kind", default="glyph+code", choices=kinds)
-    substrate.add_argument("--font", help="font file (default: GNU Unifont, else the packaged font)")
+    substrate.add_argument("--font", help="font file, or unifont (default: the packaged fonts)")
     substrate.add_argument("--hidden-size", type=int, default=1024)
     substrate.add_argument("--cell-pixels", type=int, default=32, choices=[32, 64])
     substrate.add_argument("--out", help="folder for report.json and pictures (default: runs/substrate-KIND)")

@@ -125,7 +125,7 @@ def _counted_here(
     while block := list(itertools.islice(documents, DOCUMENTS_PER_BLOCK)):
         both = pa.concat_tables([totals, _count(pa.Table.from_pylist(block), longest)])
         totals = both.group_by(KEY).aggregate([("count", "sum")]).rename_columns({"count_sum": "count"})
-    yield from _keep_leading(totals.select(SCHEMA.names)).to_pylist()
+    yield from totals.to_pylist()
 
 
 def _parts(source: SourceConfig, name: str) -> Iterator[dict[str, str]]:

@@ -50,6 +50,19 @@ def set_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sources, name, value)
 
 
+def counting_fills(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """From now on, where shards are made; also those that fail."""
+    made: list[Path] = []
+    fill = packing_job.SourcePacker.fill
+
+    def counted(self: Any, directory: Path, **arguments: Any) -> dict[str, Any]:
+        made.append(directory)
+        return fill(self, directory, **arguments)
+
+    monkeypatch.setattr(packing_job.SourcePacker, "fill", counted)
+    return made
+
+
 LIMITS = {"SMALL_BYTES": 2000, "SMALLEST_PART": 1000, "LARGEST_PART": 1000, "SHARD_BYTES": 600}
 
 
@@ -195,14 +208,7 @@ def test_a_disk_that_is_really_full_stops_packing_and_room_lets_it_go_on(
 ) -> None:
     config = config_of(write_texts(tmp_path / "texts", "jsonl", num_files=6, num_rows=200))
     whole, _ = packed_with(config, tokenizer, tmp_path / "whole")
-    made: list[Path] = []
-    fill = packing_job.SourcePacker.fill
-
-    def counted(self: Any, directory: Path, **arguments: Any) -> dict[str, Any]:
-        made.append(directory)
-        return fill(self, directory, **arguments)
-
-    monkeypatch.setattr(packing_job.SourcePacker, "fill", counted)
+    made = counting_fills(monkeypatch)
     with small_disk(tmp_path / "disk", kibibytes=256) as disk:
         with pytest.raises(DataError, match=r"No space is left for packed data.*Free space"):
             packed_with(config, tokenizer, disk / "cache")
@@ -223,14 +229,7 @@ def test_a_part_goes_on_with_the_shards_that_it_lacks(
     keys = read_mix(whole.path).sources[0].keys
     for number in (2, 5):
         shutil.rmtree(tmp_path / "packed" / keys[number])
-    made: list[Path] = []
-    fill = packing_job.SourcePacker.fill
-
-    def counted(self: Any, directory: Path, **arguments: Any) -> dict[str, Any]:
-        made.append(directory)
-        return fill(self, directory, **arguments)
-
-    monkeypatch.setattr(packing_job.SourcePacker, "fill", counted)
+    made = counting_fills(monkeypatch)
     again, _ = packed_with(config, tokenizer, tmp_path)
     again.verify()
     assert again.fingerprint == whole.fingerprint and len(made) == 2
