@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from growtx.growth.plan import PlanConfig, Stage, resolve
 from growtx.models.causal_lm import GrowtxBlock, GrowtxForCausalLM
 from growtx.models.configuration import GrowtxConfig
 from growtx.models.counting import TokenFlops, block_forward_flops, head_forward_flops, monolithic_flops, num_params
+from growtx.train.distributed import alone, use_device
 from growtx.train.engine import TrainEngine
 from growtx.train.memory import peak_memory_bytes, reset_peak_memory
 from growtx.train.settings import TrainingConfig
@@ -153,7 +153,7 @@ def train_plainly(model: GrowtxForCausalLM, shape: Shape, num_steps: int = 4) ->
     return (starts[-1] - starts[0]) / (num_steps - 1)
 
 
-Step = Callable[[], Any]
+Step = Callable[[], torch.Tensor]
 Way = Callable[[], float]  # seconds per step, measured now
 STEPS_PER_ROUND = 3
 PLAIN = "HF Trainer, frozen"
@@ -178,7 +178,7 @@ def engine_step(shape: Shape, depth: int, num_new: int, *, cached: bool) -> Step
     wrapped.train()
     settings = TrainingConfig(global_batch_size=shape.micro_batch)
     engine = TrainEngine(wrapped, stage, settings)
-    tokens_BT = torch.randint(0, shape.vocab_size, (shape.micro_batch, shape.context_length))
+    tokens_BT = torch.randint(0, shape.vocab_size, (shape.micro_batch, shape.context_length)).to(engine.device)
     batch: dict[str, Any] = {"labels": tokens_BT}
     if cached:
         states_BTD = model.forward_prefix(tokens_BT, stage.num_frozen)
@@ -206,8 +206,8 @@ def step_ratios(shape: Shape, depths: list[int], *, rounds: int = 7, num_new: in
 def _timed(step: Step) -> Way:
     def seconds_per_step() -> float:
         start = time.perf_counter()
-        for _ in range(STEPS_PER_ROUND):
-            step()
+        totals = [step() for _ in range(STEPS_PER_ROUND)]
+        totals[-1].cpu()  # waits for the GPU
         return (time.perf_counter() - start) / STEPS_PER_ROUND
 
     return seconds_per_step
@@ -308,17 +308,11 @@ def _train_some(shape: Shape, depth: int, way: str) -> None:
 
 @contextmanager
 def single_process() -> Iterator[None]:
-    """A process group of one, on one thread."""
+    """A process group of one, on one thread, on the GPU if there is one; it ends here if it began here."""
     torch.set_num_threads(1)
-    created = not dist.is_initialized()
-    if created:
-        os.environ.setdefault("LOCAL_RANK", "0")
-        if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        meeting_point = Path(tempfile.mkdtemp()) / "ranks"
-        dist.init_process_group("gloo", init_method=meeting_point.as_uri(), rank=0, world_size=1)
-    try:
+    created, use_gpu = not dist.is_initialized(), torch.cuda.is_available()
+    with alone(use_gpu=use_gpu):
+        use_device(use_gpu=use_gpu)
         yield
-    finally:
-        if created:
-            dist.destroy_process_group()
+    if created:
+        dist.destroy_process_group()

@@ -158,7 +158,7 @@ class _Stage:
     def filled(self, directory: str) -> PrefixCache:
         """A new cache with the activations of all windows."""
         cache = PrefixCache(directory, self._data, dtype=torch.float32, micro_batch=self._shape.micro_batch)
-        cache.fill(cache.shards_of(np.arange(len(self._data.train))), self._model, self._num_frozen)
+        cache.fill(cache.shards, self._model, self._num_frozen)
         return cache
 
     def train(self, cache: PrefixCache | None, num_steps: int | None = None) -> None:

@@ -94,20 +94,26 @@ def window_indices(
         turns_before: windows of each source that were drawn before all that, by another mix.
     """
     start = num_samples_before + step * global_batch_size
-    sources_B, turns_B = weighted_round_robin(np.arange(start, start + global_batch_size), mix.weights)
-    sizes = np.array(mix.num_windows)
-    offsets = np.cumsum(sizes) - sizes
-    if turns_before:
-        turns_B = turns_B + np.array(turns_before)[sources_B]
-    windows_B = np.empty(global_batch_size, dtype=np.int64)
-    for source, size in enumerate(mix.num_windows):
-        rows = np.flatnonzero(sources_B == source)
-        epochs, positions = np.divmod(turns_B[rows], size)
-        shards = mix.shard_sizes[source] if mix.shard_sizes else (size,)
-        windows_B[rows] = offsets[source] + _places(positions, epochs, np.array(shards), seed, source)
+    windows_B = windows_drawn(mix, seed=seed, start=start, count=global_batch_size, turns_before=turns_before)
     # Sources alternate regularly; without this a worker's slice could hold one source only.
     order = permute(np.arange(global_batch_size), global_batch_size, key64(seed, -1, step))
     return windows_B[order]
+
+
+def windows_drawn(mix: Mix, *, seed: int, start: int, count: int, turns_before: Sequence[int] = ()) -> IntArray:
+    """Windows of `count` samples of a run from sample `start` on, whatever the batches that they form."""
+    sources, turns = weighted_round_robin(np.arange(start, start + count), mix.weights)
+    sizes = np.array(mix.num_windows)
+    offsets = np.cumsum(sizes) - sizes
+    if turns_before:
+        turns = turns + np.array(turns_before)[sources]
+    windows = np.empty(count, dtype=np.int64)
+    for source, size in enumerate(mix.num_windows):
+        rows = np.flatnonzero(sources == source)
+        epochs, positions = np.divmod(turns[rows], size)
+        shards = mix.shard_sizes[source] if mix.shard_sizes else (size,)
+        windows[rows] = offsets[source] + _places(positions, epochs, np.array(shards), seed, source)
+    return windows
 
 
 SHARDS_IN_A_GROUP = 8

@@ -134,6 +134,8 @@ def _num_adapter_parameters(config: GrowtxConfig, stage: Stage) -> int:
 def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, element: int) -> int:
     """What autograd keeps of the blocks that gradients pass through, and the larger of the head's and a block's work.
 
+    The head's gradient is summed over chunks in fp32; in bf16 that is a tensor of its own, until the sum is complete.
+
     A block keeps its input, both normed inputs, q, k and v after rotation, the attention's output, the stream after
     attention (8 D), and the MLP's two wide states (2 F); with checkpointing only its input until its turn comes.
     """
@@ -150,6 +152,8 @@ def _activation_bytes(config: GrowtxConfig, stage: Stage, placement: Placement, 
         ends += tokens * width * element
     rows = min(chunk_rows(config.vocab_size, placement.gpu_bytes), tokens)
     chunk = rows * config.vocab_size * (LOGIT_BYTES if element == 2 else 8)  # logits, softmax, copies in bf16
+    if element == 2:
+        chunk += 4 * num_params(config).head
     wide = 2 * mlp_width + 3 * width if stage.lora else mlp_width  # gradients in the block that is running
     running = tokens * wide * element if through else 0
     if placement.activation_checkpointing:

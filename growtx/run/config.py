@@ -134,10 +134,12 @@ class RunConfig(JobConfig):
 
     @model_validator(mode="after")
     def _batch_splits(self) -> RunConfig:
-        self.training.check_workers(self.resources.num_workers)
+        group = self.resources
+        self.training.check_workers(group.num_workers, is_elastic=group.is_elastic)
         for stage in self.plan.stage_configs():
             batch = stage.train.get("global_batch_size", self.plan.train.get("global_batch_size"))
-            self.training.with_batch(batch).check_workers(stage.num_workers or self.resources.num_workers)
+            own = group if stage.num_workers is None else group.of_size(stage.num_workers)
+            self.training.with_batch(batch).check_workers(own.num_workers, is_elastic=own.is_elastic)
         return self
 
     @model_validator(mode="after")
@@ -168,9 +170,9 @@ class RunConfig(JobConfig):
         return self
 
     def largest_group(self) -> ResourcesConfig:
-        """What the stage with the most workers runs on."""
-        counts = [stage.num_workers or self.resources.num_workers for stage in self.plan.stages or ()]
-        return self.resources.model_copy(update={"num_workers": max([self.resources.num_workers, *counts])})
+        """What the stage with the most workers needs at least."""
+        counts = [stage.num_workers or 0 for stage in self.plan.stages or ()]
+        return self.resources.of_size(max([self.resources.fewest_workers, *counts]))
 
 
 def load_run_config(preset: str | None, overrides: list[str]) -> RunConfig:

@@ -5,20 +5,28 @@ Shapes: B global batch, b a worker's share, m micro batch, T positions, N window
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
-from growtx.data.packing import Mix, PackedData, window_indices
+from growtx.config import fingerprint
+from growtx.data.packing import Mix, PackedData, window_indices, windows_drawn
 from growtx.generator import turns_after
-from growtx.models.loss import labels_of
+from growtx.models.loss import IGNORE_INDEX, labels_of
 from growtx.train.prefix_cache import PrefixCache
+from growtx.train.settings import num_micro_batches
+
+NOTHING = -1  # in the place of a window, where a batch does not split evenly
 
 
 class Batches:
     """Training windows as a pure function of the position in the run.
+
+    A batch that does not split over the workers is filled up with windows that have no labels, so that all of them do
+    the same number of equal micro batches. The next micro batch is read while a step computes on the one before it.
 
     Args:
         num_samples_before: windows that earlier stages have drawn.
@@ -49,10 +57,17 @@ class Batches:
         self._micro_batch_size = micro_batch_size
         self._num_samples_before = num_samples_before
         self._rank = rank
-        self._share = global_batch_size // world_size
+        self._num_micro = num_micro_batches(global_batch_size, micro_batch_size, world_size)
+        self._share = self._num_micro * micro_batch_size
         self._prefix: PrefixCache | None = None
         self._first_block = 0
         self._device = device
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reads-batches")
+        self._ahead: tuple[tuple[int, int], Future[dict[str, Any]]] | None = None
+
+    def close(self) -> None:
+        """End the thread that reads."""
+        self._reader.shutdown(cancel_futures=True)
 
     def read_prefix_from(self, cache: PrefixCache, first_block: int) -> None:
         """From now on give cached states that enter block `first_block`, instead of tokens."""
@@ -79,9 +94,30 @@ class Batches:
         pairs = zip(turns_after(before, self.mix.weights), turns_after(after, self.mix.weights), strict=True)
         return [late - early for early, late in pairs]
 
-    def windows_visited(self, num_steps: int) -> np.ndarray:
-        """Indices [N] of the windows that the first `num_steps` steps train on, each once."""
-        return np.unique(np.concatenate([self.windows(step) for step in range(num_steps)]))
+    def visiting_order(self, num_steps: int, *, multiple: int = 1) -> np.ndarray:
+        """Indices [N] of the windows that the first `num_steps` steps train on, each once, as they first come.
+
+        Args:
+            multiple: N is filled up to one, by the windows that would come next, as long as there are any soon.
+        """
+        num_samples = num_steps * self._global_batch_size
+        drawn = windows_drawn(
+            self.mix,
+            seed=self._seed,
+            start=self._num_samples_before,
+            count=num_samples + 4 * multiple,
+            turns_before=self._turns_before,
+        )
+        first_N = np.sort(np.unique(drawn, return_index=True)[1])
+        num_visited = int(np.searchsorted(first_N, num_samples))
+        return drawn[first_N[: -(-num_visited // multiple) * multiple]]
+
+    @property
+    def order_fingerprint(self) -> str:
+        """Equal where windows come in the same order, in batches of whatever size."""
+        mix = self.mix
+        before = [self._num_samples_before, *self._turns_before]
+        return fingerprint([self._seed, mix.num_windows, mix.weights, mix.shard_sizes, before])
 
     def least_visited(self, num_steps: int) -> int:
         """How many windows the first `num_steps` steps train on at least: known at once, without listing them.
@@ -94,18 +130,49 @@ class Batches:
             for size, share in zip(mix.num_windows, mix.shares, strict=True)
         )
 
-    def at(self, step: int) -> list[dict[str, Any]]:
-        """This worker's micro batches of step `step`, as keyword arguments of the model."""
+    def at(self, step: int, *, is_last: bool = False) -> Iterator[dict[str, Any]]:
+        """This worker's micro batches of step `step`, as keyword arguments of the model, one after the other.
+
+        Args:
+            is_last: whether no step follows, so that nothing is read ahead.
+        """
         if self.data.train.is_fetched:
-            self.data.train.prefetch(self._mine(step + self._steps_ahead))
-        mine_b = self._mine(step)
-        return [
-            self._batch(mine_b[start : start + self._micro_batch_size])
-            for start in range(0, self._share, self._micro_batch_size)
-        ]
+            self.data.train.prefetch(self._real(self._mine(step + self._steps_ahead)))
+        for index in range(self._num_micro):
+            batch = self._take(step, index)
+            if index + 1 < self._num_micro:
+                self._read_ahead(step, index + 1)
+            elif not is_last:
+                self._read_ahead(step + 1, 0)
+            yield {
+                name: value.to(self._device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+            }
+
+    def _take(self, step: int, index: int) -> dict[str, Any]:
+        """A micro batch on the host; that of the read ahead, if it is the one."""
+        ahead, self._ahead = self._ahead, None
+        return ahead[1].result() if ahead and ahead[0] == (step, index) else self._read(step, index)
+
+    def _read_ahead(self, step: int, index: int) -> None:
+        self._ahead = (step, index), self._reader.submit(self._read, step, index)
+
+    def _read(self, step: int, index: int) -> dict[str, Any]:
+        size = self._micro_batch_size
+        batch = self._batch(self._mine(step)[index * size : (index + 1) * size])
+        if self._device.type == "cuda":  # only from such memory are copies made while the GPU computes
+            return {k: value.pin_memory() if isinstance(value, torch.Tensor) else value for k, value in batch.items()}
+        return batch
 
     def _mine(self, step: int) -> np.ndarray:
-        return self.windows(step)[self._rank * self._share : (self._rank + 1) * self._share]
+        """Indices [b] of the windows of this worker, filled up with `NOTHING`."""
+        mine = self.windows(step)[self._rank * self._share : (self._rank + 1) * self._share]
+        return np.pad(mine, (0, self._share - len(mine)), constant_values=NOTHING)
+
+    @staticmethod
+    def _real(windows: np.ndarray) -> np.ndarray:
+        real: np.ndarray = windows[windows != NOTHING]
+        return real
 
     @property
     def _steps_ahead(self) -> int:
@@ -113,10 +180,12 @@ class Batches:
         return max(1, max(map(max, self.mix.shard_sizes)) // self._global_batch_size)
 
     def _batch(self, windows_m: np.ndarray) -> dict[str, Any]:
-        tokens_mT = torch.from_numpy(self.data.train.take(windows_m)).long().to(self._device, non_blocking=True)
-        batch: dict[str, Any] = {"labels": labels_of(tokens_mT, self.data.pad_token_id)}
+        is_real_m = torch.from_numpy(windows_m != NOTHING)
+        shown_m = np.where(windows_m == NOTHING, self.windows(0)[0], windows_m)  # any window that is surely there
+        tokens_mT = torch.from_numpy(self.data.train.take(shown_m)).long()
+        labels_mT = labels_of(tokens_mT, self.data.pad_token_id).masked_fill(~is_real_m[:, None], IGNORE_INDEX)
+        batch: dict[str, Any] = {"labels": labels_mT, "input_ids": tokens_mT}
         if self._prefix is None:
-            return batch | {"input_ids": tokens_mT}
-        states_mTD = self._prefix.read(windows_m).to(self._device, non_blocking=True)
+            return batch
         # The tokens are not read again, unless blocks add the substrate's vectors to the states.
-        return batch | {"input_ids": tokens_mT, "prefix_hidden_states": states_mTD, "first_block": self._first_block}
+        return batch | {"prefix_hidden_states": self._prefix.read(shown_m), "first_block": self._first_block}

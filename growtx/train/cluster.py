@@ -202,7 +202,7 @@ def _may_grow(resources: ResourcesConfig) -> bool:
 @contextmanager
 def _demanded(resources: ResourcesConfig) -> Iterator[None]:
     """Let an autoscaler see what is missing: it starts nodes only for pending placements."""
-    bundles = [_bundle(resources)] * resources.num_workers
+    bundles = [_bundle(resources)] * resources.fewest_workers
     if job := resources.prefix_job:
         bundles += [_bundle(job)] * job.num_workers
     group = ray.util.placement_group(bundles)
@@ -219,6 +219,7 @@ def _bundle(group: ResourcesConfig | PrefixJobConfig) -> dict[str, float]:
 
 
 def _missing(resources: ResourcesConfig) -> ResourceError | None:
+    resources = resources.of_size(resources.fewest_workers)
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if (wanted := resources.accelerator_type) is not None:
         known = {name.removeprefix(ACCELERATOR) for node in nodes for name in node if name.startswith(ACCELERATOR)}

@@ -55,6 +55,6 @@ def _shard_problems(directory: Path, record: DataRecord, manifests: Sequence[Man
         for data_fingerprint in fingerprints
         for dtype in (torch.float32, torch.bfloat16)
     }
-    for shard in sorted(directory.glob("*/shard-*.npy")):
-        if shard.parent.name in names and (problem := find_problem_of_shard(shard, force=True)) is not None:
+    for shard in sorted(directory.glob("*/*/shard-*.npy")):
+        if shard.parent.parent.name in names and (problem := find_problem_of_shard(shard, force=True)) is not None:
             yield f"prefix cache: {shard}: {problem}; it is computed again when a run needs it"

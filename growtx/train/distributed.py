@@ -9,10 +9,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from growtx.exceptions import GrowtxError, ResourceError
 
 Result = TypeVar("Result")
+ModelT = TypeVar("ModelT", bound=nn.Module)
+SPARE = 1.5  # of a model's bytes, with what it needs to compute on a few texts
 _control_group: Any = None
 
 
@@ -83,6 +86,16 @@ def has_gpu() -> bool:
     return _device.type == "cuda"
 
 
+def to_worker(model: ModelT) -> ModelT:
+    """A model where this process computes, if there is room beside what is there already; else it stays on the host."""
+    if has_gpu():
+        needed = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+        free, _ = torch.cuda.mem_get_info(_device)
+        if free + torch.cuda.memory_reserved(_device) - torch.cuda.memory_allocated(_device) < SPARE * needed:
+            return model
+    return model.to(_device)
+
+
 def on_rank_zero(action: Callable[[], Result]) -> Result:
     """Run `action` on rank 0 and return its result on every rank.
 
@@ -100,6 +113,20 @@ def on_rank_zero(action: Callable[[], Result]) -> Result:
     if not succeeded:
         raise value
     return value  # type: ignore[no-any-return]
+
+
+def on_rank_zero_alone(action: Callable[[], Result]) -> Result | None:
+    """Run `action` on rank 0, whose result is too large to send; None on the others. Errors are raised on all."""
+    result: list[Result] = []
+    on_rank_zero(lambda: result.append(action()))
+    return result[0] if result else None
+
+
+def from_rank_zero(value: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+    """A tensor of rank 0 on every rank; `like` has its shape on the others, and the device. Collective."""
+    whole = torch.empty_like(like, dtype=torch.float32) if value is None else value.to(like.device, torch.float32)
+    dist.broadcast(whole, src=0)
+    return whole
 
 
 def on_all_ranks(action: Callable[[], Result]) -> Result:

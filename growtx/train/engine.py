@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ from growtx.growth.freezing import frozen_parameters, hash_frozen
 from growtx.growth.lora import base_model
 from growtx.growth.parametrization import scales_of
 from growtx.growth.plan import Stage
-from growtx.train.distributed import has_gpu, rank, world_size
+from growtx.train.distributed import from_rank_zero, has_gpu, rank, world_size
 from growtx.train.kernels import use_bf16
 from growtx.train.memory import AllocatedBytes, GradientPeak, storage_bytes
 from growtx.train.muon import LAYOUT, MatrixLayout, MuonAdamW
@@ -46,8 +46,6 @@ _BLOCK_NAME = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: int) -> dict[str, Any]:
     """The configuration that DeepSpeed gets; `num_active` parameters train."""
-    share = settings.global_batch_size // num_workers
-    micro_batch = settings.micro_batch(num_workers)
     bucket = bucket_elements(num_active)  # allocated whole
     bf16 = use_bf16(settings)
     stage = settings.sharding(num_workers, bf16=bf16)
@@ -59,8 +57,8 @@ def deepspeed_config(settings: TrainingConfig, *, num_workers: int, num_active: 
         zero.pop("allgather_bucket_size")
         zero["stage3_prefetch_bucket_size"] = bucket
     return {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": share // micro_batch,
+        "train_micro_batch_size_per_gpu": settings.micro_batch(num_workers),
+        "gradient_accumulation_steps": settings.num_micro_batches(num_workers),
         "gradient_clipping": settings.gradient_clipping,
         "bf16": {"enabled": bf16},
         "data_types": {"grad_accum_dtype": "fp32" if settings.sums_in_fp32(num_workers, bf16=bf16) else None},
@@ -165,8 +163,8 @@ class TrainEngine:
 
     def step(
         self,
-        micro_batches: list[dict[str, Any]],
-        num_targets: int,
+        micro_batches: Iterable[dict[str, Any]],
+        num_targets: float,
         factor: float,
         factor_of_old: float | None = None,
     ) -> torch.Tensor:
@@ -174,13 +172,13 @@ class TrainEngine:
 
         Args:
             micro_batches: keyword arguments of the model's forward, with `labels`.
-            num_targets: predicted tokens of one full micro batch; dividing by it, and not by the labels that
+            num_targets: predicted tokens of a micro batch on average; dividing by it, and not by the labels that
                 happen to be there, makes gradients independent of how the batch is split.
             factor: multiplies the peak learning rates.
             factor_of_old: those of what trained in an earlier stage, too; None: the same.
 
         Returns:
-            [2]: summed nats and number of predicted tokens of this worker.
+            [2], on the device: summed nats and number of predicted tokens of this worker.
         """
         for group in self._optimizer.param_groups:
             of_old = factor if factor_of_old is None else factor_of_old
@@ -256,17 +254,18 @@ class TrainEngine:
         return state
 
     def load(self, weights: State, moments: dict[str, State], num_steps: int) -> None:
-        """Continue from gathered state after `num_steps` optimizer steps. Collective; all ranks pass all tensors."""
+        """Continue from gathered state after `num_steps` optimizer steps. Collective; only that of rank 0 counts."""
         for state in self._optimizer.state.values():
             state["step"].fill_(num_steps)
         for name, parameter in self.trainable():
             # DeepSpeed steps a copy of each weight and writes the step's result into the model: both are set here,
             # or the first forward pass would run on the weights from before.
             with self.gathered([parameter], modify=True):
-                parameter.data.copy_(weights[name])
-            self._set(parameter, weights[name])
+                weight = from_rank_zero(weights[name] if rank() == 0 else None, parameter.data)
+                parameter.data.copy_(weight)
+            self._set(parameter, weight)
             for key in self._moments_of(name):
-                self._set(parameter, moments[key][name], key)
+                self._set(parameter, from_rank_zero(moments[key][name] if rank() == 0 else None, weight), key)
 
     def _set(self, parameter: nn.Parameter, value: torch.Tensor, moment: str | None = None) -> None:
         """Write a whole tensor into this rank's part of the optimizer's copy of a weight, or of its moment."""
@@ -277,7 +276,6 @@ class TrainEngine:
             safe_set_local_optimizer_state,
         )
 
-        value = value.to(self.device)
         if self._zero_stage == 3:  # the setter of whole tensors fails where they do not divide by the number of ranks
             size = local_shard(parameter).numel()
             padded = F.pad(value.flatten(), (0, size * world_size() - value.numel()))

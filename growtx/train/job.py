@@ -81,7 +81,7 @@ class TrainJob(ConfigModel):
         """What a stage runs on; consecutive stages with the same share one worker group."""
         if stage.num_workers is None:
             return self.resources
-        return self.resources.model_copy(update={"num_workers": stage.num_workers})
+        return self.resources.of_size(stage.num_workers)
 
     def stage_fingerprint(self, stage: Stage, parent_digest: str | None) -> str:
         """Identity of a stage's training: a checkpoint serves only the stage it was made in.

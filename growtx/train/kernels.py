@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
+from growtx.compat.torch import compile_blocks
 from growtx.exceptions import ConfigError
 from growtx.growth.freezing import checkpoint_activations
 from growtx.models.causal_lm import GrowtxForCausalLM
@@ -84,5 +85,4 @@ def set_kernels(model: GrowtxForCausalLM, settings: TrainingConfig, device: torc
         checkpoint_activations(model)
     if settings.compile:
         check_compiler(device)
-        for block in model.model.layers:
-            block.compile()
+        compile_blocks(list(model.model.layers))

@@ -1,8 +1,10 @@
 """The frozen prefix's activations, computed once and read by every epoch, trial and sibling that shares the prefix.
 
-A cache is a directory named by what decides its content (blobs of the prefix, data, dtype) and holds the states
-that enter the first trained block in shards of consecutive windows. A shard is written beside its place and renamed
-into it when it is on the disk, so a crash or a second process doing the same work leaves a complete shard or none.
+A cache is a directory named by what decides its content (blobs of the prefix, data, dtype; below that the order in
+which training visits windows) and holds the states that enter the first trained block, in shards of windows that are
+visited one after the other: of data of which little is visited, only that is computed. A shard is written beside its
+place and renamed into it when it is on the disk, so a crash or a second process doing the same work leaves a complete
+shard or none.
 It ends with the sha256 of its place and its content, which every node checks once.
 
 Shapes: N windows, T positions, D hidden size.
@@ -53,12 +55,24 @@ class PrefixCache:
     Args:
         directory: on a local or shared file system; workers that do not share one fill a cache each, as they do where
             this is an address elsewhere: activations are read too often to lie in a bucket.
+        order_N: windows to cache in the order in which they are visited; None: all, as they are numbered.
         dtype: float32, or bfloat16 (stored as the same 16 bits, because numpy has no such type).
     """
 
-    def __init__(self, directory: str, data: PackedData, *, dtype: torch.dtype, micro_batch: int) -> None:
+    def __init__(
+        self,
+        directory: str,
+        data: PackedData,
+        order_N: np.ndarray | None = None,
+        *,
+        dtype: torch.dtype,
+        micro_batch: int,
+    ) -> None:
         self._directory = node_copy_of(directory) if "://" in directory else Path(directory)
         self._data = data
+        self._order_N = np.arange(len(data.train)) if order_N is None else order_N
+        self._places_N = np.argsort(self._order_N)
+        self._sorted_N = self._order_N[self._places_N]
         self.dtype = dtype
         self._micro_batch = micro_batch
         self._open: dict[int, np.ndarray] = {}
@@ -70,10 +84,17 @@ class PrefixCache:
         shape = {key: value for key, value in parent.model.items() if key not in _NOT_OF_A_PREFIX}
         return fingerprint([FORMAT, shape, parent.substrate, blocks, data_fingerprint, str(dtype)])
 
-    @staticmethod
-    def shards_of(windows_N: np.ndarray) -> list[int]:
-        """Shards that hold these windows."""
-        return np.unique(windows_N // WINDOWS_PER_SHARD).tolist()  # type: ignore[no-any-return]
+    @property
+    def shards(self) -> list[int]:
+        """All of them."""
+        return list(range(-(-len(self._order_N) // WINDOWS_PER_SHARD)))
+
+    def _places(self, windows_N: np.ndarray) -> np.ndarray:
+        """Where in the order windows stand."""
+        places_N = np.searchsorted(self._sorted_N, windows_N).clip(max=len(self._sorted_N) - 1)
+        assert (self._sorted_N[places_N] == windows_N).all(), "a window that is not visited"
+        places: np.ndarray = self._places_N[places_N]
+        return places
 
     def free_bytes(self) -> int:
         """Bytes that the file system has for the cache, including what it already takes."""
@@ -107,8 +128,7 @@ class PrefixCache:
         return self._directory / f"shard-{shard:07d}.npy"
 
     def _windows(self, shard: int) -> np.ndarray:
-        total = len(self._data.train)
-        return np.arange(shard * WINDOWS_PER_SHARD, min(total, (shard + 1) * WINDOWS_PER_SHARD))
+        return self._order_N[shard * WINDOWS_PER_SHARD : (shard + 1) * WINDOWS_PER_SHARD]
 
     @torch.no_grad()
     def fill(
@@ -171,8 +191,9 @@ class PrefixCache:
         Raises:
             StoreError: a shard is not there.
         """
-        self.open(self.shards_of(windows_N))
-        rows = [self._open[window // WINDOWS_PER_SHARD][window % WINDOWS_PER_SHARD] for window in windows_N.tolist()]
+        shards_N, rows_N = np.divmod(self._places(windows_N), WINDOWS_PER_SHARD)
+        self.open(np.unique(shards_N).tolist())
+        rows = [self._open[shard][row] for shard, row in zip(shards_N.tolist(), rows_N.tolist(), strict=True)]
         states_NTD = torch.from_numpy(np.stack(rows))
         return states_NTD.view(torch.bfloat16) if self.dtype == torch.bfloat16 else states_NTD
 
@@ -211,7 +232,7 @@ def find_problem_of_shard(path: Path, shape_NT: tuple[int, int] | None = None, *
     """What is wrong with a shard; None if it is as it was written, in this very place.
 
     Args:
-        shape_NT: windows and positions that it should have; None: whatever it has.
+        shape_NT: windows that it should have at least, and their positions; None: whatever it has.
         force: read all of it, even if this node has done so before.
     """
     try:
@@ -220,8 +241,10 @@ def find_problem_of_shard(path: Path, shape_NT: tuple[int, int] | None = None, *
             sha256, magic = file.read(_NUM_SHA256), file.read()
         if magic != _MAGIC:
             return "it was cut off, or an earlier version wrote it"
-        if shape_NT is not None and np.load(path, mmap_mode="r").shape[:2] != shape_NT:
-            return "it holds other windows"
+        if shape_NT is not None:
+            num_windows, length = np.load(path, mmap_mode="r").shape[:2]
+            if num_windows < shape_NT[0] or length != shape_NT[1]:  # more of them are those that are visited next
+                return "it holds other windows"
         return check_once(path, sha256.hex(), lambda: _content_problem(path, sha256), force=force)
     except (OSError, ValueError, EOFError) as error:
         return " ".join(str(error).split())[:100] or "it cannot be read"
@@ -237,8 +260,8 @@ def _content_problem(path: Path, sha256: bytes) -> str | None:
 
 
 def _place(path: Path) -> bytes:
-    """What a shard is of: the name of its cache says the prefix and the data, its own the windows."""
-    return f"{path.parent.name}/{path.name}\n".encode()
+    """What a shard is of: the names of its directories say the prefix, the data and the order, its own the place."""
+    return f"{path.parent.parent.name}/{path.parent.name}/{path.name}\n".encode()
 
 
 # The prefix cache filled by a Ray Data job on resources of its own, while the stage's workers wait for it.
@@ -253,6 +276,7 @@ class PrefixWork:
     """What a process needs to fill a prefix cache."""
 
     directory: str
+    order_N: np.ndarray
     packed_path: str
     local_bytes: int | None
     store_dir: str
@@ -265,7 +289,7 @@ class PrefixWork:
         return open_packed(self.packed_path, self.local_bytes)
 
     def cache(self, data: PackedData) -> PrefixCache:
-        return PrefixCache(self.directory, data, dtype=self.dtype, micro_batch=self.micro_batch)
+        return PrefixCache(self.directory, data, self.order_N, dtype=self.dtype, micro_batch=self.micro_batch)
 
 
 class ShardFiller:

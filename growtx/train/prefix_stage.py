@@ -14,6 +14,7 @@ from growtx.growth.flops import PrefixPlan, plan_prefix
 from growtx.growth.plan import Stage
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import Manifest
+from growtx.train import prefix_cache
 from growtx.train.batches import Batches
 from growtx.train.distributed import any_rank, on_all_ranks, on_rank_zero, rank, worker_device, world_size
 from growtx.train.job import TrainJob
@@ -62,7 +63,8 @@ def use_prefix_cache(
         return PrefixPlan("recompute", reason, least)
     name = PrefixCache.key(parent, stage.num_prefix, batches.data.fingerprint, dtype)
     work = PrefixWork(
-        directory=f"{job.prefix_cache_dir}/{name}",
+        directory=f"{job.prefix_cache_dir}/{name}/{batches.order_fingerprint}",
+        order_N=batches.visiting_order(num_steps, multiple=prefix_cache.WINDOWS_PER_SHARD),
         packed_path=job.packed_path,
         local_bytes=job.local_bytes,
         store_dir=job.store_dir,
@@ -72,7 +74,7 @@ def use_prefix_cache(
         micro_batch=micro_batch,
     )
     cache = work.cache(batches.data)
-    shards = cache.shards_of(batches.windows_visited(num_steps))
+    shards = cache.shards
     plan = on_rank_zero(
         lambda: plan_prefix(
             config,

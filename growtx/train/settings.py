@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -68,7 +68,7 @@ class TrainingConfig(ConfigModel):
 
     def sums_in_fp32(self, num_workers: int, *, bf16: bool) -> bool:
         """Whether gradients of several micro batches are added up, which bf16 alone would round at every one."""
-        return bf16 and self.global_batch_size // num_workers > self.micro_batch(num_workers)
+        return bf16 and self.num_micro_batches(num_workers) > 1
 
     def sharding(self, num_workers: int, *, bf16: bool) -> int:
         """The ZeRO stage that runs: where gradients are summed in fp32, 2 in place of 1.
@@ -80,15 +80,26 @@ class TrainingConfig(ConfigModel):
 
     def micro_batch(self, num_workers: int) -> int:
         """Windows in one forward pass of a worker."""
-        share = self.global_batch_size // num_workers
+        share = _share(self.global_batch_size, num_workers)
         return min(self.micro_batch_size or share, share)
 
-    def check_workers(self, num_workers: int) -> None:
-        """Refuse a batch that does not split evenly.
+    def num_micro_batches(self, num_workers: int) -> int:
+        """Forward passes of each worker in a step."""
+        return num_micro_batches(self.global_batch_size, self.micro_batch(num_workers), num_workers)
+
+    def check_workers(self, num_workers: int, *, is_elastic: bool = False) -> None:
+        """Refuse a batch that does not split evenly; over an elastic group, whose size is not known, any may.
 
         Raises:
             ValueError: saying what would split.
         """
+        if is_elastic:
+            if self.global_batch_size < num_workers:
+                raise ValueError(
+                    f"training.global_batch_size={self.global_batch_size} leaves some of {num_workers} workers without "
+                    "a window; lower the upper end of resources.num_workers"
+                )
+            return
         share, rest = divmod(self.global_batch_size, num_workers)
         if rest or not share:
             raise ValueError(
@@ -100,6 +111,16 @@ class TrainingConfig(ConfigModel):
                 f"training.micro_batch_size={self.micro_batch_size} does not divide a worker's {share} windows; "
                 "choose a divisor"
             )
+
+
+def _share(global_batch_size: int, num_workers: int) -> int:
+    """Windows of the worker that has most."""
+    return -(-global_batch_size // num_workers)
+
+
+def num_micro_batches(global_batch_size: int, micro_batch_size: int, num_workers: int) -> int:
+    """Forward passes of every worker in a step; the last ones are not full where the batch does not split evenly."""
+    return -(-_share(global_batch_size, num_workers) // micro_batch_size)
 
 
 class AcceleratorConfig(ConfigModel):
@@ -122,7 +143,13 @@ class PrefixJobConfig(ConfigModel):
 class ResourcesConfig(ConfigModel):
     """The `resources` block: what a worker group asks the Ray cluster for."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(
+        1, ge=1, description="[2, 8]: an elastic group of as many workers between as there is room for"
+    )
+    min_workers: int | None = Field(
+        None, ge=1, description="fewest workers of an elastic group, as num_workers=[2, 8] sets it; null: no such group"
+    )
+    resize_seconds: float = Field(60.0, gt=0, description="how often an elastic group looks whether room has changed")
     use_gpu: bool = False
     cpus_per_worker: float = Field(1, gt=0)
     accelerator_type: str | None = Field(
@@ -139,6 +166,24 @@ class ResourcesConfig(ConfigModel):
         60.0, ge=0, description="how long to wait for nodes that are not there yet, on a cluster that can grow"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _range_of_workers(cls, values: Any) -> Any:
+        """`num_workers: [2, 8]` stands for `num_workers: 8, min_workers: 2`."""
+        if not isinstance(values, dict) or not isinstance(numbers := values.get("num_workers"), list | tuple):
+            return values
+        if len(numbers) != 2 or not all(isinstance(number, int) and number > 0 for number in numbers):
+            raise ValueError(f"num_workers={list(numbers)} is no range; write the fewest and the most, such as [2, 8]")
+        return {**values, "min_workers": numbers[0], "num_workers": numbers[1]}
+
+    @model_validator(mode="after")
+    def _range_goes_up(self) -> ResourcesConfig:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"num_workers=[{self.min_workers}, {self.num_workers}] goes down; write the fewest workers first"
+            )
+        return self
+
     @model_validator(mode="after")
     def _type_of_gpus(self) -> ResourcesConfig:
         if self.accelerator_type is not None and not self.use_gpu:
@@ -153,6 +198,19 @@ class ResourcesConfig(ConfigModel):
                 "share such as 0.5"
             )
         return self
+
+    @property
+    def is_elastic(self) -> bool:
+        return self.min_workers is not None
+
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which nothing starts."""
+        return self.min_workers or self.num_workers
+
+    def of_size(self, num_workers: int) -> ResourcesConfig:
+        """The same for a group of a fixed size."""
+        return self.model_copy(update={"num_workers": num_workers, "min_workers": None})
 
     @property
     def num_cpus(self) -> float:

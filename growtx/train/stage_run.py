@@ -21,6 +21,7 @@ from torch import nn
 from growtx import __version__
 from growtx.command import resume_command
 from growtx.compat.ray import will_be_preempted
+from growtx.compat.torch import num_compiled_graphs
 from growtx.data.tokenizer import INCOMPLETE, document_ids, visible_text
 from growtx.exceptions import GrowtxError, StoreError, TrainingError
 from growtx.generator import turns_after
@@ -50,8 +51,10 @@ from growtx.train.distributed import (
     any_rank,
     on_all_ranks,
     on_rank_zero,
+    on_rank_zero_alone,
     rank,
     sum_over_ranks,
+    to_worker,
     worker_device,
     world_size,
 )
@@ -295,6 +298,7 @@ class StageRun:
         if rank() == 0:
             with suppress(GrowtxError):  # of a stage that failed; one that ended well has flushed them
                 self.record.flush()
+        self.batches.close()
         self.engine.close()
 
     @property
@@ -312,21 +316,23 @@ class StageRun:
             self.evaluate("start")
         ended_by = self._end()
         last_save = last_log = time.monotonic()
-        window, steps_in_window = torch.zeros(2, dtype=torch.float64), 0
+        window, steps_in_window = torch.zeros(2, dtype=torch.float64, device=self.engine.device), 0
         while ended_by is None:
             started = time.monotonic()
-            window += self._step().cpu()
+            window += self._step()
             steps_in_window += 1
+            is_logged = self._is_due(self.settings.log_every_steps) or self.position.step >= self.num_steps
+            totals = sum_over_ranks(window) if is_logged else None  # waits for the GPU; other steps do not
             self.position.seconds += time.monotonic() - started
             self.record.show(self.position)  # in every step, because the answer may be a request to stop
-            if self._is_due(self.settings.log_every_steps) or self.position.step >= self.num_steps:
-                self._log(window, (time.monotonic() - last_log) / steps_in_window)
-                window, steps_in_window = torch.zeros(2, dtype=torch.float64), 0
+            if totals is not None:
+                self._log(totals, (time.monotonic() - last_log) / steps_in_window)
+                window.zero_()
+                steps_in_window = 0
             self._evaluate_if_due()
-            stop, save, lost, diverged = any_rank([*self._flags(last_save), not math.isfinite(window[0])])
-            if diverged:  # says so before a checkpoint is written that could only be resumed into the same error
-                self._log(window, math.inf)
+            stop, save, lost = any_rank(self._flags(last_save))
             if save or stop or lost:
+                self._check_finite(sum_over_ranks(window))
                 self.save()
                 last_save = time.monotonic()
             if lost:
@@ -343,8 +349,9 @@ class StageRun:
         return ended_by
 
     def _step(self) -> torch.Tensor:
-        micro_batches = self.batches.at(self.position.step)
-        num_targets = self.settings.micro_batch(world_size()) * (self.config.max_position_embeddings - 1)
+        micro_batches = self.batches.at(self.position.step, is_last=self.position.step + 1 == self.num_steps)
+        num_windows = self.settings.global_batch_size / (self.settings.num_micro_batches(world_size()) * world_size())
+        num_targets = num_windows * (self.config.max_position_embeddings - 1)
         if self.stage.lora is not None and self.stage.lora.dropout > 0:
             torch.manual_seed(hash((self.job.seed, self.stage.index, self.position.step, rank())) % 2**31)
         of_new, of_old = learning_rate_factors(self.stage, self.position.step, self.num_steps)
@@ -380,13 +387,11 @@ class StageRun:
             return "steps" if train.steps is not None and self.num_steps == train.steps else "tokens"
         return None
 
-    def _log(self, window: torch.Tensor, seconds_per_step: float) -> None:
-        nats, num_targets = sum_over_ranks(window).tolist()
+    def _log(self, totals: torch.Tensor, seconds_per_step: float) -> None:
+        """Write the mean loss of [2], nats and predicted tokens of all ranks. Collective."""
+        self._check_finite(totals)
+        nats, num_targets = totals.tolist()
         loss = nats / num_targets
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of {self._where} is not finite at step {self.position.step}", self._gentler()
-            )
         tokens_per_second = self.tokens_per_step / seconds_per_step
         factor, _ = learning_rate_factors(self.stage, self.position.step - 1, self.num_steps)
         row = {
@@ -397,6 +402,13 @@ class StageRun:
         }
         self.record.write(self.position, row)
         self.record.show(self.position, loss=loss, tokens_per_second=tokens_per_second)
+
+    def _check_finite(self, totals: torch.Tensor) -> None:
+        """Also before a checkpoint is written that could only be resumed into the same error."""
+        if not math.isfinite(totals[0]):
+            raise TrainingError(
+                f"the loss of {self._where} is not finite at step {self.position.step}", self._gentler()
+            )
 
     def evaluate(self, when: str) -> dict[str, TextScore]:
         """Bits per byte on held-out windows, written to the metrics.
@@ -467,8 +479,8 @@ class StageRun:
             self.record.rewind(-1)
             return False
         directory, info = found
-        weights, moments = on_all_ranks(lambda: read_checkpoint(self.storage, directory, info.state_sha256))
-        self.engine.load(weights, moments, info.step)
+        read = on_rank_zero_alone(lambda: read_checkpoint(self.storage, directory, info.state_sha256))
+        self.engine.load(*(read or ({}, {})), info.step)
         if info.frozen_before != self.frozen_before:
             raise TrainingError(
                 f"checkpoint {directory}: its frozen tensors differ from those on this machine",
@@ -586,6 +598,7 @@ class StageRun:
             "num_workers": world_size(),
             "pause_seconds": self.pause_seconds,
             "prefix_cached": self.prefix_cached,
+            **({"compiled_graphs": num_compiled_graphs()} if self.settings.compile else {}),
             **self._windows_drawn(),
             OWN_MIX: self.has_own_mix,
             **self.memory_metrics(),
@@ -617,7 +630,8 @@ class StageRun:
             metrics=metrics,
             versions=_versions(),
         )
-        model = assemble(self.store, manifest)  # read back from the store: what is finalized is what is checked
+        # Read back from the store: what is finalized is what is checked.
+        model = to_worker(assemble(self.store, manifest))
         difference = probe.difference(model)
         if not use_bf16(self.settings):
             manifest.metrics["seal_max_logit_difference"] = difference
@@ -690,7 +704,8 @@ class Probe:
     def difference(self, model: GrowtxForCausalLM) -> float:
         """Largest absolute difference of the logits of `model` from those recorded."""
         model.eval()
-        return float((model(input_ids=self.tokens_BT, use_cache=False).logits - self.logits_BTV).abs().max())
+        logits_BTV = model(input_ids=self.tokens_BT.to(model.device), use_cache=False).logits
+        return float((logits_BTV.cpu() - self.logits_BTV).abs().max())
 
 
 def hashes_of(state: State) -> dict[str, str]:

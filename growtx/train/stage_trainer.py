@@ -80,7 +80,12 @@ def _torch_trainer(jobs: Sequence[TrainJob], progress_actor: Any, claims: RunCla
             "claims": claims,
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.num_workers,
+            num_workers=(
+                resources.num_workers
+                if resources.min_workers is None
+                else (resources.min_workers, resources.num_workers)
+            ),
+            elastic_resize_monitor_interval_s=resources.resize_seconds,
             use_gpu=resources.use_gpu,
             accelerator_type=resources.accelerator_type,
             resources_per_worker={"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from growtx.compat.torch import compiler_errors
 from growtx.exceptions import GrowtxError
 from growtx.growth.plan import Stage
 from growtx.storage import Storage
@@ -82,7 +83,8 @@ def train_job(job: TrainJob, progress_actor: Any, run_position: RunPosition) -> 
 def _run_stage(context: WorkerContext, stage: Stage, parent: Manifest | None) -> None:
     run = StageRun(context, stage, parent)
     try:
-        run.finalize(run.train())
+        with compiler_errors():
+            run.finalize(run.train())
     finally:
         run.close()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from growtx.data.packing import PackedSplit
+from growtx.exceptions import StoreError
+from growtx.models.loss import IGNORE_INDEX
 from growtx.train.batches import Batches
 from tests.train.windows import LENGTH, PAD, packed
 
@@ -25,7 +29,7 @@ def batches(**changes: Any) -> Batches:
     return Batches(packed(), **{**arguments, **changes})
 
 
-def windows(found: list[dict[str, Any]]) -> list[int]:
+def windows(found: Iterable[dict[str, Any]]) -> list[int]:
     """Which windows are in micro batches, by their first token."""
     return [int(token) for batch in found for token in batch["input_ids"][:, 0]]
 
@@ -37,7 +41,7 @@ def test_workers_together_see_the_global_batch_in_order(world_size: int, micro_b
         batches(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size) for rank in range(world_size)
     ]
     for step in (0, 1, 7):
-        found = [share.at(step) for share in shares]
+        found = [list(share.at(step)) for share in shares]
         assert [window for share in found for window in windows(share)] == windows(alone.at(step))
         assert {len(batch["input_ids"]) for share in found for batch in share} == {micro_batch_size}
 
@@ -70,9 +74,73 @@ def test_another_seed_is_another_order() -> None:
 
 def test_the_windows_that_a_stage_will_visit_are_known_before_it_starts() -> None:
     stage = batches(micro_batch_size=4, world_size=2, rank=1)
-    windows_visited = stage.windows_visited(3)
-    assert list(windows_visited) == sorted(set(windows_visited))
-    assert set(windows_visited) == {int(number) for step in range(3) for number in stage.windows(step)}
+    visited = stage.visiting_order(3)
+    assert len(visited) == len(set(visited))
+    assert set(visited) == {int(number) for step in range(3) for number in stage.windows(step)}
+
+
+def test_windows_are_visited_in_one_order_whatever_the_batches_and_however_long_the_stage() -> None:
+    long = batches().visiting_order(3)
+    for batch, num_steps in ((4, 6), (2, 12), (8, 2)):
+        other = batches(global_batch_size=batch, micro_batch_size=batch)
+        assert other.order_fingerprint == batches().order_fingerprint
+        order = other.visiting_order(num_steps)
+        assert list(order) == list(long[: len(order)])
+    filled_up = batches().visiting_order(1, multiple=5)
+    assert len(filled_up) == 10 and list(filled_up) == list(long[:10])
+    everything = batches().visiting_order(100, multiple=7)
+    assert sorted(everything) == list(range(30)), "there is nothing to fill it up with"
+    others = [batches(seed=1), batches(num_samples_before=8), batches(mix=packed().mix_of({"source-1": 1.0}))]
+    assert len({found.order_fingerprint for found in [batches(), *others]}) == 4
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size", "num_micro"), [(3, 3, 1), (3, 2, 2), (5, 2, 1), (7, 1, 2)])
+def test_a_batch_that_does_not_split_is_filled_up_with_windows_that_teach_nothing(
+    world_size: int, micro_batch_size: int, num_micro: int
+) -> None:
+    shares = [
+        batches(rank=rank, world_size=world_size, micro_batch_size=micro_batch_size) for rank in range(world_size)
+    ]
+    found = [list(share.at(1)) for share in shares]
+    assert {len(share) for share in found} == {num_micro}
+    assert {tuple(batch["input_ids"].shape) for share in found for batch in share} == {(micro_batch_size, LENGTH)}
+    taught = [
+        int(row[0]) for share in found for batch in share for row in batch["labels"] if (row != IGNORE_INDEX).any()
+    ]
+    assert taught == windows(batches().at(1))
+
+
+def test_the_next_micro_batch_is_read_while_a_step_computes_and_errors_come_when_it_is_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage, read = batches(micro_batch_size=2), list[np.ndarray]()
+    take = PackedSplit.take
+
+    def noted(self: PackedSplit, windows_N: np.ndarray) -> np.ndarray:
+        read.append(windows_N)
+        if len(read) == 4:
+            raise StoreError("the disk is gone")
+        return take(self, windows_N)
+
+    monkeypatch.setattr(PackedSplit, "take", noted)
+    step = stage.at(0)
+    next(step)
+    stage._reader.submit(int).result()  # the thread has done what it was asked before
+    assert len(read) == 2
+    next(step)
+    next(step)
+    with pytest.raises(StoreError, match="the disk is gone"):
+        next(step)
+    stage.close()
+
+
+def test_nothing_is_read_ahead_of_the_end_and_nothing_stale_is_given() -> None:
+    stage = batches()
+    list(stage.at(4, is_last=True))
+    assert stage._ahead is None
+    list(stage.at(0))  # reads step 1 ahead
+    assert windows(stage.at(7)) == windows(batches().at(7)), "after a checkpoint of another step"
+    stage.close()
 
 
 class FakeCache:
@@ -96,7 +164,7 @@ def test_no_fewer_windows_are_visited_than_is_known_at_once(before: int) -> None
     """Also where a round through a source ends in between, and a window comes again early in the next one."""
     stage = batches(num_samples_before=before)
     for num_steps in range(1, 24):
-        visited = len(stage.windows_visited(num_steps))
+        visited = len(stage.visiting_order(num_steps))
         assert stage.least_visited(num_steps) <= visited
         assert stage.least_visited(num_steps) >= visited // 2 - 4, "and it says something"
 

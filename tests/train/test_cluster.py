@@ -29,6 +29,7 @@ def two_nodes_of_three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
+        ({"num_workers": 9, "min_workers": 7}, "7 workers of 1 CPUs need 7 CPUs, but the Ray cluster has 6"),
         ({"num_workers": 7}, "7 workers of 1 CPUs need 7 CPUs, but the Ray cluster has 6"),
         ({"num_workers": 2, "use_gpu": True}, "2 GPU workers requested, but the Ray cluster has 1 GPUs"),
         (
@@ -67,6 +68,8 @@ def test_what_the_nodes_lack_is_named(asked: dict[str, Any], sentence: str) -> N
         {"use_gpu": True},
         {"use_gpu": True, "accelerator_type": "T4"},
         {"num_workers": 5, "prefix_job": PrefixJobConfig()},
+        {"num_workers": 9, "min_workers": 6},
+        {"num_workers": 9, "min_workers": 5, "prefix_job": PrefixJobConfig()},
     ],
 )
 def test_what_the_nodes_have_is_not_refused(asked: dict[str, Any]) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from growtx.exceptions import ConfigError, ResourceError
+from growtx.compat.torch import compile_blocks, compiler_errors, num_compiled_graphs
+from growtx.exceptions import ConfigError, ResourceError, TrainingError
 from growtx.growth.assembly import build_stage_model
-from growtx.train import kernels
+from growtx.growth.freezing import prepare_for_stage
+from growtx.train import distributed, kernels
 from growtx.train.distributed import has_gpu, use_device, worker_device
 from growtx.train.engine import deepspeed_config
 from growtx.train.kernels import check_compiler, check_precision, loss_kernel, set_kernels, use_bf16
@@ -70,6 +72,64 @@ def test_a_machine_without_a_compiler_says_so_in_one_sentence(monkeypatch: pytes
     with pytest.raises(ConfigError, match=r"training\.compile: torch\.compile does not work .*[^.]\. Install a C\+\+"):
         set_kernels(model, TrainingConfig(compile=True), CPU)
     set_kernels(model, TrainingConfig(), CPU)  # nothing is compiled, so nothing is needed
+
+
+@pytest.fixture
+def eager_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs are traced and guarded as usual, and run as they are: no C++ is compiled."""
+    monkeypatch.setattr(kernels, "check_compiler", lambda _: None)
+    monkeypatch.setattr(kernels, "compile_blocks", lambda blocks: compile_blocks(blocks, backend="eager"))
+    names = ("recompile_limit", "fail_on_recompile_limit_hit")
+    before = {name: getattr(torch._dynamo.config, name) for name in names}
+    yield
+    torch.compiler.reset()
+    for name, value in before.items():
+        setattr(torch._dynamo.config, name, value)
+
+
+def step_compiled(num_blocks: int, num_new: int) -> int:
+    """Train and evaluate a little; returns the number of graphs."""
+    below = [{"add": num_blocks - num_new}] if num_blocks > num_new else []
+    stage = tiny.stages(stages=[*below, {"add": num_new}])[-1]
+    (whole,) = tiny.stages(stages=[{"add": num_blocks}])
+    model = build_stage_model(tiny.config(num_blocks), whole, None, tiny.substrate(), seed=0)
+    wrapped = prepare_for_stage(model, stage, seed=0)
+    set_kernels(model, TrainingConfig(compile=True), CPU)
+    tokens_BT = torch.randint(0, tiny.VOCAB_SIZE, (2, 12))
+    with compiler_errors():
+        wrapped.train()(input_ids=tokens_BT, labels=tokens_BT).loss.backward()
+        with torch.no_grad():
+            wrapped.eval()(input_ids=tokens_BT[:1], labels=tokens_BT[:1])
+    return num_compiled_graphs()
+
+
+@pytest.mark.usefixtures("eager_backend")
+def test_every_stage_compiles_afresh_and_depth_costs_no_graphs() -> None:
+    """Dynamo's limit is 8 graphs in a process, and past it blocks run uncompiled without a word."""
+    assert step_compiled(2, 2) == 3
+    assert [step_compiled(depth, 1) for depth in (3, 6, 9)] == [4, 4, 4]
+
+
+@pytest.mark.usefixtures("eager_backend")
+def test_blocks_that_would_run_uncompiled_end_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("growtx.compat.torch.MOST_GRAPHS", 1)
+    with pytest.raises(TrainingError, match=r"torch\.compile made 1 graphs .* Set training\.compile=false and resume"):
+        step_compiled(3, 1)
+
+
+def test_a_finished_stage_is_checked_on_the_gpu_if_it_fits_beside_what_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, moved = torch.nn.Linear(256, 256), []
+    num_bytes = 4 * (256 * 256 + 256)
+    monkeypatch.setattr(distributed, "_device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: moved.append(device) or self)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: num_bytes)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: num_bytes // 2)
+    for free, wanted in ((num_bytes // 2, 0), (num_bytes, 1), (10 * num_bytes, 2)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 20 * num_bytes))
+        assert distributed.to_worker(model) is model
+        assert moved == [torch.device("cuda", 0)] * wanted
 
 
 @pytest.fixture

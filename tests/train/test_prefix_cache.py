@@ -52,7 +52,7 @@ def cache_in(path: Path, data: PackedData, dtype: torch.dtype = torch.float32) -
 
 def test_reading_gives_what_recomputing_gives(tmp_path: Path, data: PackedData, model: GrowtxForCausalLM) -> None:
     cache, windows = cache_in(tmp_path, data), np.array([7, 0, 9, 7])
-    cache.fill(cache.shards_of(windows), model, NUM_FROZEN)
+    cache.fill(cache.shards, model, NUM_FROZEN)
     expected = model.forward_prefix(torch.from_numpy(data.train.take(windows)).long(), NUM_FROZEN)
     assert (cache.read(windows) - expected).abs().max() <= 1e-5
 
@@ -217,7 +217,22 @@ def test_the_name_of_a_cache_is_the_same_in_every_version() -> None:
 def test_a_shard_of_fewer_windows_is_computed_again(tmp_path: Path, data: PackedData, model: GrowtxForCausalLM) -> None:
     cache_in(tmp_path, data).fill([0, 1, 2], model, NUM_FROZEN)
     assert cache_in(tmp_path, packed(train=(6, 5))).missing([0, 1, 2]) == [2]
-    assert cache_in(tmp_path, packed(train=(6, 3))).missing([0, 1, 2]) == [2]
+    assert cache_in(tmp_path, packed(train=(6, 3))).missing([0, 1, 2]) == [], "one of more holds what comes next"
+
+
+def test_only_windows_that_are_visited_are_computed_and_each_is_read_as_its_own(
+    tmp_path: Path, data: PackedData, model: GrowtxForCausalLM
+) -> None:
+    order = np.array([9, 2, 5, 0, 7])
+    cache = PrefixCache(str(tmp_path), data, order, dtype=torch.float32, micro_batch=3)
+    cache.fill(cache.shards, model, NUM_FROZEN)
+    assert [np.load(path).shape[0] for path in sorted(tmp_path.iterdir())] == [4, 1]
+    for windows in (np.array([7, 9, 9, 0]), order):
+        expected = model.forward_prefix(torch.from_numpy(data.train.take(windows)).long(), NUM_FROZEN)
+        assert (cache.read(windows) - expected).abs().max() <= 1e-5
+    for other in (1, 8):
+        with pytest.raises(AssertionError, match="not visited"):
+            cache.read(np.array([other]))
 
 
 def test_a_shard_that_another_version_has_hashed_in_its_way_is_computed_again(

@@ -25,7 +25,9 @@ def work(tmp_path: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(prefix_cache, "open_packed", lambda path, local_bytes: DATA)
     run = Storage(str(finished_run))
     parent = read_manifest(run, list_manifests(run)[-1])  # with adapters merged into its blocks
-    return PrefixWork(str(tmp_path), "packed", None, run.root, parent, num_frozen=2, dtype=torch.float32, micro_batch=4)
+    return PrefixWork(
+        str(tmp_path), np.arange(10), "packed", None, run.root, parent, num_frozen=2, dtype=torch.float32, micro_batch=4
+    )
 
 
 def test_a_worker_of_the_job_writes_what_the_sealed_prefix_computes(work: PrefixWork) -> None:
@@ -59,7 +61,7 @@ def test_what_a_job_wrote_stays_unless_something_kept_it_from_writing_the_rest(
     """With the job's rows as Ray Data would return them."""
     import ray.data
 
-    shards = work.cache(DATA).shards_of(np.arange(10))
+    shards = work.cache(DATA).shards
     rows = [{"problem": "", "remedy": ""}, {"problem": problem, "remedy": "Free some space"}]
 
     def iter_rows() -> list[dict[str, str]]:

@@ -64,3 +64,34 @@ def test_cpus_are_whole_or_a_share_of_one(cpus: float) -> None:
 
 def test_samples_and_evaluations_may_be_turned_off() -> None:
     assert build_config(EvaluationConfig, {"num_samples": 0, "every_steps": None}).num_samples == 0
+
+
+def test_a_range_of_workers_is_an_elastic_group_and_any_size_of_it_trains_the_whole_batch() -> None:
+    group = build_config(ResourcesConfig, {"num_workers": [2, 8]})
+    assert (group.min_workers, group.num_workers, group.fewest_workers, group.is_elastic) == (2, 8, 2, True)
+    assert group == build_config(ResourcesConfig, {"num_workers": 8, "min_workers": 2})
+    fixed = group.of_size(3)
+    assert (fixed.num_workers, fixed.fewest_workers, fixed.is_elastic) == (3, 3, False)
+    for micro_batch_size in (None, 2, 5):
+        settings = TrainingConfig(global_batch_size=32, micro_batch_size=micro_batch_size)
+        settings.check_workers(8, is_elastic=True)
+        for num_workers in range(2, 9):
+            room = num_workers * settings.num_micro_batches(num_workers) * settings.micro_batch(num_workers)
+            assert 32 <= room < 32 + num_workers * settings.micro_batch(num_workers)
+    with pytest.raises(ValueError, match=r"global_batch_size=6 leaves some of 8 workers without a window; lower the"):
+        TrainingConfig(global_batch_size=6).check_workers(8, is_elastic=True)
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"num_workers": [8, 2]}, r"num_workers=\[8, 2\] goes down; write the fewest workers first"),
+        ({"num_workers": [1, 2, 3]}, r"num_workers=\[1, 2, 3\] is no range; write the fewest and the most"),
+        ({"num_workers": [0, 2]}, r"num_workers=\[0, 2\] is no range"),
+        ({"num_workers": [1, "many"]}, r"num_workers=\[1, 'many'\] is no range"),
+        ({"min_workers": 0}, "min_workers=0"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(tree: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        build_config(ResourcesConfig, tree)

@@ -321,8 +321,8 @@ def test_a_cache_that_cannot_fit_is_given_up_before_its_windows_are_listed(
     def list_them(*_: object) -> None:
         raise AssertionError("at the size of `pgt`, this takes minutes on every rank")
 
-    monkeypatch.setattr(Batches, "windows_visited", list_them)
-    monkeypatch.setattr(PrefixCache, "shards_of", list_them)
+    monkeypatch.setattr(Batches, "visiting_order", list_them)
+    monkeypatch.setattr(PrefixCache, "missing", list_them)
     the_job = job(home, training={"prefix": "auto", "prefix_cache_gib": 1e-6})
     manifests = finished(the_job)
     assert not any(manifest.metrics["prefix_cached"] for manifest in manifests)
