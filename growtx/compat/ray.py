@@ -32,6 +32,9 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what workers print would appear twice
     "RAY_TRAIN_METRICS_ENABLED": "0",  # nobody reads Ray's own gauges of the controller and the workers
 }
+ALONE_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a Ray that ends with this process has no nodes that could be taken
+}
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a sweep keeps its own records of trials
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's would end trials without a checkpoint
@@ -55,6 +58,13 @@ TOUCHED = (
     ('ray.train.v2._internal.constants:"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"', "get reports of workers without a delay"),
     ('ray.train.v2._internal.constants:"RAY_TRAIN_ENABLE_PRINT_PATCH"', "print once what workers print"),
     ('ray.train.v2._internal.constants:"RAY_TRAIN_METRICS_ENABLED"', "leave out gauges that nobody reads"),
+    ('ray.train.v2._internal.constants:"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"', "start fewer processes"),
+    ("ray.train.torch:TorchTrainer._create_default_callbacks", "start fewer processes"),
+    ("ray.train.v2._internal.callbacks.datasets:DatasetsCallback", "start fewer processes"),
+    (
+        "ray.train.v2._internal.callbacks.placement_group_callback:PlacementGroupCleanerCallback",
+        "start fewer processes",
+    ),
     ('ray.tune.constants:"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"', "leave out Tune's own records of trials"),
     ('ray.tune.constants:"TUNE_DISABLE_SIGINT_HANDLER"', "save checkpoints of trials at Ctrl-C"),
     ('ray.tune.constants:"TUNE_PRINT_ALL_TRIAL_ERRORS"', "show a failed trial in one sentence"),
@@ -113,15 +123,24 @@ def will_be_preempted() -> bool:
 
 
 def torch_trainer(*args: Any, **kwargs: Any) -> TorchTrainer:
-    """Ray's `TorchTrainer` without its handler of Ctrl-C, which would abort without a checkpoint.
+    """Ray's `TorchTrainer` without its handler of Ctrl-C, and without processes that have nothing to do.
 
-    `growtx.run.grow.stop_on_signals` asks for one instead.
+    The handler would abort without a checkpoint; `growtx.run.grow.stop_on_signals` asks for one instead. The processes
+    take two seconds of a CPU each to start: what splits data sets, of which there are none; and on a Ray that ends with
+    this process, what tidies up after a controller that dies before its cluster does.
     """
     from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    idle = (DatasetsCallback,) if os.environ.get("RAY_ADDRESS") else (DatasetsCallback, PlacementGroupCleanerCallback)
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:
             pass
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, idle)]
 
     return Trainer(*args, **kwargs)
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import ray.train
 
-from growtx.compat.ray import TRAIN_ENVIRONMENT, is_startup_timeout, set_environment, torch_trainer
+from growtx.compat.ray import (
+    ALONE_ENVIRONMENT,
+    TRAIN_ENVIRONMENT,
+    is_startup_timeout,
+    set_environment,
+    torch_trainer,
+)
 from growtx.exceptions import TrainingError
 from growtx.storage import Storage
 from growtx.store.manifest import list_manifests
@@ -38,7 +45,7 @@ def fit_worker_group(
     Raises:
         TrainingError: Ray gives up.
     """
-    set_environment(TRAIN_ENVIRONMENT)
+    set_environment(TRAIN_ENVIRONMENT if os.environ.get("RAY_ADDRESS") else TRAIN_ENVIRONMENT | ALONE_ENVIRONMENT)
     resources = jobs[0].resources
     assert all(job.resources == resources for job in jobs)
     num_failures, saved = 0, _saved(jobs)

@@ -314,7 +314,8 @@ def test_ctrl_c_lets_running_streams_end(settings: dict[str, Any], command: str,
             assert [reading.text[:40] for reading in ended] == [reading.text[:40] for reading in undisturbed]
             return list(ended)
 
-    small = {**settings, "cpus_per_replica": 0.25}  # `serve run` takes the machine's CPUs as they are
+    # One replica starts soonest; `serve run` takes the machine's CPUs as they are.
+    small = {**settings, "num_replicas": "1", "num_ingress_replicas": "1", "cpus_per_replica": 0.25}
     with foreground(command, small) as endpoint:
         endpoint.wait_until_up()
         readings = asyncio.run(scenario(endpoint))
@@ -325,7 +326,7 @@ def test_ctrl_c_lets_running_streams_end(settings: dict[str, Any], command: str,
 
 
 def test_a_second_ctrl_c_does_not_wait(settings: dict[str, Any]) -> None:
-    slow = {**settings, "drain_seconds": 600}
+    slow = {**settings, "num_replicas": "1", "num_ingress_replicas": "1", "max_queue": 100, "drain_seconds": 600}
 
     async def scenario(endpoint: Foreground) -> None:
         async with connect(f"http://127.0.0.1:{endpoint.port}") as session:

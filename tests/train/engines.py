@@ -14,9 +14,10 @@ from growtx.exceptions import GrowtxError, StoreError
 from growtx.growth.assembly import build_stage_model
 from growtx.growth.freezing import prepare_for_stage
 from growtx.growth.plan import Stage
+from growtx.models.loss import IGNORE_INDEX
 from growtx.train.distributed import any_rank, on_rank_zero, rank, sum_over_ranks, world_size
 from growtx.train.engine import State, TrainEngine
-from growtx.train.settings import TrainingConfig
+from growtx.train.settings import TrainingConfig, num_micro_batches
 from tests import tiny
 from tests.train.conftest import set_up_rank
 
@@ -49,15 +50,22 @@ def make_engine(zero_stage: int, the_stage: Stage | None = None, **settings: Any
     return TrainEngine(model, the_stage, TrainingConfig(zero_stage=zero_stage, **{**batch, **settings}))  # type: ignore[arg-type]
 
 
-def run(engine: TrainEngine, first_step: int, last_step: int, micro_batch: int = MICRO_BATCH) -> list[float]:
-    """Mean loss over all ranks of each step."""
+def run(
+    engine: TrainEngine, first_step: int, last_step: int, micro_batch: int = MICRO_BATCH, batch: int = BATCH
+) -> list[float]:
+    """Mean loss over all ranks of each step; a batch that does not split is filled up as `Batches` does."""
     losses = []
+    num_micro = num_micro_batches(batch, micro_batch, world_size())
     for step in range(first_step, last_step):
-        tokens_BT = tiny.tokens(BATCH, seed=step)
-        share = BATCH // world_size()
-        tokens_bT = tokens_BT[rank() * share : (rank() + 1) * share]
-        parts = [{"input_ids": part, "labels": part} for part in torch.split(tokens_bT, micro_batch)]
-        totals = engine.step(parts, micro_batch * (tiny.CONTEXT_LENGTH - 1), 1.0)
+        share = num_micro * micro_batch
+        tokens_BT = tiny.tokens(share * world_size(), seed=step)
+        labels_BT = tokens_BT.clone()
+        labels_BT[batch:] = IGNORE_INDEX
+        mine = slice(rank() * share, (rank() + 1) * share)
+        pairs = zip(torch.split(tokens_BT[mine], micro_batch), torch.split(labels_BT[mine], micro_batch), strict=True)
+        parts = [{"input_ids": tokens, "labels": labels} for tokens, labels in pairs]
+        num_targets = batch / (num_micro * world_size()) * (tiny.CONTEXT_LENGTH - 1)
+        totals = engine.step(parts, num_targets, 1.0)
         nats, num_tokens = sum_over_ranks(totals).tolist()
         losses.append(nats / num_tokens)
     return losses
@@ -71,7 +79,7 @@ def two_ranks(this_rank: int, store: str, directory: str) -> None:
     """Train and continue on two ranks under every ZeRO stage; rank 0 writes down what came out."""
     dist = set_up_rank(this_rank, 2, store)
     of_one_rank: Checkpoint = torch.load(f"{directory}/one-rank.pt")
-    found: dict[str, Any] = {"messages": _messages(this_rank)}
+    found: dict[str, Any] = {"messages": _messages(this_rank), "uneven": uneven_losses()}
     for zero_stage in (1, 2, 3):
         engine = make_engine(zero_stage)
         before = engine.frozen_hash()
@@ -85,6 +93,16 @@ def two_ranks(this_rank: int, store: str, directory: str) -> None:
     if this_rank == 0:
         torch.save(found, Path(directory) / "two-ranks.pt")
     dist.destroy_process_group()
+
+
+def uneven_losses() -> list[list[float]]:
+    """Of three windows a step, under every ZeRO stage, in micro batches of two."""
+    found = []
+    for zero_stage in (1, 2, 3):
+        engine = make_engine(zero_stage, global_batch_size=3)
+        found.append(run(engine, 0, 4, batch=3))
+        engine.close()
+    return found
 
 
 def two_ranks_muon(this_rank: int, store: str, directory: str) -> None:

@@ -17,7 +17,17 @@ from growtx.train.engine import MOMENTS, TrainEngine, deepspeed_config, paramete
 from growtx.train.memory import AllocatedBytes, memory_metrics, placement
 from growtx.train.settings import TrainingConfig
 from tests import tiny
-from tests.train.engines import BATCH, MICRO_BATCH, Checkpoint, checkpoint, make_engine, run, stage, two_ranks
+from tests.train.engines import (
+    BATCH,
+    MICRO_BATCH,
+    Checkpoint,
+    checkpoint,
+    make_engine,
+    run,
+    stage,
+    two_ranks,
+    uneven_losses,
+)
 
 pytestmark = pytest.mark.usefixtures("process_group")
 EXACT = 1e-6  # nats
@@ -263,6 +273,9 @@ def test_two_workers_take_the_steps_of_one_and_states_move_between_them(
     torch.multiprocessing.start_processes(two_ranks, arguments, nprocs=2, start_method="forkserver")
     found = torch.load(tmp_path / "two-ranks.pt")
     assert found.pop("messages") == {"raised": "seen by rank 0. Restore it."}
+    of_three_windows = uneven_losses()
+    for zero_stage, of_two in enumerate(found.pop("uneven"), start=1):
+        assert difference(of_two, of_three_windows[0]) < EXACT, f"{zero_stage}: three windows on two workers"
     for zero_stage, (of_two, state_of_two, unmoved, continued, held) in found.items():
         assert difference(of_two, losses) < EXACT, f"{zero_stage}: two workers differ from one"
         assert difference(continued, losses[3:]) < EXACT, f"{zero_stage}: continued from the state of one worker"

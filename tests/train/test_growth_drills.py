@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Run:
     """A run in a process of its own."""
 
-    def __init__(self, home: Path, name: str, *overrides: str, resume: bool = False) -> None:
+    def __init__(self, home: Path, name: str, *overrides: str, resume: bool = False, **environment: str) -> None:
         self.dir = home / name
         command = [sys.executable, str(ROOT / "rayjobs/grow.py"), "--run-dir", str(self.dir)]
         command += ["--resume"] if resume else ["--preset", "real-text"]
@@ -60,7 +60,7 @@ class Run:
                 [*command, *(() if resume else settings), *overrides],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             )
 
     def rows(self) -> list[dict[str, float]]:
@@ -195,6 +195,31 @@ def test_a_stage_goes_on_after_its_driver_was_killed_and_after_ctrl_c_on_two_one
     run.finish()
     assert_same_losses(run, undisturbed, 1e-3)
     assert open_lineage(str(run.dir)).manifests[0] == first
+
+
+def test_an_elastic_group_takes_a_node_that_comes_and_goes_on_without_one_that_went(
+    home: Path, undisturbed: Run
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    node = {"object_store_memory": 80 << 20, "num_cpus": 1}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        group = "resources={num_workers: [1, 2], resize_seconds: 2}"
+        soon = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}  # that it waits for a node that has gone
+        run = Run(home, "elastic", *SLOW, group, RAY_ADDRESS=cluster.address, **soon)
+        run.wait_for(lambda: run.reached(stage=1, step=7))
+        assert len(descendants("ray::RayTrainWorker")) == 1
+        second = cluster.add_node(**node)
+        run.wait_for(lambda: len(descendants("ray::RayTrainWorker")) == 2)
+        run.wait_for(lambda: run.reached(stage=2, step=7))
+        assert len(descendants("ray::RayTrainWorker")) == 2
+        cluster.remove_node(second, allow_graceful=False)
+        run.finish()
+    finally:
+        cluster.shutdown()
+    assert_same_losses(run, undisturbed, 1e-3)
+    assert open_lineage(str(run.dir)).last.metrics["num_workers"] == 1
 
 
 def test_a_request_to_stop_survives_the_process_that_carries_it(home: Path, undisturbed: Run) -> None:
