@@ -61,7 +61,7 @@ class StudyConfig(JobConfig):
         if self.training.prefix == "auto":
             raise ValueError("training.prefix=auto: FLOPs would not be known in advance; use recompute")
         for variant in self.variants:
-            self.base_run(variant)
+            self.base_run(variant).resources.check_fixed("a study")
         return self
 
     def identity_fields(self) -> dict[str, Any]:

@@ -39,6 +39,11 @@ class SweepConfig(RunConfig):
     sweep: SweepSettings
 
     @model_validator(mode="after")
+    def _group_has_one_size(self) -> SweepConfig:
+        self.resources.check_fixed("a sweep")
+        return self
+
+    @model_validator(mode="after")
     def _batches_split(self) -> SweepConfig:
         for batch in self.sweep.space.global_batch_size or ():
             self.training.with_batch(batch).check_workers(self.resources.num_workers)

@@ -208,6 +208,18 @@ class ResourcesConfig(ConfigModel):
         """Workers without which nothing starts."""
         return self.min_workers or self.num_workers
 
+    def check_fixed(self, what: str) -> None:
+        """Refuse an elastic group where several groups share a cluster: each would wait for the room of the others.
+
+        Raises:
+            ValueError: it is one.
+        """
+        if self.is_elastic:
+            raise ValueError(
+                f"resources.num_workers=[{self.min_workers}, {self.num_workers}]: the groups of {what} have a fixed "
+                "size; give one number"
+            )
+
     def of_size(self, num_workers: int) -> ResourcesConfig:
         """The same for a group of a fixed size."""
         return self.model_copy(update={"num_workers": num_workers, "min_workers": None})

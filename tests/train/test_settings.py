@@ -8,6 +8,9 @@ import pytest
 
 from growtx.config import build_config
 from growtx.exceptions import ConfigError
+from growtx.specialists.config import load_specialists_config
+from growtx.study.config import load_study_config
+from growtx.sweep.config import load_sweep_config
 from growtx.train.settings import EvaluationConfig, ResourcesConfig, TrainingConfig
 
 
@@ -80,6 +83,12 @@ def test_a_range_of_workers_is_an_elastic_group_and_any_size_of_it_trains_the_wh
             assert 32 <= room < 32 + num_workers * settings.micro_batch(num_workers)
     with pytest.raises(ValueError, match=r"global_batch_size=6 leaves some of 8 workers without a window; lower the"):
         TrainingConfig(global_batch_size=6).check_workers(8, is_elastic=True)
+
+
+def test_groups_that_share_a_cluster_have_a_fixed_size() -> None:
+    for load in (load_sweep_config, load_study_config, load_specialists_config):
+        with pytest.raises(ConfigError, match=r"num_workers=\[1, 2\]: the groups of .* have a fixed size; give one"):
+            load(None, ["resources.num_workers=[1, 2]"])
 
 
 @pytest.mark.parametrize(
