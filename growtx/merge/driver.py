@@ -81,7 +81,7 @@ def merge(
     Args:
         manifest: members, not yet written; see `ensemble_of_paths`.
         texts: files to measure on, one group for each; default: what the members' runs held out.
-        controls: other models to measure beside the members.
+        controls: other models to measure beside the members; the one called `trunk` is what they branch from.
         before: directory of the merge of these members before their heads were tuned, to compare with.
 
     Raises:

@@ -202,10 +202,12 @@ def test_the_report_needs_no_network_and_has_every_number(scores: MergeScores, t
     page = Path(write_merge_report(out, scores, verdict, parts=text.parts, facts={"windows": {"a": 6}}))
     html = page.read_text()
     assert "http" not in re.sub(r"data:[^\"]+", "", html).replace("http-equiv", "")
-    assert "Member weights along a document" in html and html.count("<picture>") == 2
+    assert "Member weights along a document" in html and html.count("<picture>") == 3
     for name in scores.kinds:
         assert f">{name}<" in html
-    assert {path.name for path in (page.parent / "plots").iterdir()} == {"merge_scores.png", "merge_weights.png"}
+    assert {path.name for path in (page.parent / "plots").iterdir()} == {
+        f"merge_{name}.png" for name in ("gains", "scores", "weights")
+    }
     record = json.loads((page.parent / "merge.json").read_text())
     assert len(record["scores"]) == len(scores.rows()) and record["windows"] == {"a": 6}
     assert record["sentence"] == verdict.sentence()
