@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from growtx import formatting as fmt
 from growtx.config import parse_record
 from growtx.evaluate.intervals import Interval
-from growtx.merge.scores import FITTED, TRUNK, Measured, MergeScore, MergeScores
+from growtx.merge.scores import FITTED, OLD_ROUTE, TRUNK, Measured, MergeScore, MergeScores
 from growtx.report.page import Page, Section, Table, Tile, render_page
 from growtx.report.plot_style import Theme, label_axes, new_figure, save
 from growtx.storage import Storage
@@ -27,18 +27,26 @@ if TYPE_CHECKING:
 # The figures of a merge: what it gained, bits per byte of members and rules by domain, member weights along a document.
 
 
-KIND_STYLE = {"member": (0, "o"), "trunk": (4, "P"), "control": (6, "D"), "rule": (2, "s"), "fitted rule": (1, "^")}
+KIND_STYLE = {
+    "member": (0, "o"),
+    "trunk": (4, "P"),
+    "before": (5, "v"),
+    "control": (6, "D"),
+    "rule": (2, "s"),
+    "fitted rule": (1, "^"),
+}
 MOST_SHOWN = 1.6  # times the best member's value; what is worse is not drawn to scale
 GAIN_COLOURS = (0, 1, 2, 3)  # of what a merge is held against, in the theme's cycle
 SHORTEST_LABEL = 0.04  # share of the axis that a piece needs to be written into
-BEST_MEMBER = "the best member on that text"
+BEST_MEMBER = "the best member"
 
 
 def compared_with(scores: MergeScores) -> dict[str, dict[str, str]]:
-    """What a merge is held against, and who that is in each domain: the best member, the controls, the trunk."""
+    """What a merge is held against, and who that is in each domain: best member, what was before, controls, trunk."""
     members = scores.names("member")
     found = {BEST_MEMBER: {domain: measured.best(members) for domain, measured in scores.domains.items()}}
-    return found | {name: dict.fromkeys(scores.domains, name) for name in scores.names("control", "trunk")}
+    others = [*scores.names("before"), *scores.names("control"), *scores.names("trunk")]
+    return found | {name: dict.fromkeys(scores.domains, name) for name in others if name != OLD_ROUTE}
 
 
 def gains_by_domain(scores: MergeScores, chosen: str, theme: Theme) -> Figure:
@@ -235,6 +243,7 @@ def write_merge_report(
     title: str = "merge",
     facts: Mapping[str, Any] | None = None,
     command: str = "",
+    first: Sequence[Section] = (),
 ) -> str:
     """Write `report.html`, `plots/*.png` and `merge.json` into an ensemble's directory; returns the page's address.
 
@@ -242,6 +251,7 @@ def write_merge_report(
         parts: languages of the first mixed document, each with the position that it ends before.
         before: scores of the same members before their heads were tuned.
         facts: what else `merge.json` records (windows, settings).
+        first: sections above all others.
     """
     storage = Storage(out)
     record = {
@@ -258,7 +268,7 @@ def write_merge_report(
         headline=verdict.sentence(),
         subtitle=storage.path(""),
         tiles=_tiles(scores, verdict),
-        sections=list(_sections(storage, scores, verdict, parts, before)),
+        sections=[*first, *_sections(storage, scores, verdict, parts, before)],
         missing=scores.notes,
         command=command,
         config="\n".join(f"{key}: {value}" for key, value in (facts or {}).items()),
@@ -276,7 +286,7 @@ def _tiles(scores: MergeScores, verdict: Verdict) -> list[Tile]:
         Tile(fmt.decimal(main.interval(verdict.best_member).value), f"{verdict.best_member}, the best member"),
         Tile(fmt.decimal(main.interval(verdict.best_rule).value), f"{verdict.best_rule}, the best rule"),
     ]
-    others = scores.names("control", "trunk")
+    others = list(compared_with(scores))[1:]
     return tiles + [Tile(fmt.decimal(main.interval(name).value), name) for name in others]
 
 
@@ -289,7 +299,7 @@ def _sections(
 ) -> Iterator[Section]:
     yield Section(
         title="What the merge gained",
-        lead=f"{UNIT.capitalize()} that the merge by {verdict.rule} saves against the best member of each text"
+        lead=f"{UNIT.capitalize()} that the merge by {verdict.rule} saves against the best member on each text"
         + "".join(f", against the {name}" for name in list(compared_with(scores))[1:])
         + ". A bar to the right is a gain, one to the left a loss; lines are 95 % intervals, paired over windows.",
         picture=save(partial(gains_by_domain, scores, verdict.rule), storage, "merge_gains"),
@@ -357,7 +367,7 @@ def _gains(scores: MergeScores) -> Table:
     best = {domain: measured.best(scores.names("member")) for domain, measured in scores.domains.items()}
     rows = [
         [name, *(_gain_cell(measured, name, best[domain]) for domain, measured in scores.domains.items())]
-        for name in scores.names("rule", "fitted rule", "control", "trunk")
+        for name in scores.names("rule", "fitted rule", "control", "trunk", "before")
     ]
     return Table(["rule", *scores.domains], rows)
 

@@ -76,20 +76,21 @@ def grow_specialists(
                 trunk = prepare_trunk(config, run)
             for name in (*config.names, *(task.name for task in trunk)):
                 check_cluster(config.resources_of(name))
-            grown = _train(trunk, config, status, console)
-            _conclude(trunk, grown, "No specialist has begun; --resume goes on with it")
+            grown = train(trunk, config, status, console)
+            conclude(trunk, grown, "No specialist has begun; --resume goes on with it")
             tasks: list[TrainTask] = []
             if not grown.stopped:
                 with preparing(console):
                     tasks = prepare_tasks(config, run)
-            branched = _train(tasks, config, status, console)
-        _conclude(tasks, branched, "The others are finished; --resume repeats the failed ones")
+            branched = train(tasks, config, status, console)
+        conclude(tasks, branched, "The others are finished; --resume repeats the failed ones")
         if not status.is_stopped:
             merges = merge_all(config, run, tasks)
     return SpecialistsResult(run.root, status.is_stopped, merges)
 
 
-def _train(tasks: list[TrainTask], config: SpecialistsConfig, status: RunStatus, console: Console) -> PoolResult:
+def train(tasks: list[TrainTask], config: SpecialistsConfig, status: RunStatus, console: Console) -> PoolResult:
+    """Train runs side by side, shown beforehand in a table; the status says if a stop was asked for."""
     if not tasks:
         return PoolResult()
     console.print(_task_table(tasks))
@@ -98,7 +99,7 @@ def _train(tasks: list[TrainTask], config: SpecialistsConfig, status: RunStatus,
     return result
 
 
-def _conclude(tasks: list[TrainTask], result: PoolResult, remedy: str) -> None:
+def conclude(tasks: list[TrainTask], result: PoolResult, remedy: str) -> None:
     """Write models, reports and states; raises TrainingError if one has failed."""
     for task in tasks:
         _finish(task, has_failed=task.name in result.failed)
@@ -180,7 +181,7 @@ def prepare_tasks(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
     tasks = []
     for specialist in config.specialists:
         member = config.run_config(specialist, trunk=trunk.root if trunk else None)
-        prepared = _prepare_member(member, run, shared_dir)
+        prepared = prepare_member(member, run, shared_dir)
         jobs = [prepared.job]
         total_flops += sum(prepared.job.stage_weights)
         depth = max(depth, prepared.job.stages[-1].num_blocks)
@@ -194,7 +195,7 @@ def prepare_tasks(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
             num_blocks=depth,
             num_blocks_before=shared.job.stages[0].num_blocks_before,
         )
-        tasks.append(TrainTask(CONTROL_RUN, (_prepare_member(control, run, shared_dir).job,)))
+        tasks.append(TrainTask(CONTROL_RUN, (prepare_member(control, run, shared_dir).job,)))
     return tasks
 
 
@@ -214,8 +215,8 @@ def tuning_jobs(job: TrainJob, shared: Prepared, settings: TuneHeadsConfig) -> l
 def merge_all(config: SpecialistsConfig, run: Storage, tasks: list[TrainTask]) -> tuple[MergeResult, ...]:
     """The ensemble of the grown specialists and, where heads were tuned, the ensemble of the tuned ones."""
     members = [task for task in tasks if task.name != CONTROL_RUN]
-    grown = {task.name: _manifest_path(task.jobs[0]) for task in members}
-    tuned = {task.name: _manifest_path(task.jobs[-1]) for task in members}
+    grown = {task.name: manifest_path(task.jobs[0]) for task in members}
+    tuned = {task.name: manifest_path(task.jobs[-1]) for task in members}
     controls = _controls(config, run)
     made = [_merge(config.merge, run.path(ENSEMBLE_DIR), grown, controls, config.name)]
     if config.tune_heads is not None:
@@ -240,7 +241,7 @@ def _merge(
     return merge(manifest, out, config, controls=controls, before=before, title=title)
 
 
-def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepared:
+def prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepared:
     """Prepare the run directory of a specialist or the control, with the shared tokenizer and substrate in it."""
     place = run.child(CONTROL_RUN if config.name == CONTROL_RUN else f"{SPECIALISTS_DIR}/{config.name}")
     return _prepare_run(config, place, shared)
@@ -271,7 +272,7 @@ def _failure(failed: Mapping[str, Exception], remedy: str) -> TrainingError:
     return TrainingError(f"{names} failed ({reasons})", remedy)
 
 
-def _manifest_path(job: TrainJob) -> str:
+def manifest_path(job: TrainJob) -> str:
     """The manifest that a job ends with."""
     storage = Storage(job.run_dir)
     last = job.stages[-1].index

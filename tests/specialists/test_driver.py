@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from growtx.config import build_config
 from growtx.exceptions import ConfigError, GrowtxError, TrainingError
 from growtx.growth.assembly import SUBSTRATE_KEY
 from growtx.growth.ensembles import read_ensemble
@@ -21,66 +18,11 @@ from growtx.growth.results import load_model
 from growtx.models.counting import monolithic_flops
 from growtx.run.pool import PoolResult, TrainTask
 from growtx.specialists import driver
-from growtx.specialists.config import SpecialistsConfig
 from growtx.specialists.driver import TUNED_DIR, grow_specialists, merge_all, prepare_tasks, prepare_trunk
 from growtx.storage import Storage
 from growtx.store.blobs import BlobStore
 from growtx.store.manifest import latest_manifest
-from growtx.train.job import TrainJob
-from tests import tiny
-from tests.run.configs import tree, write_corpus
-
-MERGE = {"rules": ["mean"], "num_windows": 4, "fit_windows": 3, "fit_steps": 2}
-
-
-def config(directory: Path, **changes: Any) -> SpecialistsConfig:
-    """Two specialists on binary codes of 32 dimensions: one text each, of which one is longer."""
-    members = []
-    for name, num_documents in (("one", 60), ("two", 90)):
-        (directory / name).mkdir(exist_ok=True)
-        sources = [{"name": name, "files": write_corpus(directory / name, num_documents)}]
-        members.append({"name": name, "data": {"sources": sources, "validation_fraction": 0.2}})
-    shared = {key: value for key, value in tree("").items() if key != "data"}
-    return build_config(SpecialistsConfig, {**shared, "specialists": members, "merge": MERGE, **changes})
-
-
-def trained(job: TrainJob) -> None:
-    """Finalize every stage of a job as training would, without training."""
-    store = BlobStore(job.run_dir)
-    for stage in job.stages:
-        before = latest_manifest(store.storage)
-        if before is None or before.index < stage.index:
-            tiny.write_stage(store, stage, job.model_at(stage.num_blocks), job.substrate.blob, before)
-
-
-@pytest.fixture
-def without_cluster(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """`train_concurrently` finalizes at once and remembers which runs it trained; no Ray, no figures."""
-    names: list[str] = []
-
-    def together(tasks: list[TrainTask], **_: Any) -> PoolResult:
-        for task in tasks:
-            if not task.is_finished:
-                names.append(task.name)
-                for job in task.jobs:
-                    trained(job)
-        return PoolResult()
-
-    class Connected:
-        def __init__(self, *_: Any, **__: Any) -> None: ...
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: object) -> None: ...
-
-    monkeypatch.setattr(driver, "train_concurrently", together)
-    monkeypatch.setattr(driver, "connected", Connected)
-    monkeypatch.setattr(driver, "check_cluster", lambda resources: None)
-    monkeypatch.setattr("growtx.run.grow.write_report", lambda root: f"{root}/report.html")
-    monkeypatch.setattr("growtx.merge.report.save", lambda draw, storage, name: "")
-    return names
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
+from tests.specialists.conftest import config, quiet, trained
 
 
 def test_all_stand_on_one_tokenizer_and_substrate_made_of_all_data(tmp_path: Path) -> None:
