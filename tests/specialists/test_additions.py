@@ -203,10 +203,8 @@ def test_a_receipt_counts_old_text_by_its_loss_and_new_text_by_the_share_of_the_
     own = {"a": ["old"], "b": ["moved", "old"], "new": ["old", "fresh", "dull"]}
     old, new = _measured(MergeScores({}, domains, "old", own, {}, []), "routed", "new")
     assert [(s.source, s.is_identical) for s in old] == [("moved", False), ("old", True)]
-    assert (
-        old[1].before == 2.0 and old[1].routed == pytest.approx(82 / 40)
+    assert old[1].before == 2.0 and old[1].routed == pytest.approx(82 / 40)
     assert old[1].regression == pytest.approx(0.025)
-    )
     assert [s.source for s in new] == ["fresh", "dull"] and new[1].kept is None
     assert (new[0].before, new[0].alone) == (3.0, 1.5) and new[0].kept == pytest.approx((120 - 64) / (120 - 60))
     assert "moved: the old route gives other bits" in str(_refusal("new", old, 0.5))
