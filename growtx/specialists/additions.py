@@ -10,6 +10,7 @@ newest is what is in service. Nothing that was there before is written to, so an
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +32,7 @@ from growtx.growth.ensembles import (
     read_ensemble,
 )
 from growtx.growth.results import find_result
-from growtx.merge.driver import Review, merge
+from growtx.merge.driver import MergeConfig, Review, merge
 from growtx.merge.scores import BEFORE, OLD_ROUTE, MergeScores
 from growtx.models.ensemble import GrowtxEnsembleForCausalLM
 from growtx.report.page import Section, Table
@@ -39,7 +40,7 @@ from growtx.run.config import RunConfig
 from growtx.run.directory import RunStatus, recorded_config
 from growtx.run.pool import TrainTask
 from growtx.run.prepare import cache_dir, preparing
-from growtx.specialists.config import TRUNK_RUN, SpecialistConfig, SpecialistsConfig
+from growtx.specialists.config import TRUNK_RUN, SpecialistConfig, SpecialistsConfig, reads_the_same
 from growtx.specialists.driver import (
     ENSEMBLE_DIR,
     SPECIALISTS_DIR,
@@ -206,9 +207,14 @@ def add_member(
         GrowtxError: in one sentence; what is in service is as it was.
     """
     console = console or Console()
+    if not math.isfinite(max_regression):
+        raise ConfigError(f"--max-regression {max_regression} is no share", "Give a number such as 0.005")
     run, config = _open(run_dir)
     current = in_service(run)
-    if name in read_ensemble(current.root).names:
+    found = read_ensemble(current.root)
+    settings = {**config.merge.model_dump(), "rule": rule or found.rule["name"], "require_gain": False}
+    config = config.model_copy(update={"merge": build_config(MergeConfig, settings)})
+    if name in found.names:
         raise ConfigError(f"{run.root} has a member {name} already", "Choose another name, or remove it first")
     member = _member_config(run, config, name, overrides, resume=resume)
     status = RunStatus(run.child(f"{SPECIALISTS_DIR}/{name}"))
@@ -222,7 +228,7 @@ def add_member(
     if status.is_stopped:
         return AddResult(run.root, stopped=True)
     path = manifest_path(job)
-    return _merge(run, config, current=current, name=name, path=path, rule=rule, max_regression=max_regression)
+    return _merge(run, config, current=current, name=name, path=path, max_regression=max_regression)
 
 
 def remove_member(run_dir: str, name: str) -> str:
@@ -277,16 +283,19 @@ def _member_config(
     place = run.child(f"{SPECIALISTS_DIR}/{name}")
     if place.exists(RUN_FILE) and not resume:
         raise ConfigError(f"{place.root} already holds a run", "Add --resume to go on with it, or choose another name")
+    trunk = run.child(TRUNK_RUN).root if config.trunk else None
     if resume and not overrides:
         if not place.exists(RUN_FILE):
             raise ConfigError(f"--resume: {place.root} holds no run", "Say what to grow: data.sources='[{files: ...}]'")
-        return recorded_config(place)
+        return recorded_config(place).model_copy(update={"parent": trunk or config.parent})
     tree = apply_overrides({"name": name, "plan": config.plan.model_dump(mode="json")}, list(overrides))
     specialist = build_config(SpecialistConfig, tree)
     # As one of the specialists: whatever is asked of these is asked of it.
     together = config.model_copy(update={"specialists": (*config.specialists, specialist)})
     build_config(SpecialistsConfig, together.model_dump(mode="json"))
-    trunk = run.child(TRUNK_RUN).root if config.trunk else None
+    known = [source for other in config.specialists for source in other.data.sources]
+    if all(any(reads_the_same(source, other) for other in known) for source in specialist.data.sources):
+        raise _nothing_new(name)
     return together.run_config(specialist, trunk=trunk)
 
 
@@ -309,14 +318,12 @@ def _merge(
     current: Storage,
     name: str,
     path: str,
-    rule: str | None,
     max_regression: float,
 ) -> AddResult:
     """The ensemble with the new member, its report, and last its receipt."""
     chain = read_additions(run)
     place = run.child(f"{ADDED_DIR}/{chain[-1].number + 1 if chain else 1:02d}-{name}")
     before, _ = load_ensemble(current.root)
-    settings = config.merge.model_copy(update={"rule": rule or before.rule.name, "require_gain": False})
     manifest = changed_ensemble(current.root, place.root, {name: path})
     receipts: list[dict[str, Any]] = []
 
@@ -326,9 +333,9 @@ def _merge(
         return Review((_section(old, new),), _refusal(name, old, max_regression))
 
     merged = merge(
-        manifest.model_copy(update={"rule": {"name": settings.rule}}),
+        manifest.model_copy(update={"rule": {"name": config.merge.rule}}),
         place.root,
-        settings,
+        config.merge,
         controls={BEFORE: before, OLD_ROUTE: _old_route(place.root, manifest, name, before)},
         title=f"{config.name} with {name}",
         review=review,
@@ -382,8 +389,12 @@ def _measured(scores: MergeScores, chosen: str, name: str) -> tuple[list[OldSour
             kept = (before - routed) / (before - alone) if alone < before else None
             new.append(NewSource(source=domain, before=before, alone=alone, routed=routed, kept=kept))
     if not new:
-        raise ConfigError(f"every source of {name} is one that another member has read", "Give it text of its own")
+        raise _nothing_new(name)
     return old, new
+
+
+def _nothing_new(name: str) -> ConfigError:
+    return ConfigError(f"every source of {name} is one that another member has read", "Give it text of its own")
 
 
 def _value(scores: MergeScores, domain: str, name: str) -> float:

@@ -203,7 +203,7 @@ def all_data(config: SpecialistsConfig) -> DataConfig:
     for specialist in config.specialists:
         total = sum(source.weight for source in specialist.data.sources)
         for name, source in zip(specialist.data.source_names, specialist.data.sources, strict=True):
-            same = next((key for key, known in sources.items() if _reads_the_same(known, source)), None)
+            same = next((key for key, known in sources.items() if reads_the_same(known, source)), None)
             key = same or (name if name not in sources else f"{specialist.name}-{name}")
             sources.setdefault(key, source)
             weights[key] = weights.get(key, 0.0) + source.weight / total
@@ -216,7 +216,8 @@ def all_data(config: SpecialistsConfig) -> DataConfig:
     )
 
 
-def _reads_the_same(first: SourceConfig, second: SourceConfig) -> bool:
+def reads_the_same(first: SourceConfig, second: SourceConfig) -> bool:
+    """Whether two sources are the same text, whatever they are called and weigh."""
     free = {"name", "weight"}
     return first.model_dump(exclude=free) == second.model_dump(exclude=free)
 

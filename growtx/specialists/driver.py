@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import nn
 
 from growtx.command import resume_command
-from growtx.config import parse_yaml
+from growtx.config import parse_yaml, to_yaml
 from growtx.exceptions import ConfigError, TrainingError, about
 from growtx.growth.ensembles import ENSEMBLE_FILE, new_ensemble, read_ensemble
 from growtx.growth.flops import check_budget
@@ -32,7 +32,15 @@ from growtx.growth.scaling import lineage_flops
 from growtx.merge.driver import MergeConfig, MergeResult, merge
 from growtx.models.counting import monolithic_flops
 from growtx.run.config import RunConfig, differing_keys
-from growtx.run.directory import RunStatus, begin_run, claim, recording_status, value_at, write_status
+from growtx.run.directory import (
+    RunStatus,
+    begin_run,
+    claim,
+    recorded_config,
+    recording_status,
+    value_at,
+    write_status,
+)
 from growtx.run.grow import finish_run
 from growtx.run.pool import PoolResult, TrainTask, train_concurrently
 from growtx.run.prepare import Prepared, cache_dir, copy_tokenizer_and_substrate, prepare, preparing
@@ -249,12 +257,26 @@ def prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepared
 
 def _prepare_run(config: RunConfig, place: Storage, shared: Storage | None = None) -> Prepared:
     """Claim a run directory and prepare it; tokenizer and substrate are those of `shared`, or of what it continues."""
-    own = claim(place.root, config, resume=place.exists(RUN_FILE))
+    known = place.exists(RUN_FILE)
+    if known and config.parent is not None:
+        _follow(place, config.parent)
+    own = claim(place.root, config, resume=known)
     if config.parent is None and shared is not None:
         copy_tokenizer_and_substrate(own, shared)
     prepared = prepare(config, own)
     write_status(own, "running", prepared.job.num_stages)
     return prepared
+
+
+def _follow(place: Storage, trunk: str) -> None:
+    """Where a run of specialists was moved as a whole, let a branch find its trunk where that is now.
+
+    What was imported from it before is pinned by its hash, so another trunk in its place would be noticed.
+    """
+    recorded: RunConfig = recorded_config(place)
+    moved = recorded.parent != trunk and all(str(path).endswith(f"/{TRUNK_RUN}") for path in (recorded.parent, trunk))
+    if moved:
+        place.write_text(RUN_FILE, to_yaml(recorded.model_copy(update={"parent": trunk})))
 
 
 def _finish(task: TrainTask, *, has_failed: bool) -> None:

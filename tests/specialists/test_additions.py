@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,29 @@ def test_a_branch_that_fails_says_so_and_its_directory_may_be_used_again(
     assert read_ensemble(in_service(Storage(str(run_dir))).root).names == ["one", "two", "three"]
 
 
+def test_a_run_may_be_moved_between_an_addition_and_its_end(
+    tmp_path: Path, run_dir: Path, without_cluster: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeed = driver.train_concurrently
+    monkeypatch.setattr(driver, "train_concurrently", lambda tasks, **_: PoolResult(stopped=True))
+    assert add(run_dir, "three", *new_data(tmp_path, "three")).stopped
+    monkeypatch.setattr(driver, "train_concurrently", succeed)
+    elsewhere = shutil.copytree(run_dir, tmp_path / "elsewhere")  # this process holds the lock of the first one
+    shutil.rmtree(run_dir)
+    result = add(elsewhere, "three", resume=True)
+    assert without_cluster == ["three"] and in_service(Storage(str(elsewhere))).root == result.ensemble
+    grow_specialists(config(tmp_path, trunk=TRUNK, plan=BRANCH), str(elsewhere), resume=True, console=quiet())
+    assert without_cluster == ["three"]
+
+
+def test_text_that_only_an_addition_has_read_is_not_new_either(tmp_path: Path, run_dir: Path) -> None:
+    data = new_data(tmp_path, "three")
+    add(run_dir, "three", *data)
+    with pytest.raises(ConfigError, match="every source of again is one that another member has read"):
+        add(run_dir, "again", *data)
+    assert read_ensemble(in_service(Storage(str(run_dir))).root).names == ["one", "two", "three"]
+
+
 def test_what_does_not_belong_together_is_noticed(tmp_path: Path, run_dir: Path) -> None:
     add(run_dir, "three", *new_data(tmp_path, "three"))
     for file, sentence in (
@@ -179,11 +203,17 @@ def test_what_cannot_be_added_is_refused_before_anything_is_trained(
             add(run_dir, name, *overrides)
     with pytest.raises(ConfigError, match=r"--resume: .*three holds no run. Say what to grow"):
         add(run_dir, "three", resume=True)
+    for options, sentence in (
+        ({"rule": "median"}, "median is not a combination rule"),
+        ({"max_regression": float("nan")}, "--max-regression nan is no share"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            add(run_dir, "three", *data, **options)
+    with pytest.raises(ConfigError, match="every source of again is one that another member has read"):
+        add(run_dir, "again", *new_data(tmp_path, "one", 60))
     with pytest.raises(ConfigError, match="is no run of `growtx specialists`"):
         add(run_dir / "trunk", "three", *data)
     assert without_cluster == []
-    with pytest.raises(ConfigError, match="every source of again is one that another member has read"):
-        add(run_dir, "again", *new_data(tmp_path, "one", 60))
     (run_dir / "ensemble/ensemble.json").unlink()
     with pytest.raises(ConfigError, match=r"has no ensemble yet. Finish it: growtx specialists --resume --run-dir"):
         add(run_dir, "three", *data)
