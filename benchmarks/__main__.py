@@ -7,6 +7,7 @@ growtx benchmark substrate              building 65,536 x 1024, relative to the 
 growtx benchmark tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tiktoken
 growtx benchmark packing --texts 'texts/*.parquet'      200 MB of them on clusters of 1, 2 and 4 one-CPU nodes
 growtx benchmark serving                an ensemble at 1, 8 and 32 clients against what else would serve it
+growtx benchmark serving --trunk        members that share half of their blocks, relative to one member
 growtx benchmark choosing               the next tokens of 32 texts against the sampling of transformers
 growtx benchmark gpu                    the LM head and whole steps on one GPU, beside its peak
 growtx benchmark serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
@@ -77,6 +78,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     serving.add_argument(
         "--warm-up", type=float, default=180.0, metavar="SECONDS", help="time that --soak runs before it measures"
     )
+    serving.add_argument("--trunk", action="store_true", help="2 and 4 members that share half of their blocks instead")
     serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
     serving.set_defaults(run=_serving)
     gpu = benchmarks.add_parser("gpu", help="the LM head's loss and a stage's step on one GPU")
@@ -354,6 +356,8 @@ def _serving(arguments: argparse.Namespace) -> int:
     )
     if arguments.soak is not None:
         return _soak(tokenizer, arguments)
+    if arguments.trunk:
+        return _trunk(tokenizer)
     _print_table(
         "Two members with random weights; x best: of the alternatives to this engine",
         ("system", "clients", "tokens/s", "x best", "TTFT ms p50", "p99", "ITL ms p50", "p99", "bound tokens/s"),
@@ -370,6 +374,28 @@ def _serving(arguments: argparse.Namespace) -> int:
                 row.bound_tokens_per_second,
             )
             for row in measure_serving(random_members(tokenizer), tokenizer)
+        ),
+    )
+    return 0
+
+
+def _trunk(tokenizer: Any) -> int:
+    from benchmarks.serving import measure_trunk
+
+    _print_table(
+        "Members that share half of their blocks, random weights; bound: 1 / (s + N (1 - s)) for the trunk's share s",
+        ("members", "clients", "share s", "tokens/s", "of one member", "bound", "x bound"),
+        (
+            (
+                str(row.num_members),
+                str(row.num_clients),
+                row.share,
+                row.tokens_per_second,
+                row.ratio,
+                row.bound,
+                row.ratio / row.bound,
+            )
+            for row in measure_trunk(tokenizer)
         ),
     )
     return 0

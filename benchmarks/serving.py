@@ -160,10 +160,15 @@ def random_members(
     hidden_size: int = 256,
     num_blocks: int = 6,
     num_heads: int = 8,
+    num_trunk_blocks: int = 0,
     vocab_size: int = 8192,
     context_length: int = 512,
 ) -> Members:
-    """Members with random weights on one substrate: their speed does not depend on what they know."""
+    """Members with random weights on one substrate: their speed does not depend on what they know.
+
+    Args:
+        num_trunk_blocks: lowest blocks that all of them share.
+    """
     torch.manual_seed(0)
     shape = {"hidden_size": hidden_size, "num_hidden_layers": num_blocks, "num_attention_heads": num_heads}
     sizes = {"vocab_size": max(vocab_size, len(tokenizer)), "max_position_embeddings": context_length}
@@ -171,9 +176,81 @@ def random_members(
     for index in range(num_members):
         model = GrowtxForCausalLM(GrowtxConfig(**shape, **sizes)).eval()
         if members:
-            model.model.embed_tokens = next(iter(members.values())).model.embed_tokens
+            first = next(iter(members.values())).model
+            model.model.embed_tokens = first.embed_tokens
+            for depth in range(num_trunk_blocks):
+                model.model.layers[depth] = first.layers[depth]
         members[f"member-{index}"] = model
     return members
+
+
+# Members that share a trunk, beside one member alone.
+
+
+@dataclass
+class TrunkRow:
+    """An ensemble whose members share a trunk; medians over the rounds.
+
+    Attributes:
+        share: of the trunk in a member's weights that every token is multiplied by, its head among them.
+        ratio: tokens per second relative to one member alone, in the same round.
+        bound: of the ratio, if time were proportional to these weights.
+    """
+
+    num_members: int
+    num_clients: int
+    share: float
+    tokens_per_second: float
+    ratio: float
+    bound: float
+
+
+def measure_trunk(
+    tokenizer: PreTrainedTokenizerFast,
+    workload: Workload | None = None,
+    *,
+    num_members: Sequence[int] = (2, 4),
+    num_blocks: int = 6,
+    **shape: int,
+) -> list[TrunkRow]:
+    """Ensembles with a trunk of half the depth, and one member of the same shape, in turns at the most clients.
+
+    Args:
+        shape: of `random_members`.
+    """
+    workload = workload or Workload()
+    torch.set_num_threads(workload.num_threads)
+    trunk = num_blocks // 2
+    ensembles = {
+        number: random_members(tokenizer, num_members=number, num_blocks=num_blocks, num_trunk_blocks=trunk, **shape)
+        for number in (1, *num_members)
+    }
+    alone = next(iter(ensembles[1].values()))
+    share = trunk * _num_weights(alone.model.layers[0]) / _num_weights(alone.model.layers, alone.lm_head)
+    models = {str(number): from_members(members).eval() for number, members in ensembles.items() if number > 1}
+    for model in models.values():
+        model.generation_config.eos_token_id = model.config.eos_token_id = None
+    speeds: dict[str, list[float]] = {}
+    with _engines({"1": alone, **models}, tokenizer) as engines:
+        requests = workload.requests(max(CLIENTS), alone.config.vocab_size)
+        for _ in range(workload.num_rounds):
+            for (name, _way), serve in engines.items():
+                speeds.setdefault(name, []).append(serve(requests).tokens_per_second)
+    return [
+        TrunkRow(
+            number,
+            max(CLIENTS),
+            share,
+            median(speeds[str(number)]),
+            median(one / lone for one, lone in zip(speeds[str(number)], speeds["1"], strict=True)),
+            1 / (share + number * (1 - share)),
+        )
+        for number in num_members
+    ]
+
+
+def _num_weights(*modules: torch.nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters() if p.dim() > 1)
 
 
 ENGINE = "this engine"

@@ -7,7 +7,8 @@ what to do. Commands print it without a traceback and exit with `exit_code` (2: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class GrowtxError(Exception):
@@ -28,6 +29,15 @@ def reason_of(error: BaseException) -> str:
     """What somebody else's error says, in one line of at most 200 characters, for a sentence of ours."""
     said = getattr(error, "strerror", None) or str(error)
     return " ".join(str(said).split())[:200] or type(error).__name__
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Errors inside say first what they are about."""
+    try:
+        yield
+    except GrowtxError as error:
+        raise type(error)(f"{what}: {error.problem}", error.remedy) from error
 
 
 class ConfigError(GrowtxError):

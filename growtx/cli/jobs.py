@@ -7,6 +7,7 @@ so that `growtx --help` stays quick.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,13 @@ growtx specialists                                   the demo: English, Russian 
 growtx specialists --preset specialists-text --run-dir runs/three        your files in texts/
 growtx specialists --run-dir runs/three --resume     continue, without repeating what is finished
 ray job submit --working-dir . -- python rayjobs/specialists.py --run-dir /shared/runs/three"""
+
+ADD = """Add a language or domain to merged specialists: a branch on new text, and a receipt that no old text has lost.
+
+growtx add runs/three ja data.sources='[{files: "texts/*_ja.parquet"}]'
+growtx add runs/three ja data.sources='[{files: "texts/*_ja.parquet"}]' plan.train.tokens=500_000
+growtx add runs/three ja --resume                    continue one that was interrupted
+What is in service then is named when it ends; nothing that was there before is changed."""
 
 SWEEP = """Search learning rates, LoRA ranks, initialisation and batch size of stages with Ray Tune.
 
@@ -78,6 +86,7 @@ def add_jobs(commands: Commands) -> None:
     add_job_options(
         add_command(commands, "specialists", _specialists, "grow specialists side by side, and merge them", SPECIALISTS)
     )
+    _add_addition(commands)
     sweep = add_command(commands, "sweep", _sweep, "search learning rates and more with Ray Tune", SWEEP)
     add_job_options(sweep)
     sweep.add_argument("--stage", type=int, help="search only this stage (from 1)")
@@ -88,6 +97,22 @@ def add_jobs(commands: Commands) -> None:
     _add_serve(commands)
     benchmark = add_command(commands, "benchmark", _benchmark, "measure performance as ratios", BENCHMARK)
     benchmark.add_argument("arguments", nargs=argparse.REMAINDER, metavar="NAME ...")
+
+
+def _add_addition(commands: Commands) -> None:
+    add = add_command(commands, "add", _add, "add a language or domain to merged specialists", ADD)
+    add.add_argument("run", metavar="RUN", help="directory that `growtx specialists` has made")
+    add.add_argument("name", metavar="NAME", help="of the new member")
+    add.add_argument("--resume", action="store_true", help="continue an addition that was interrupted or refused")
+    add.add_argument("--rule", help="combination rule with the new member (default: the one there is)")
+    add.add_argument(
+        "--max-regression", type=float, default=0.005, metavar="SHARE",
+        help="refuse if any old text gets worse by more (default: 0.005)",
+    )  # fmt: skip
+    add.add_argument("overrides", nargs="*", metavar="key=value", help="data, and plan, seed, resources of its own")
+    remove = add_command(commands, "remove", _remove, "take the newest addition out of service again")
+    remove.add_argument("run", metavar="RUN", help="directory that `growtx specialists` has made")
+    remove.add_argument("name", metavar="NAME", help="of the member that was added last")
 
 
 def _add_evaluate(commands: Commands) -> None:
@@ -149,6 +174,37 @@ def _specialists(arguments: argparse.Namespace) -> int:
     _say_how_it_ended(console, "specialists", result)
     for merged in result.merges:
         console.print(merged.verdict.sentence(), f"report: {merged.report}", sep="\n", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from growtx.specialists.additions import add_member, receipt_sentences
+
+    console = Console()
+    result = add_member(
+        arguments.run,
+        arguments.name,
+        arguments.overrides,
+        resume=arguments.resume,
+        rule=arguments.rule,
+        max_regression=arguments.max_regression,
+        console=console,
+    )
+    if result.receipt is None:
+        again = shlex.join(["growtx", "add", arguments.run, arguments.name, "--resume"])
+        console.print(f"stopped; continue with: {again}", soft_wrap=True)
+        return 0
+    for sentence in (*receipt_sentences(result.receipt), f"report: {result.report}", f"in service: {result.ensemble}"):
+        console.print(sentence, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    from growtx.specialists.additions import remove_member
+
+    print(f"in service: {remove_member(arguments.run, arguments.name)}")
     return 0
 
 

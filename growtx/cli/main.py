@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from growtx.growth.results import Result
     from growtx.store.verify import VerifyReport
 
-INTERMIXED = ("grow", "specialists", "sweep", "study", "evaluate", "plan")  # overrides may stand between their options
+INTERMIXED = (
+    "grow",
+    "specialists",
+    "add",
+    "sweep",
+    "study",
+    "evaluate",
+    "plan",
+)  # overrides may stand between their options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,6 +166,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from growtx.growth.results import find_result
 
     result = find_result(arguments.path)
+    if result.kind == "group":
+        print(*_additions(result), sep="\n")
+        return 0
     if result.ensemble is not None:
         print(result.ensemble.model_dump_json(indent=None if arguments.json else 1))
         return 0
@@ -168,6 +179,17 @@ def _inspect(arguments: argparse.Namespace) -> int:
         Console().print(stage_table(lineage), blob_table(lineage), sep="\n")
         print(*_data_sentences(lineage), sep="", end="")
     return 0
+
+
+def _additions(result: Result) -> list[str]:
+    """What a group holds and, of specialists, what was added to them."""
+    from growtx.specialists.additions import read_additions, receipt_sentences
+
+    lines = [part.address for part in result.parts()] or [f"{result.address}: nothing is finished"]
+    for addition in read_additions(result.home):
+        lines.append(f"receipt {addition.digest[:12]} of {addition.receipt.created}: added {addition.receipt.name}")
+        lines += [f"  {sentence}" for sentence in receipt_sentences(addition.receipt)]
+    return lines
 
 
 def _data_sentences(lineage: Lineage) -> list[str]:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import Cache, ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList, PreTrainedConfig
+from transformers.generation.continuous_batching.cache import ATTN_TYPE_TO_ALLOCATOR
+from transformers.generation.continuous_batching.cache_allocators import FullAttentionCacheAllocator
 from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessor,
     ContinuousBatchingLogitsProcessorList,
@@ -26,6 +28,8 @@ SEEN = "5.23.0"
 _BATCHING = "transformers.generation.continuous_batching"
 _MANAGER = f"{_BATCHING}.continuous_api:ContinuousBatchingManager"
 _PROCESSOR = f"{_BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor"
+_PAGES = f"{_BATCHING}.cache_allocators:FullAttentionCacheAllocator"
+_FEWER = "give layers that all members share the pages of one member"
 _WHO = "learn which requests are in a step"
 TOUCHED = (
     ("transformers:PreTrainedConfig._attn_implementation", "read and set the attention of a model"),
@@ -34,6 +38,13 @@ TOUCHED = (
     ('transformers.cache_utils:"layer_class_to_replicate"', "know whether a cache has room for a rule's rows"),
     (f"{_BATCHING}.cache:PagedAttentionCache.update", "keep a rule's rows in the paged cache"),
     (f'{_BATCHING}.cache:"block_table"', "know whether the paged cache is gathered"),
+    (f"{_BATCHING}.cache:ATTN_TYPE_TO_ALLOCATOR", _FEWER),
+    (f'{_BATCHING}.cache:"bytes_per_block = config.num_hidden_layers *"', _FEWER),
+    (f"{_PAGES}.update", _FEWER),
+    (f"{_PAGES}.supports_block_table", _FEWER),
+    (f"{_PAGES}.rows_per_token", _FEWER),
+    (f"{_PAGES}.self.num_key_value_heads", _FEWER),
+    (f"{_PAGES}.self.tokens_per_page", _FEWER),
     (f'{_BATCHING}.input_outputs:"cu_seq_lens_q"', "know where the requests of a step lie"),
     (f'{_BATCHING}.input_outputs:"cu_seq_lens_k"', "know where the requests of a step lie"),
     (f'{_BATCHING}.input_outputs:"logits_indices"', "leave out an argument that models of transformers ignore"),
@@ -117,6 +128,69 @@ class PagedCall:
         arguments = dict(self._arguments)  # the cache writes into them
         keys, values = arguments["cache"].update(keys, values, layer_idx=layer, kwargs=arguments)
         return keys, values
+
+
+class _MemberPages(FullAttentionCacheAllocator):
+    """Pages of a decoder in which some layers have the heads of one member and some those of N (`members_of_layers`).
+
+    Pages are those of one member's heads; a layer with N members takes N pages of every block, which lie side by side.
+    A decoder whose config does not say so is kept as transformers does it.
+    """
+
+    def __init__(
+        self, *, config: PreTrainedConfig, num_key_value_heads: int, layer_indices: list[int], **options: Any
+    ) -> None:
+        pages: list[Any] = layer_indices
+        members = _members_of_layers(config)
+        if len(set(members)) > 1:
+            num_key_value_heads //= max(members)
+            # The first page has the layer's own index, by which the layer's views are found.
+            pages = [(layer, n) if n else layer for layer in layer_indices for n in range(members[layer])]
+            self.supports_block_table = False  # a kernel's pages have the heads of one layer
+        super().__init__(config=config, num_key_value_heads=num_key_value_heads, layer_indices=pages, **options)
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        read_index: torch.Tensor,
+        write_index: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store keys and values [T, N H, K] of new tokens, each member's in its page; returns those of all tokens."""
+        heads = key_states.shape[1:]
+        if heads[0] == self.num_key_value_heads:
+            return super().update(key_states, value_states, layer_idx, read_index, write_index)  # type: ignore[no-any-return]
+        num_members = heads[0] // self.num_key_value_heads
+        page_rows = self.rows_per_token * self.tokens_per_page  # of keys, then of values
+        steps_N = torch.arange(0, num_members * page_rows, page_rows, device=write_index.device)
+        keys, values = super().update(
+            *(states.reshape(-1, self.num_key_value_heads, heads[1]) for states in (key_states, value_states)),
+            layer_idx,
+            *((index[:, None] + steps_N).flatten() for index in (read_index, write_index)),
+        )
+        return keys.reshape(-1, *heads), values.reshape(-1, *heads)
+
+
+ATTN_TYPE_TO_ALLOCATOR.update({FullAttentionCacheAllocator.layer_type: _MemberPages})
+
+
+def heads_in_cache(config: PreTrainedConfig) -> int:
+    """Heads of keys, over all layers, that a cache keeps of every position."""
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    members = _members_of_layers(config)
+    return heads * sum(members) // max(members)
+
+
+def num_blocks_of(config: PreTrainedConfig, num_pages: int) -> int:
+    """The setting `num_blocks` with room for so many pages of positions; it takes every layer for the widest one."""
+    members = _members_of_layers(config)
+    return -(-num_pages * sum(members) // (len(members) * max(members)))
+
+
+def _members_of_layers(config: PreTrainedConfig) -> list[int]:
+    """How many members' heads each layer has; 1 in models that are no ensemble."""
+    return getattr(config, "members_of_layers", None) or [1] * config.num_hidden_layers
 
 
 def has_layer(cache: Cache, layer: int) -> bool:

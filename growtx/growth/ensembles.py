@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from pydantic import Field, field_validator
 from transformers import PreTrainedTokenizerFast
 
 from growtx.config import ConfigModel, check_record, parse_json
-from growtx.exceptions import ConfigError, GrowtxError, StoreError
+from growtx.exceptions import ConfigError, GrowtxError, StoreError, about
 from growtx.growth.assembly import assemble
 from growtx.growth.lineage import Lineage, open_lineage, tokenizer_of
 from growtx.models.ensemble import GrowtxEnsembleForCausalLM, from_members
@@ -117,7 +116,7 @@ def new_ensemble(out: str, runs: Mapping[str, str], *, rule: dict[str, Any] | st
         raise ConfigError("an ensemble needs at least one member", "Name the specialists to combine")
     lineages = {}
     for name, path in runs.items():
-        with _about(name):
+        with about(f"member {name}"):
             lineages[name] = open_lineage(path)
     last = next(iter(lineages.values())).last
     return EnsembleManifest(
@@ -164,7 +163,7 @@ def assemble_ensemble(
     """The members of a manifest as one model whose rule is not fitted, and their tokenizer."""
     models, tokenizers = {}, []
     for member in manifest.members:
-        with _about(member.name):
+        with about(f"member {member.name}"):
             lineage, found = open_member(root, member)
             models[member.name] = assemble(BlobStore(lineage.storage.root), found).eval()
             tokenizers.append(tokenizer_of(lineage))
@@ -240,15 +239,6 @@ def changed_ensemble(
         raise ConfigError("no member would be left in the ensemble", "Keep at least one")
     changes = {"members": (*kept, *new.values()), "rule": {"name": old.rule["name"]}, "rule_blob": None}
     return old.model_copy(update=changes)
-
-
-@contextmanager
-def _about(name: str) -> Iterator[None]:
-    """Errors inside say which member they are about."""
-    try:
-        yield
-    except GrowtxError as error:
-        raise type(error)(f"member {name}: {error.problem}", error.remedy) from error
 
 
 def _reference(out: str, name: str, lineage: Lineage) -> MemberRef:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from growtx.config import build_config
 from growtx.exceptions import ConfigError
+from growtx.growth.assembly import recorded_config
 from growtx.growth.flops import optimizer_flops, stage_flops
 from growtx.growth.plan import PlanConfig, Stage, StageConfig, monolithic_stage, resolve
 from growtx.models.configuration import GrowtxConfig
+from growtx.store.manifest import Manifest
 
 Measure = Literal["tokens", "flops"]
 
@@ -23,6 +26,23 @@ def plan_cost(config: GrowtxConfig, stages: Sequence[Stage], measure: Measure, *
     for stage in stages:
         per_step = _tokens_of_step(config, stage, tokens_per_step)
         total += _cost_of_step(config, stage, measure, per_step) * stage.train.num_steps(per_step)
+    return total
+
+
+def lineage_flops(manifests: Sequence[Manifest], *, since: int = 0, tokens_per_step: int) -> float:
+    """FLOPs of finished stages, by the tokens that they really trained on.
+
+    Args:
+        manifests: of a lineage, first to last.
+        since: stages up to this index are not counted.
+    """
+    total, tokens_before = 0.0, 0
+    for manifest in manifests:
+        num_tokens, tokens_before = manifest.num_tokens - tokens_before, manifest.num_tokens
+        if manifest.index > since:
+            config, stage = recorded_config(manifest), build_config(Stage, manifest.stage)
+            per_step = _tokens_of_step(config, stage, tokens_per_step)
+            total += _cost_of_step(config, stage, "flops", per_step) * num_tokens / per_step
     return total
 
 

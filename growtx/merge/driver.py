@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from growtx.merge.report import Verdict, judge, read_scores, write_merge_report
 from growtx.merge.scores import FITTED, MergeScores, fitting, prepared_rules, score_merge
 from growtx.merge.text import OwnText, merge_text, own_text
 from growtx.models.ensemble import RULES, CombinationRule
+from growtx.report.page import Section
 
 
 class MergeConfig(ConfigModel):
@@ -66,6 +67,14 @@ class MergeResult:
     report: str
 
 
+@dataclass(frozen=True)
+class Review:
+    """What is said to the scores of a merge: sections of its report, and why it is refused, if it is."""
+
+    sections: tuple[Section, ...]
+    refusal: GrowtxError | None
+
+
 def merge(
     manifest: EnsembleManifest,
     out: str,
@@ -75,18 +84,20 @@ def merge(
     controls: Mapping[str, torch.nn.Module] | None = None,
     before: str | None = None,
     title: str = "merge",
+    review: Callable[[MergeScores, str], Review] | None = None,
 ) -> MergeResult:
     """Write an ensemble and its merge report into `out`.
 
     Args:
         manifest: members, not yet written; see `ensemble_of_paths`.
         texts: files to measure on, one group for each; default: what the members' runs held out.
-        controls: other models to measure beside the members.
+        controls: other models to measure beside the members; their names may say what they are (`scores.KINDS`).
         before: directory of the merge of these members before their heads were tuned, to compare with.
+        review: is asked with the scores and the name of the chosen rule before the report is written.
 
     Raises:
-        GrowtxError: a member cannot be used, there is no text, or the merge loses and `require_gain` is set: then
-            the report is written, the ensemble is not.
+        GrowtxError: a member cannot be used, there is no text, or the merge loses and `require_gain` is set, or is
+            refused by `review`: then the report is written, the ensemble is not.
     """
     ensemble, tokenizer = assemble_ensemble(out, manifest)
     text = merge_text(
@@ -110,6 +121,7 @@ def merge(
         notes=notes,
     )
     verdict = judge(scores, config.rule)
+    reviewed = review(scores, verdict.rule) if review else Review((), None)
     facts: dict[str, Any] = {
         "members": {member.name: member.digest for member in manifest.members},
         "windows": {domain: len(windows) for domain, windows in text.measured.items()},
@@ -126,7 +138,10 @@ def merge(
         title=title,
         facts=facts,
         command=command,
+        first=reviewed.sections,
     )
+    if reviewed.refusal:
+        raise reviewed.refusal
     if config.require_gain and not verdict.has_gained:
         raise GrowtxError(
             f"{verdict.sentence().rstrip('.')}; the ensemble was not written",

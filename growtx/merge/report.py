@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from growtx import formatting as fmt
 from growtx.config import parse_record
 from growtx.evaluate.intervals import Interval
-from growtx.merge.scores import FITTED, Measured, MergeScore, MergeScores
+from growtx.merge.scores import FITTED, OLD_ROUTE, TRUNK, Measured, MergeScore, MergeScores
 from growtx.report.page import Page, Section, Table, Tile, render_page
 from growtx.report.plot_style import Theme, label_axes, new_figure, save
 from growtx.storage import Storage
@@ -24,12 +24,52 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# The two figures of a merge: bits per byte of members and rules by domain, and member weights along a document.
+# The figures of a merge: what it gained, bits per byte of members and rules by domain, member weights along a document.
 
 
-KIND_STYLE = {"member": (0, "o"), "control": (6, "D"), "rule": (2, "s"), "fitted rule": (1, "^")}
+KIND_STYLE = {
+    "member": (0, "o"),
+    "trunk": (4, "P"),
+    "before": (5, "v"),
+    "control": (6, "D"),
+    "rule": (2, "s"),
+    "fitted rule": (1, "^"),
+}
 MOST_SHOWN = 1.6  # times the best member's value; what is worse is not drawn to scale
+GAIN_COLOURS = (0, 1, 2, 3)  # of what a merge is held against, in the theme's cycle
 SHORTEST_LABEL = 0.04  # share of the axis that a piece needs to be written into
+BEST_MEMBER = "the best member"
+
+
+def compared_with(scores: MergeScores) -> dict[str, dict[str, str]]:
+    """What a merge is held against, and who that is in each domain: best member, what was before, controls, trunk."""
+    members = scores.names("member")
+    found = {BEST_MEMBER: {domain: measured.best(members) for domain, measured in scores.domains.items()}}
+    others = [*scores.names("before"), *scores.names("control"), *scores.names("trunk")]
+    return found | {name: dict.fromkeys(scores.domains, name) for name in others if name != OLD_ROUTE}
+
+
+def gains_by_domain(scores: MergeScores, chosen: str, theme: Theme) -> Figure:
+    """A row for each domain, in it a bar for each of what the merge is held against: bits per byte that it saves."""
+    domains, references = list(scores.domains), compared_with(scores)
+    thickness = 0.8 / len(references)
+    height = 1.6 + len(domains) * (0.25 + 0.22 * len(references))
+    figure, (axes,) = new_figure(theme, width=9, height=height)
+    for number, (label, names) in enumerate(references.items()):
+        gains = [scores.domains[domain].gain(chosen, names[domain]) for domain in domains]
+        rows = np.arange(len(domains)) + (number - (len(references) - 1) / 2) * thickness
+        values = np.array([gain.value for gain in gains])
+        low, high = (np.array([getattr(gain, end) or gain.value for gain in gains]) - values for end in ("low", "high"))
+        colour = theme.cycle[GAIN_COLOURS[number % len(GAIN_COLOURS)]]
+        axes.barh(rows, values, 0.9 * thickness, color=colour, label=f"against {label}")
+        axes.errorbar(values, rows, xerr=(-low, high), fmt="none", ecolor=theme.foreground, elinewidth=1.1)
+    axes.axvline(0, color=theme.foreground, linewidth=1)
+    axes.set_yticks(range(len(domains)), domains)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    label_axes(axes, x="bits per byte that the merge saves: right of 0 it is better", y="")
+    figure.legend(loc="outside upper left", ncols=len(references), frameon=False)
+    return figure
 
 
 def scores_by_domain(scores: MergeScores, chosen: str, theme: Theme) -> Figure:
@@ -203,6 +243,7 @@ def write_merge_report(
     title: str = "merge",
     facts: Mapping[str, Any] | None = None,
     command: str = "",
+    first: Sequence[Section] = (),
 ) -> str:
     """Write `report.html`, `plots/*.png` and `merge.json` into an ensemble's directory; returns the page's address.
 
@@ -210,6 +251,7 @@ def write_merge_report(
         parts: languages of the first mixed document, each with the position that it ends before.
         before: scores of the same members before their heads were tuned.
         facts: what else `merge.json` records (windows, settings).
+        first: sections above all others.
     """
     storage = Storage(out)
     record = {
@@ -226,7 +268,7 @@ def write_merge_report(
         headline=verdict.sentence(),
         subtitle=storage.path(""),
         tiles=_tiles(scores, verdict),
-        sections=list(_sections(storage, scores, verdict, parts, before)),
+        sections=[*first, *_sections(storage, scores, verdict, parts, before)],
         missing=scores.notes,
         command=command,
         config="\n".join(f"{key}: {value}" for key, value in (facts or {}).items()),
@@ -244,7 +286,8 @@ def _tiles(scores: MergeScores, verdict: Verdict) -> list[Tile]:
         Tile(fmt.decimal(main.interval(verdict.best_member).value), f"{verdict.best_member}, the best member"),
         Tile(fmt.decimal(main.interval(verdict.best_rule).value), f"{verdict.best_rule}, the best rule"),
     ]
-    return tiles + [Tile(fmt.decimal(main.interval(name).value), name) for name in scores.names("control")]
+    others = list(compared_with(scores))[1:]
+    return tiles + [Tile(fmt.decimal(main.interval(name).value), name) for name in others]
 
 
 def _sections(
@@ -254,6 +297,22 @@ def _sections(
     parts: Sequence[tuple[str, int]],
     before: Sequence[MergeScore],
 ) -> Iterator[Section]:
+    yield Section(
+        title="What the merge gained",
+        lead=f"{UNIT.capitalize()} that the merge by {verdict.rule} saves against the best member on each text"
+        + "".join(f", against the {name}" for name in list(compared_with(scores))[1:])
+        + ". A bar to the right is a gain, one to the left a loss; lines are 95 % intervals, paired over windows.",
+        picture=save(partial(gains_by_domain, scores, verdict.rule), storage, "merge_gains"),
+        table=_gained(scores, verdict.rule),
+        note="The control is one dense model on the data of all members." if scores.names("control") else "",
+    )
+    if scores.names("trunk"):
+        yield Section(
+            title="What the trunk gave, and what the branches",
+            lead=f"{UNIT.capitalize()}, lower is better. The trunk is what all members branch from, measured with its "
+            "own head; the best branch is the best member on that text. Gains are over the trunk.",
+            table=_branches(scores, verdict.rule),
+        )
     yield Section(
         title="Members and rules on every kind of text",
         lead=f"{UNIT.capitalize()}, lower is better; bars are 95 % intervals over windows. The dashed line is the best "
@@ -268,7 +327,6 @@ def _sections(
         lead="Paired over windows, so these intervals are narrower than those above: an interval above zero is a gain. "
         "Percentages are relative to the best member's value on that text.",
         table=_gains(scores),
-        note="A control is one dense model on the data of all members." if scores.names("control") else "",
     )
     if before:
         yield Section(
@@ -309,9 +367,31 @@ def _gains(scores: MergeScores) -> Table:
     best = {domain: measured.best(scores.names("member")) for domain, measured in scores.domains.items()}
     rows = [
         [name, *(_gain_cell(measured, name, best[domain]) for domain, measured in scores.domains.items())]
-        for name in scores.names("rule", "fitted rule", "control")
+        for name in scores.names("rule", "fitted rule", "control", "trunk", "before")
     ]
     return Table(["rule", *scores.domains], rows)
+
+
+def _gained(scores: MergeScores, chosen: str) -> Table:
+    """What the chosen rule gains in each domain, against everything that it is held against."""
+    references = compared_with(scores)
+    rows = [
+        [domain, *(_gain_cell(measured, chosen, names[domain]) for names in references.values())]
+        for domain, measured in scores.domains.items()
+    ]
+    return Table(["text", *(f"against {label}" for label in references)], rows)
+
+
+def _branches(scores: MergeScores, chosen: str) -> Table:
+    """The trunk alone, the best branch and the merge, with what each of these gains over the trunk."""
+    rows = []
+    for domain, measured in scores.domains.items():
+        best = measured.best(scores.names("member"))
+        cells = [f"{measured.interval(name).value:.3f}" for name in (TRUNK, best, chosen)]
+        gains = [_gain_cell(measured, name, TRUNK) for name in (best, chosen)]
+        rows.append([domain, cells[0], best, cells[1], gains[0], cells[2], gains[1]])
+    columns = ["text", "trunk alone", "best branch", "its value", "gain of the branch", "merge", "gain of the merge"]
+    return Table(columns, rows, text_columns=(0, 2))
 
 
 def _gain_cell(measured: Measured, name: str, best: str) -> str:

@@ -24,9 +24,12 @@ from growtx.models.ensemble.fitting import fit_rule
 from growtx.models.ensemble.rules import ClusterRule
 from growtx.models.ensemble.scoring import score
 
-Kind = Literal["member", "control", "rule", "fitted rule"]
+Kind = Literal["member", "trunk", "before", "control", "rule", "fitted rule"]
 Floats = npt.NDArray[np.float64]
 FITTED = "{} (fitted)"
+TRUNK = "trunk"  # the name of what members branch from, where it is measured beside them
+BEFORE, OLD_ROUTE = "before", "old route"  # the ensemble without its newest member: as it was, and as it is named now
+KINDS: dict[str, Kind] = {TRUNK: "trunk", BEFORE: "before", OLD_ROUTE: "before"}
 
 
 class MergeScore(ConfigModel):
@@ -144,7 +147,7 @@ def score_merge(
     controls = controls or {}
     members = ensemble.config.member_names or []
     kinds: dict[str, Kind] = dict.fromkeys(members, "member")
-    kinds |= dict.fromkeys(controls, "control")
+    kinds |= {name: KINDS.get(name, "control") for name in controls}
     kinds |= {name: "fitted rule" if name.endswith(" (fitted)") else "rule" for name in rules}
     domains: dict[str, Measured] = {}
     weights: dict[str, Floats] = {}

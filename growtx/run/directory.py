@@ -168,7 +168,7 @@ def _changed_values(storage: Storage, run_dir: str, recorded: JobConfig, config:
     from_stage = 1 if last is None else last.index + 1
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return [
-        ValueChange(key=key, before=_value(before, key), after=_value(after, key), from_stage=from_stage, at=now)
+        ValueChange(key=key, before=value_at(before, key), after=value_at(after, key), from_stage=from_stage, at=now)
         for key in keys
     ]
 
@@ -186,7 +186,8 @@ def _structure(config: JobConfig) -> Any:
     return plan.mode, plan.match, plan.unfreeze, plan.insert, stages
 
 
-def _value(tree: Any, dotted: str) -> Any:
+def value_at(tree: Any, dotted: str) -> Any:
+    """What a tree has at a dotted key; None where it has none."""
     for part in dotted.split("."):
         if isinstance(tree, list) and part.isdecimal() and int(part) < len(tree):
             tree = tree[int(part)]

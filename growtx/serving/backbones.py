@@ -57,7 +57,10 @@ class FlatBackbone(Backbone):
 
 
 class FusedBackbone(Backbone):
-    """Equal members fused into one decoder: fewer and larger operations. The weights of its rules are constants."""
+    """Members of equal depth fused into one decoder, their common trunk run once: fewer and larger operations.
+
+    The weights of its rules are constants.
+    """
 
     def __init__(self, ensemble: GrowtxEnsembleForCausalLM) -> None:
         rules, own = _rules_of(ensemble), ensemble.rule
@@ -79,13 +82,17 @@ class FusedBackbone(Backbone):
 
 
 def make_backbone(model: PreTrainedModel) -> Backbone:
-    """The fastest form that serves every rule of the model. The fused form has its own copy of the blocks."""
+    """The fastest form that serves every rule of the model. The fused form has its own copy of all but the trunk.
+
+    The flat one also runs blocks once that some members share, but not all; the fused form would have to repeat them.
+    """
     if not isinstance(model, GrowtxEnsembleForCausalLM):
         return Backbone(model)
     config = model.config
     has_equal_depths = len({len(blocks) for blocks in config.blocks_of_members}) == 1
     remembers = model.rule.num_history_layers(config.num_members) > 0
-    can_be_fused = config.num_members > 1 and has_equal_depths and not config.shared_blocks and not remembers
+    shares_trunk_only = len(config.shared_blocks) == config.num_trunk_blocks
+    can_be_fused = config.num_members > 1 and has_equal_depths and shares_trunk_only and not remembers
     return FusedBackbone(model) if can_be_fused else FlatBackbone(model)
 
 

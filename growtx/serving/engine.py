@@ -13,7 +13,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from growtx.compat.transformers import StepRequest, batching_manager, cause_of_end, is_ready, set_attention
+from growtx.compat.transformers import (
+    StepRequest,
+    batching_manager,
+    cause_of_end,
+    heads_in_cache,
+    is_ready,
+    num_blocks_of,
+    set_attention,
+)
 from growtx.data.tokenizer import start_token_id
 from growtx.exceptions import ConfigError
 from growtx.models.causal_lm import GrowtxBlock
@@ -76,7 +84,7 @@ class Engine:
             GenerationConfig(do_sample=False, eos_token_id=self.eos_token_ids or -1),
             ContinuousBatchingConfig(
                 page_size=PAGE_SIZE,
-                num_blocks=num_pages,
+                num_blocks=num_blocks_of(self.decoder.config, num_pages),
                 max_batch_tokens=max(max_batch_tokens, max_batch_size),
                 max_requests_per_batch=max_batch_size,
                 use_async_batching=False,
@@ -218,8 +226,7 @@ async def _next_tokens(queue: asyncio.Queue[Token | EngineError]) -> list[Token]
 def _num_pages(model: Decoder, wanted_tokens: int, context_length: int, kv_cache_gib: float) -> int:
     """Pages that the budget buys, no more than a full batch can use."""
     config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    page_bytes: int = 2 * PAGE_SIZE * config.num_hidden_layers * heads * config.head_dim * model.dtype.itemsize
+    page_bytes: int = 2 * PAGE_SIZE * heads_in_cache(config) * config.head_dim * model.dtype.itemsize
     affordable = int(kv_cache_gib * BYTES_PER_GIB) // page_bytes
     needed = context_length // PAGE_SIZE + 1
     if affordable < needed:

@@ -9,15 +9,17 @@ from pydantic import Field, model_validator
 from growtx.config import ConfigModel, build_config, load_preset
 from growtx.data.sources import DataConfig, SourceConfig
 from growtx.exceptions import ConfigError
-from growtx.growth.plan import BudgetConfig, PlanConfig
+from growtx.growth.plan import BudgetConfig, PlanConfig, StageConfig
 from growtx.growth.scaling import control_plan
 from growtx.merge.driver import MergeConfig
+from growtx.merge.scores import TRUNK
 from growtx.models.configuration import GrowtxConfig
 from growtx.run.config import TRAINING_VALUES, JobConfig, RunConfig
 from growtx.train.settings import ResourcesConfig
 
 DEFAULT_SPECIALISTS_PRESET = "specialists-demo"
 CONTROL_RUN = "control"
+TRUNK_RUN = TRUNK
 
 
 class SpecialistConfig(ConfigModel):
@@ -28,6 +30,27 @@ class SpecialistConfig(ConfigModel):
     plan: PlanConfig | None = Field(None, description="null: the shared plan")
     resources: ResourcesConfig | None = Field(None, description="its share of the cluster; null: the shared one")
     seed: int | None = Field(None, ge=0, description="null: the shared seed")
+
+
+class TrunkConfig(ConfigModel):
+    """What all specialists branch from: a plan to grow first, or a run that is there already."""
+
+    plan: PlanConfig | None = Field(None, description="stages that are grown on the data of all specialists")
+    run: str | None = Field(None, description="a run directory, or a manifest in one, to branch from instead")
+    resources: ResourcesConfig | None = Field(None, description="its share of the cluster; null: the shared one")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> TrunkConfig:
+        if self.plan is not None and self.run is not None:
+            raise ValueError(
+                f"trunk.plan and trunk.run={self.run} are both given; remove trunk.plan to branch from that run, or "
+                "trunk.run to grow a trunk"
+            )
+        if self.plan is None and self.run is None:
+            raise ValueError("trunk has neither plan nor run; give trunk.plan to grow one, or trunk.run to take a run")
+        if self.run is not None and self.resources is not None:
+            raise ValueError(f"trunk.run={self.run} is not trained; remove trunk.resources")
+        return self
 
 
 class TuneHeadsConfig(ConfigModel):
@@ -44,6 +67,9 @@ class SpecialistsConfig(JobConfig):
 
     kind: Literal["specialists"] = "specialists"
     plan: PlanConfig
+    trunk: TrunkConfig | None = Field(
+        None, description="what all specialists branch from; `plan` then continues it; null: each begins with nothing"
+    )
     specialists: tuple[SpecialistConfig, ...] = Field(min_length=1)
     retries: int = Field(1, ge=0, description="how often a failed specialist is restarted, while the others continue")
     control: bool = Field(False, description="also train one dense model on all data with the FLOPs of all plans")
@@ -53,8 +79,10 @@ class SpecialistsConfig(JobConfig):
     @model_validator(mode="after")
     def _consistent(self) -> SpecialistsConfig:
         names = [specialist.name for specialist in self.specialists]
-        if len(set(names)) != len(names) or CONTROL_RUN in names:
-            raise ValueError(f"each specialist needs a name of its own, and none may be called {CONTROL_RUN}")
+        if len(set(names)) != len(names) or {CONTROL_RUN, TRUNK_RUN} & set(names):
+            raise ValueError(
+                f"each specialist needs a name of its own, and none may be called {CONTROL_RUN} or {TRUNK_RUN}"
+            )
         fractions = {specialist.data.validation_fraction for specialist in self.specialists}
         if len(fractions) > 1:
             raise ValueError(
@@ -62,7 +90,18 @@ class SpecialistsConfig(JobConfig):
                 "another one is measured on"
             )
         for specialist in self.specialists:
-            _check_batches(self, specialist)
+            _check_batches(self, specialist.resources, specialist.plan or self.plan)
+        if self.trunk is not None and self.trunk.plan is not None:
+            _check_batches(self, self.trunk.resources, self.trunk.plan)
+        return self
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> SpecialistsConfig:
+        if self.parent is not None and self.trunk is not None and self.trunk.run is not None:
+            raise ValueError(
+                f"trunk.run={self.trunk.run} and parent={self.parent} both say what the specialists continue; remove "
+                "parent"
+            )
         return self
 
     @property
@@ -70,8 +109,9 @@ class SpecialistsConfig(JobConfig):
         return [specialist.name for specialist in self.specialists]
 
     def resources_of(self, name: str) -> ResourcesConfig:
-        """What a specialist, or the control, runs on."""
+        """What a specialist, the trunk or the control runs on."""
         own = {specialist.name: specialist.resources for specialist in self.specialists}
+        own |= {TRUNK_RUN: self.trunk.resources} if self.trunk else {}
         return own.get(name) or self.resources
 
     def identity_fields(self) -> dict[str, Any]:
@@ -79,17 +119,39 @@ class SpecialistsConfig(JobConfig):
         del tree["retries"]
         for specialist in tree["specialists"]:
             del specialist["resources"]
+        if self.trunk is not None:
+            del tree["trunk"]["resources"]
         return tree
 
-    def run_config(self, specialist: SpecialistConfig) -> RunConfig:
-        """A specialist as a run of its own."""
+    def run_config(self, specialist: SpecialistConfig, *, trunk: str | None = None) -> RunConfig:
+        """A specialist as a run of its own.
+
+        Args:
+            trunk: directory of the run that it branches from; None: it begins with `parent`, or with nothing.
+        """
         seed = self.seed if specialist.seed is None else specialist.seed
         plan = specialist.plan or self.plan
-        return self._run(specialist.name, specialist.data, plan, self.resources_of(specialist.name), seed)
+        resources = self.resources_of(specialist.name)
+        return self._run(specialist.name, specialist.data, plan, resources, seed, parent=trunk or self.parent)
+
+    def trunk_config(self) -> RunConfig:
+        """The trunk that is to be grown, as a run of its own on the data of all specialists."""
+        return self._run(TRUNK_RUN, all_data(self), self.first_plan, self.resources_of(TRUNK_RUN), self.seed)
 
     def shared_config(self) -> RunConfig:
         """A run on all data that is never trained: its tokenizer, substrate and packed data are shared by all."""
-        return self._run("shared", all_data(self), self.plan, self.resources, self.seed)
+        return self._run("shared", all_data(self), self.first_plan, self.resources, self.seed)
+
+    @property
+    def first_plan(self) -> PlanConfig:
+        """A plan that can begin with nothing, which one that continues a trunk may be unable to do."""
+        if self.trunk is None:
+            return self.plan
+        if self.trunk.plan is not None:
+            return self.trunk.plan
+        first = StageConfig(train=self.plan.stage_configs()[0].train)
+        changes = {"mode": "grow", "grow": None, "stages": (first,), "budget": BudgetConfig()}
+        return self.plan.model_copy(update=changes)
 
     def control_config(
         self, shape: GrowtxConfig, flops: float, *, num_blocks: int, num_blocks_before: int
@@ -100,7 +162,7 @@ class SpecialistsConfig(JobConfig):
             shape: of the specialists' models; its depth is not used.
         """
         plan = control_plan(
-            self.plan,
+            self.first_plan,
             shape,
             "flops",
             flops,
@@ -111,15 +173,23 @@ class SpecialistsConfig(JobConfig):
         plan = plan.model_copy(update={"budget": BudgetConfig()})  # which is for stages; a control trains everything
         return self._run(CONTROL_RUN, all_data(self), plan, self.resources, self.seed)
 
-    def _run(self, name: str, data: DataConfig, plan: PlanConfig, resources: ResourcesConfig, seed: int) -> RunConfig:
+    def _run(
+        self,
+        name: str,
+        data: DataConfig,
+        plan: PlanConfig,
+        resources: ResourcesConfig,
+        seed: int,
+        **changes: Any,
+    ) -> RunConfig:
         shared = {key: getattr(self, key) for key in JobConfig.model_fields if key != "provenance"}
-        changes = {"name": name, "description": "", "seed": seed, "resources": resources}
+        changes = {"name": name, "description": "", "seed": seed, "resources": resources, **changes}
         return RunConfig(**{**shared, **changes}, data=data, plan=plan)
 
 
-def _check_batches(config: SpecialistsConfig, specialist: SpecialistConfig) -> None:
-    resources = specialist.resources or config.resources
-    stages = (specialist.plan or config.plan).stages or ()
+def _check_batches(config: SpecialistsConfig, own: ResourcesConfig | None, plan: PlanConfig) -> None:
+    resources, stages = own or config.resources, plan.stages or ()
+    resources.check_fixed("specialists")
     for num_workers in (resources.num_workers, *(stage.num_workers for stage in stages if stage.num_workers)):
         config.training.check_workers(num_workers)
 
@@ -134,7 +204,7 @@ def all_data(config: SpecialistsConfig) -> DataConfig:
     for specialist in config.specialists:
         total = sum(source.weight for source in specialist.data.sources)
         for name, source in zip(specialist.data.source_names, specialist.data.sources, strict=True):
-            same = next((key for key, known in sources.items() if _reads_the_same(known, source)), None)
+            same = next((key for key, known in sources.items() if reads_the_same(known, source)), None)
             key = same or (name if name not in sources else f"{specialist.name}-{name}")
             sources.setdefault(key, source)
             weights[key] = weights.get(key, 0.0) + source.weight / total
@@ -147,7 +217,8 @@ def all_data(config: SpecialistsConfig) -> DataConfig:
     )
 
 
-def _reads_the_same(first: SourceConfig, second: SourceConfig) -> bool:
+def reads_the_same(first: SourceConfig, second: SourceConfig) -> bool:
+    """Whether two sources are the same text, whatever they are called and weigh."""
     free = {"name", "weight"}
     return first.model_dump(exclude=free) == second.model_dump(exclude=free)
 

@@ -1,7 +1,8 @@
 """Specialists: several models grown at the same time on one tokenizer and substrate, then merged by their logits.
 
 RUN/run.yaml                 the resolved configuration
-RUN/shared/                  tokenizer and substrate, built from the data of all specialists
+RUN/trunk/                   what all specialists branch from, if they do: grown first, or taken over from another run
+RUN/shared/                  tokenizer and substrate, the trunk's or built from the data of all specialists
 RUN/specialists/NAME/        a run directory for each, as `growtx grow` leaves it
 RUN/control/                 the dense control, if requested
 RUN/ensemble/                ensemble.json and its merge report
@@ -10,26 +11,40 @@ RUN/ensemble-tuned/          the same after the heads were tuned on all data, if
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from growtx.command import resume_command
-from growtx.exceptions import ConfigError, TrainingError
+from growtx.config import parse_yaml, to_yaml
+from growtx.exceptions import ConfigError, TrainingError, about
 from growtx.growth.ensembles import ENSEMBLE_FILE, new_ensemble, read_ensemble
+from growtx.growth.flops import check_budget
+from growtx.growth.lineage import import_lineage, open_lineage
 from growtx.growth.plan import PlanConfig, StageConfig, resolve
-from growtx.growth.results import load_model
+from growtx.growth.results import find_result, load_model
+from growtx.growth.scaling import lineage_flops
 from growtx.merge.driver import MergeConfig, MergeResult, merge
 from growtx.models.counting import monolithic_flops
-from growtx.run.config import RunConfig
-from growtx.run.directory import begin_run, claim, recording_status, write_status
+from growtx.run.config import RunConfig, differing_keys
+from growtx.run.directory import (
+    RunStatus,
+    begin_run,
+    claim,
+    recorded_config,
+    recording_status,
+    value_at,
+    write_status,
+)
 from growtx.run.grow import finish_run
-from growtx.run.pool import TrainTask, train_concurrently
+from growtx.run.pool import PoolResult, TrainTask, train_concurrently
 from growtx.run.prepare import Prepared, cache_dir, copy_tokenizer_and_substrate, prepare, preparing
-from growtx.specialists.config import CONTROL_RUN, SpecialistsConfig, TuneHeadsConfig
+from growtx.specialists.config import CONTROL_RUN, TRUNK_RUN, SpecialistsConfig, TuneHeadsConfig
 from growtx.storage import Storage
 from growtx.store.manifest import MANIFESTS_DIR, list_manifests, stage_index
 from growtx.store.run_records import RUN_FILE
@@ -37,6 +52,7 @@ from growtx.train.cluster import check_cluster, connected
 from growtx.train.job import TrainJob
 
 SPECIALISTS_DIR = "specialists"
+TAKEN_OVER_FILE = "taken-over.json"  # in the trunk's directory: where it is from
 ENSEMBLE_DIR = "ensemble"
 TUNED_DIR = "ensemble-tuned"
 
@@ -61,30 +77,119 @@ def grow_specialists(
     console = console or Console()
     run = begin_run(run_dir, config, resume=resume, console=console)
     config = config.model_copy(update={"cache_dir": cache_dir(config, run)})
+    merges: tuple[MergeResult, ...] = ()
     with recording_status(run) as status:
         with connected(config.resources, claim=False):
             with preparing(console):
-                tasks = prepare_tasks(config, run)
-            for name in config.names:
+                trunk = prepare_trunk(config, run)
+            for name in (*config.names, *(task.name for task in trunk)):
                 check_cluster(config.resources_of(name))
-            console.print(_task_table(tasks))
-            result = train_concurrently(tasks, retries=config.retries, on_stop=status.stop, console=console)
-            status.is_stopped = result.stopped
-        for task in tasks:
-            _finish(task, has_failed=task.name in result.failed)
-        if result.failed:
-            raise _failure(result.failed)
-        merges = () if result.stopped else merge_all(config, run, tasks)
-    return SpecialistsResult(run.root, result.stopped, merges)
+            grown = train(trunk, config, status, console)
+            conclude(trunk, grown, "No specialist has begun; --resume goes on with it")
+            tasks: list[TrainTask] = []
+            if not grown.stopped:
+                with preparing(console):
+                    tasks = prepare_tasks(config, run)
+            branched = train(tasks, config, status, console)
+        conclude(tasks, branched, "The others are finished; --resume repeats the failed ones")
+        if not status.is_stopped:
+            merges = merge_all(config, run, tasks)
+    return SpecialistsResult(run.root, status.is_stopped, merges)
+
+
+def train(tasks: list[TrainTask], config: SpecialistsConfig, status: RunStatus, console: Console) -> PoolResult:
+    """Train runs side by side, shown beforehand in a table; the status says if a stop was asked for."""
+    if not tasks:
+        return PoolResult()
+    console.print(_task_table(tasks))
+    result = train_concurrently(tasks, retries=config.retries, on_stop=status.stop, console=console)
+    status.is_stopped = result.stopped
+    return result
+
+
+def conclude(tasks: list[TrainTask], result: PoolResult, remedy: str) -> None:
+    """Write models, reports and states; raises TrainingError if one has failed."""
+    for task in tasks:
+        _finish(task, has_failed=task.name in result.failed)
+    if result.failed:
+        raise _failure(result.failed, remedy)
+
+
+def prepare_trunk(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
+    """Prepare the trunk's own run directory; nothing is to be trained where there is none, or it is taken over.
+
+    Raises:
+        ConfigError, BudgetError: of the trunk, or of a branch that does not fit on it.
+    """
+    place = run.child(TRUNK_RUN)
+    if config.trunk is None:
+        return []
+    if config.trunk.run is not None:
+        _take_over(config, config.trunk.run, place)
+        return []
+    job = _prepare_run(config.trunk_config(), place).job
+    for specialist in config.specialists:
+        plan, last = specialist.plan or config.plan, job.stages[-1]
+        with about(f"specialist {specialist.name}"):
+            stages = resolve(plan, num_stages_before=last.index, num_blocks_before=last.num_blocks)
+            check_budget(job.model_at(stages[-1].num_blocks), stages, plan.budget)
+    return [TrainTask(TRUNK_RUN, (job,))]
+
+
+def _take_over(config: SpecialistsConfig, path: str, place: Storage) -> None:
+    """Copy the run that specialists shall branch from, as it is now, unless that was done before.
+
+    Raises:
+        ConfigError: it was grown on another shape, tokenizer or substrate than the configuration says.
+    """
+    if place.exists(TAKEN_OVER_FILE):
+        return
+    source = find_result(path)
+    source.require_lineage()
+    if source.home.exists(RUN_FILE):
+        where = source.home.path(RUN_FILE)
+        _check_blocks(config, path, parse_yaml(source.home.read_text(RUN_FILE), where), where)
+    last = import_lineage(source.address, place)
+    record = {"run": source.address, "manifest": last.file_name, "digest": last.digest()}
+    place.write_text(TAKEN_OVER_FILE, json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+
+
+def _check_blocks(config: SpecialistsConfig, path: str, tree: Any, where: str) -> None:
+    """Compare the blocks of a configuration that a run was grown on with our own, as far as it has them."""
+    ours = config.model_dump(mode="json", include={"model", "tokenizer", "substrate"})
+    theirs = {name: {**block, **(tree.get(name) or {})} for name, block in ours.items()}
+    for key in differing_keys(ours, theirs):
+        raise ConfigError(
+            f"trunk.run={path} was grown with {key}={value_at(theirs, key)}, but the configuration gives "
+            f"{value_at(ours, key)}",
+            f"Set {key}={value_at(theirs, key)}, as in {where}, or name another run",
+        )
+
+
+def _trunk_flops(config: SpecialistsConfig, trunk: Storage) -> float:
+    """Of all stages of a run that was taken over, else of those of the trunk's own plan."""
+    lineage = open_lineage(trunk.root)
+    plan = config.trunk.plan if config.trunk else None
+    since = 0 if plan is None else lineage.last.index - len(resolve(plan, num_blocks_before=1))
+    per_step = config.training.global_batch_size * config.model.context_length
+    return lineage_flops(lineage.manifests, since=since, tokens_per_step=per_step)
 
 
 def prepare_tasks(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
-    """Prepare what is shared, then every specialist's own run directory; the control comes last."""
-    shared_dir = run.child("shared")
+    """Prepare what is shared, then every specialist's own run directory; the control comes last.
+
+    The trunk, if there is one, has been grown: its FLOPs are counted once, for the control.
+    """
+    shared_dir, trunk = run.child("shared"), run.child(TRUNK_RUN) if config.trunk else None
+    total_flops, depth = 0.0, 0
+    if trunk is not None:
+        copy_tokenizer_and_substrate(shared_dir, trunk)
+        total_flops = _trunk_flops(config, trunk)
     shared = prepare(config.shared_config(), shared_dir)
-    tasks, total_flops, depth = [], 0.0, 0
+    tasks = []
     for specialist in config.specialists:
-        prepared = _prepare_member(config.run_config(specialist), run, shared_dir)
+        member = config.run_config(specialist, trunk=trunk.root if trunk else None)
+        prepared = prepare_member(member, run, shared_dir)
         jobs = [prepared.job]
         total_flops += sum(prepared.job.stage_weights)
         depth = max(depth, prepared.job.stages[-1].num_blocks)
@@ -98,7 +203,7 @@ def prepare_tasks(config: SpecialistsConfig, run: Storage) -> list[TrainTask]:
             num_blocks=depth,
             num_blocks_before=shared.job.stages[0].num_blocks_before,
         )
-        tasks.append(TrainTask(CONTROL_RUN, (_prepare_member(control, run, shared_dir).job,)))
+        tasks.append(TrainTask(CONTROL_RUN, (prepare_member(control, run, shared_dir).job,)))
     return tasks
 
 
@@ -118,12 +223,13 @@ def tuning_jobs(job: TrainJob, shared: Prepared, settings: TuneHeadsConfig) -> l
 def merge_all(config: SpecialistsConfig, run: Storage, tasks: list[TrainTask]) -> tuple[MergeResult, ...]:
     """The ensemble of the grown specialists and, where heads were tuned, the ensemble of the tuned ones."""
     members = [task for task in tasks if task.name != CONTROL_RUN]
-    grown = {task.name: _manifest_path(task.jobs[0]) for task in members}
-    tuned = {task.name: _manifest_path(task.jobs[-1]) for task in members}
-    made = [_merge(config.merge, run.path(ENSEMBLE_DIR), grown, _controls(config, run), config.name)]
+    grown = {task.name: manifest_path(task.jobs[0]) for task in members}
+    tuned = {task.name: manifest_path(task.jobs[-1]) for task in members}
+    controls = _controls(config, run)
+    made = [_merge(config.merge, run.path(ENSEMBLE_DIR), grown, controls, config.name)]
     if config.tune_heads is not None:
         title, before = f"{config.name}, heads tuned", run.path(ENSEMBLE_DIR)
-        made.append(_merge(config.merge, run.path(TUNED_DIR), tuned, _controls(config, run), title, before=before))
+        made.append(_merge(config.merge, run.path(TUNED_DIR), tuned, controls, title, before=before))
     return tuple(result for result in made if result is not None)
 
 
@@ -143,15 +249,34 @@ def _merge(
     return merge(manifest, out, config, controls=controls, before=before, title=title)
 
 
-def _prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepared:
-    """Claim the run directory of a specialist or the control, with the shared tokenizer and substrate in it."""
+def prepare_member(config: RunConfig, run: Storage, shared: Storage) -> Prepared:
+    """Prepare the run directory of a specialist or the control, with the shared tokenizer and substrate in it."""
     place = run.child(CONTROL_RUN if config.name == CONTROL_RUN else f"{SPECIALISTS_DIR}/{config.name}")
-    own = claim(place.root, config, resume=place.exists(RUN_FILE))
-    if config.parent is None:
+    return _prepare_run(config, place, shared)
+
+
+def _prepare_run(config: RunConfig, place: Storage, shared: Storage | None = None) -> Prepared:
+    """Claim a run directory and prepare it; tokenizer and substrate are those of `shared`, or of what it continues."""
+    known = place.exists(RUN_FILE)
+    if known and config.parent is not None:
+        _follow(place, config.parent)
+    own = claim(place.root, config, resume=known)
+    if config.parent is None and shared is not None:
         copy_tokenizer_and_substrate(own, shared)
     prepared = prepare(config, own)
     write_status(own, "running", prepared.job.num_stages)
     return prepared
+
+
+def _follow(place: Storage, trunk: str) -> None:
+    """Where a run of specialists was moved as a whole, let a branch find its trunk where that is now.
+
+    What was imported from it before is pinned by its hash, so another trunk in its place would be noticed.
+    """
+    recorded: RunConfig = recorded_config(place)
+    moved = recorded.parent != trunk and all(str(path).endswith(f"/{TRUNK_RUN}") for path in (recorded.parent, trunk))
+    if moved:
+        place.write_text(RUN_FILE, to_yaml(recorded.model_copy(update={"parent": trunk})))
 
 
 def _finish(task: TrainTask, *, has_failed: bool) -> None:
@@ -163,13 +288,13 @@ def _finish(task: TrainTask, *, has_failed: bool) -> None:
     write_status(run, state, job.num_stages)
 
 
-def _failure(failed: Mapping[str, Exception]) -> TrainingError:
+def _failure(failed: Mapping[str, Exception], remedy: str) -> TrainingError:
     reasons = "; ".join(f"{name}: {str(error).rstrip('.')}" for name, error in failed.items())
     names = ", ".join(failed)
-    return TrainingError(f"{names} failed ({reasons})", "The others are finished; --resume repeats the failed ones")
+    return TrainingError(f"{names} failed ({reasons})", remedy)
 
 
-def _manifest_path(job: TrainJob) -> str:
+def manifest_path(job: TrainJob) -> str:
     """The manifest that a job ends with."""
     storage = Storage(job.run_dir)
     last = job.stages[-1].index
@@ -183,7 +308,9 @@ def _manifest_path(job: TrainJob) -> str:
 
 
 def _controls(config: SpecialistsConfig, run: Storage) -> dict[str, nn.Module]:
-    return {CONTROL_RUN: load_model(run.path(CONTROL_RUN))[0]} if config.control else {}
+    """What members and rules are measured beside: the trunk alone, and the control."""
+    names = [TRUNK_RUN] * (config.trunk is not None) + [CONTROL_RUN] * config.control
+    return {name: load_model(run.path(name))[0] for name in names}
 
 
 def _context(job: TrainJob) -> int:
@@ -192,7 +319,7 @@ def _context(job: TrainJob) -> int:
 
 def _task_table(tasks: list[TrainTask]) -> Table:
     """Who trains what, before it starts."""
-    table = Table(title=f"{len(tasks)} runs", title_justify="left")
+    table = Table(title="1 run" if len(tasks) == 1 else f"{len(tasks)} runs", title_justify="left")
     for column in ("name", "stages", "blocks", "tokens", "FLOPs", "workers", "CPUs"):
         table.add_column(column, justify="left" if column == "name" else "right")
     for task in tasks:

@@ -15,6 +15,7 @@ from benchmarks.serving import (
     Timings,
     Workload,
     measure_serving,
+    measure_trunk,
     padded_batch,
     random_members,
     ratio_to_best,
@@ -82,6 +83,22 @@ def test_every_way_of_serving_is_measured_and_gives_the_tokens_of_the_others(
 
     assert asyncio.run(all_texts()) == together
     engine.stop()
+
+
+def test_a_trunk_is_measured_beside_its_bound(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "CLIENTS", (1, 2))
+    small = {"hidden_size": 32, "num_blocks": 2, "num_heads": 2, "vocab_size": 300, "context_length": 128}
+    rows = measure_trunk(tokenizer, Workload(num_new_tokens=4, num_rounds=1), num_members=(2, 3), **small)
+    block = 12 * 32 * 32
+    share = block / (2 * block + 32 * 300)
+    assert [(row.num_members, row.num_clients) for row in rows] == [(2, 2), (3, 2)]
+    assert [row.share for row in rows] == pytest.approx([share, share])
+    assert [row.bound for row in rows] == pytest.approx([1 / (2 - share), 1 / (3 - 2 * share)])
+    assert all(row.ratio > 0 and row.tokens_per_second > 0 for row in rows)
+    first, second = random_members(tokenizer, num_trunk_blocks=1, **small).values()
+    assert first.model.layers[0] is second.model.layers[0] and first.model.layers[1] is not second.model.layers[1]
 
 
 def test_the_99th_percentile_leaves_out_one_in_a_hundred() -> None:

@@ -20,12 +20,13 @@ from growtx.evaluate.intervals import Interval
 from growtx.exceptions import ConfigError, DataError, GrowtxError
 from growtx.growth.ensembles import read_ensemble
 from growtx.growth.results import load_model
-from growtx.merge.report import judge, read_scores, write_merge_report
+from growtx.merge.report import compared_with, gains_by_domain, judge, read_scores, write_merge_report
 from growtx.merge.scores import Measured, MergeScores, fitting, prepared_rules, score_merge
 from growtx.merge.text import MIXED, MergeText, OwnText, merge_text, own_text
 from growtx.models import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble import RULES, from_members
 from growtx.models.loss import TextScore, labels_of, score_windows
+from growtx.report.plot_style import LIGHT
 from tests import tiny
 from tests.models.ensemble.taking_apart import member_of
 
@@ -202,10 +203,12 @@ def test_the_report_needs_no_network_and_has_every_number(scores: MergeScores, t
     page = Path(write_merge_report(out, scores, verdict, parts=text.parts, facts={"windows": {"a": 6}}))
     html = page.read_text()
     assert "http" not in re.sub(r"data:[^\"]+", "", html).replace("http-equiv", "")
-    assert "Member weights along a document" in html and html.count("<picture>") == 2
+    assert "Member weights along a document" in html and html.count("<picture>") == 3
     for name in scores.kinds:
         assert f">{name}<" in html
-    assert {path.name for path in (page.parent / "plots").iterdir()} == {"merge_scores.png", "merge_weights.png"}
+    assert {path.name for path in (page.parent / "plots").iterdir()} == {
+        f"merge_{name}.png" for name in ("gains", "scores", "weights")
+    }
     record = json.loads((page.parent / "merge.json").read_text())
     assert len(record["scores"]) == len(scores.rows()) and record["windows"] == {"a": 6}
     assert record["sentence"] == verdict.sentence()
@@ -228,6 +231,49 @@ def test_gains_are_also_said_in_percent_of_the_best_member(tmp_path: Path) -> No
     scores = made(mixed=measured(ru=2.0, zh=3.0, mean=2.4, posterior=1.9))
     html = Path(write_merge_report(str(tmp_path), scores, judge(scores, "posterior"))).read_text()
     assert "+0.100 (+5.0\u00a0%)" in html and "−0.400 (−20.0\u00a0%)" in html
+
+
+def with_others() -> MergeScores:
+    scores = made(
+        mixed=measured(ru=3.0, zh=2.5, mean=2.0, trunk=2.4, control=1.5, before=2.2, **{"old route": 2.2}),
+        Russian=measured(ru=2.0, zh=4.0, mean=2.2, trunk=2.6, control=2.3, before=2.1, **{"old route": 2.1}),
+    )
+    kinds: dict[str, Any] = {"ru": "member", "zh": "member", "trunk": "trunk", "control": "control"}
+    return replace(scores, kinds={**kinds, "before": "before", "old route": "before", "mean": "rule"})
+
+
+def test_a_merge_is_held_against_the_best_member_what_was_before_the_control_and_the_trunk() -> None:
+    """The old route is what was before: drawn twice it would say nothing."""
+    assert compared_with(with_others()) == {
+        "the best member": {"mixed": "zh", "Russian": "ru"},
+        "before": {"mixed": "before", "Russian": "before"},
+        "control": {"mixed": "control", "Russian": "control"},
+        "trunk": {"mixed": "trunk", "Russian": "trunk"},
+    }
+
+
+def test_the_picture_of_gains_has_a_bar_for_each_text_and_reference() -> None:
+    (axes,) = gains_by_domain(with_others(), "mean", LIGHT).axes
+    bars = {str(bars.get_label()): [bar.get_width() for bar in bars] for bars in axes.containers if len(bars) == 2}
+    assert {name: [pytest.approx(value) for value in values] for name, values in bars.items()} == {
+        "against the best member": [0.5, -0.2],
+        "against before": [0.2, -0.1],
+        "against control": [-0.5, 0.1],
+        "against trunk": [0.4, 0.4],
+    }
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["mixed", "Russian"]
+
+
+def test_the_report_says_what_the_trunk_gave_and_what_the_branches(tmp_path: Path) -> None:
+    scores = with_others()
+    html = Path(write_merge_report(str(tmp_path), scores, judge(scores, "mean"))).read_text()
+    table = html.split("What the trunk gave, and what the branches")[1].split("</table>")[0]
+    row = [re.sub("<.*?>", "", cell) for cell in re.findall(r"<td.*?</td>", table.split("Russian")[1])]
+    assert row[:3] == ["2.600", "ru", "2.000"] and row[4] == "2.200"
+    assert row[3].startswith("+0.600") and row[5].startswith("+0.400")
+    without = made(mixed=measured(ru=3.0, zh=2.5, mean=2.0, posterior=1.9))
+    page = Path(write_merge_report(str(tmp_path / "no"), without, judge(without, "mean"))).read_text()
+    assert "What the trunk gave" not in page and "What the merge gained" in page
 
 
 QUICK = ["--set", "num_windows=4", "--set", "fit_windows=4", "--set", "fit_steps=2"]

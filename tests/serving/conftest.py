@@ -43,8 +43,12 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **changes: Any
     return GrowtxForCausalLM(config).eval()
 
 
-def make_ensemble(tokenizer: PreTrainedTokenizerFast, rule: str = "mean", **changes: Any) -> PreTrainedModel:
+def make_ensemble(
+    tokenizer: PreTrainedTokenizerFast, rule: str = "mean", *, num_trunk_blocks: int = 0, **changes: Any
+) -> PreTrainedModel:
     members = {name: make_model(tokenizer, seed, **changes) for seed, name in enumerate(("north", "south"))}
+    for index in range(num_trunk_blocks):
+        members["south"].model.layers[index] = members["north"].model.layers[index]
     members["south"].model.embed_tokens = members["north"].model.embed_tokens
     return from_members(members, rule=rule)
 

@@ -92,8 +92,9 @@ def test_penalties_are_those_of_transformers(tokenizer: Any, start_engine: Start
     assert [token.id for token in tokens] == expected.tolist()
 
 
+@pytest.mark.parametrize("num_trunk_blocks", [0, 1])
 def test_members_at_once_give_the_tokens_of_one_after_the_other(
-    tokenizer: Any, engine: Engine, start_engine: StartEngine
+    tokenizer: Any, start_engine: StartEngine, num_trunk_blocks: int
 ) -> None:
     async def everything(engine: Engine) -> list[list[int]]:
         prompts = enumerate(PROMPTS[:8])
@@ -101,12 +102,31 @@ def test_members_at_once_give_the_tokens_of_one_after_the_other(
             *(complete(engine, prompt, 12, seed=index, rule="mixture") for index, prompt in prompts)
         )
 
-    fused = start_engine(make_ensemble(tokenizer, "mean"))
+    fused, flat = (
+        start_engine(make_ensemble(tokenizer, rule, num_trunk_blocks=num_trunk_blocks))
+        for rule in ("mean", "posterior")
+    )
     assert isinstance(fused.decoder.backbone, FusedBackbone)
-    assert isinstance(engine.decoder.backbone, FlatBackbone)
+    assert isinstance(flat.decoder.backbone, FlatBackbone)
+    assert fused.decoder.config.num_trunk_layers == num_trunk_blocks
     together = asyncio.run(everything(fused))
-    assert together == asyncio.run(everything(engine))
+    assert together == asyncio.run(everything(flat))
     assert asyncio.run(complete(fused, PROMPTS[5], 12, seed=5, rule="mixture")) == together[5]
+
+
+def test_a_budget_of_memory_holds_more_positions_of_members_that_share_a_trunk(
+    tokenizer: Any, start_engine: StartEngine
+) -> None:
+    """Two members of four blocks: eight blocks' keys and values, or five of them where three are the trunk."""
+    pools = []
+    for num_trunk_blocks in (0, 3):
+        model = make_ensemble(tokenizer, num_hidden_layers=4, num_trunk_blocks=num_trunk_blocks)
+        engine = start_engine(model, kv_cache_gib=0.01, max_batch_size=64)
+        pools.append(engine._manager.batch_processor.cache)
+    sizes = [pool.num_sectors * pool.bytes_per_sector for pool in pools]
+    pages = [pool.cache_allocators["full_attention"].num_blocks for pool in pools]
+    assert pages[1] / pages[0] == pytest.approx(8 / 5, rel=0.02)
+    assert all(size <= 0.01 * 2**30 * 1.02 for size in sizes)
 
 
 def test_going_on_after_some_tokens_gives_the_rest(engine: Engine) -> None:

@@ -70,11 +70,39 @@ def test_the_control_trains_every_block_at_once_on_all_data() -> None:
     assert build_config(RunConfig, control.model_dump(mode="json")) == control
 
 
+def test_a_trunk_is_a_run_on_all_data_that_every_specialist_continues() -> None:
+    plan = {"grow": {"blocks": 2}, "train": {"steps": 7}}
+    made = config(
+        trunk={"plan": plan, "resources": {"num_workers": 4}},
+        plan={"stages": [{"add": 0, "active": 1}], "train": {"steps": 5}},
+    )
+    trunk = made.trunk_config()
+    assert (trunk.name, trunk.resources.num_workers, trunk.parent) == ("trunk", 4, None)
+    assert trunk.data == all_data(made) and [stage.num_blocks for stage in resolve(trunk.plan)] == [1, 2]
+    member = made.run_config(made.specialists[0], trunk="/runs/x/trunk")
+    assert member.parent == "/runs/x/trunk" and member.plan == made.plan
+    assert made.shared_config().plan == trunk.plan, "the specialists' plan cannot begin with nothing"
+
+
+def test_the_control_of_branches_begins_with_nothing() -> None:
+    """It trains as the trunk does, or as the branches do where the trunk is there already."""
+    branches = {"stages": [{"add": 0, "active": 1}], "train": {"steps": 5, "learning_rate": 1e-4}}
+    grown = config(trunk={"plan": {"grow": {"blocks": 2}, "train": {"steps": 7, "learning_rate": 5e-3}}}, plan=branches)
+    for given, learning_rate in ((grown, 5e-3), (config(trunk={"run": "runs/a"}, plan=branches), 1e-4)):
+        shape = tiny.config(3, max_position_embeddings=given.model.context_length)
+        control = given.control_config(shape, 1e12, num_blocks=3, num_blocks_before=0)
+        (stage,) = resolve(control.plan)
+        assert (control.parent, stage.add, stage.num_active, stage.train.learning_rate) == (None, 3, 3, learning_rate)
+
+
 def test_what_may_change_on_resume_is_not_decisive() -> None:
     given = tree(retries=5, resources={"num_workers": 2}, training={"global_batch_size": 32, "zero_stage": 3})
     given["specialists"][0]["resources"] = {"num_workers": 4}
     assert build_config(SpecialistsConfig, given).identity_fields() == config().identity_fields()
     assert config(control=True).identity_fields() != config().identity_fields()
+    trunks = [{"plan": tree()["plan"], "resources": resources} for resources in (None, {"num_workers": 2})]
+    first, second = (config(trunk=trunk).identity_fields() for trunk in trunks)
+    assert first == second and first != config().identity_fields()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +110,17 @@ def test_what_may_change_on_resume_is_not_decisive() -> None:
     [
         ({"specialists": []}, "specialists"),
         ({"specialists": [tree()["specialists"][0]] * 2}, "a name of its own"),
-        ({"specialists": [{**tree()["specialists"][0], "name": "control"}]}, "none may be called control"),
+        ({"specialists": [{**tree()["specialists"][0], "name": "control"}]}, "none may be called control or trunk"),
+        ({"specialists": [{**tree()["specialists"][0], "name": "trunk"}]}, "none may be called control or trunk"),
+        ({"trunk": {}}, "trunk has neither plan nor run; give trunk.plan to grow one, or trunk.run to take a run"),
+        (
+            {"trunk": {"run": "runs/a", "plan": tree()["plan"]}},
+            "trunk.plan and trunk.run=runs/a are both given; remove",
+        ),
+        ({"trunk": {"run": "runs/a", "resources": {}}}, "trunk.run=runs/a is not trained; remove trunk.resources"),
+        ({"trunk": {"run": "runs/a"}, "parent": "runs/b"}, "trunk.run=runs/a and parent=runs/b both say"),
+        ({"trunk": {"plan": tree()["plan"], "resources": {"num_workers": 3}}}, "does not split over 3 workers"),
+        ({"trunk": {"plan": {"grow": {"blocks": 1}}}}, "a stage needs an upper limit"),
         ({"resources": {"num_workers": 3}}, "does not split over 3 workers"),
         ({"merge": {"rule": "median"}}, "median is not a combination rule; use mean"),
         ({"tune_heads": {}}, "tune_heads.tokens: required key is missing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import takewhile
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -66,6 +67,14 @@ class GrowtxEnsembleConfig(GrowtxConfig):
         """Blocks that more than one member runs."""
         uses = Counter(index for blocks in self.blocks_of_members for index in blocks)
         return frozenset(index for index, count in uses.items() if count > 1)
+
+    @property
+    def num_trunk_blocks(self) -> int:
+        """Lowest blocks that all members run; of a lone member none, since nothing branches."""
+        if self.num_members == 1:
+            return 0
+        levels = zip(*self.blocks_of_members, strict=False)
+        return sum(1 for _ in takewhile(lambda indices: len(set(indices)) == 1, levels))
 
     def validate_architecture(self) -> None:
         super().validate_architecture()

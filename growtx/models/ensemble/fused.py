@@ -4,6 +4,9 @@ The mean is linear, mean_n W_n h_n = [W_1 | .. | W_N] [h_1; ..; h_N] / N, so N e
 members are a batch dimension of every product, attention has N H heads, and a single head has width N D. The logits
 are those of the flat form; there are fewer and larger operations.
 
+Blocks that all members have in common, from the lowest on, are the trunk. They run once, as they are, with H heads;
+where they end, the members begin. A trunk of share s so costs s + N (1 - s) of one member, in time as in memory.
+
 Shapes: N members, B batch, T positions, R = B T, D hidden size, H heads of a member, K head width, F MLP width.
 """
 
@@ -22,6 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 from growtx.exceptions import ConfigError
 from growtx.models.causal_lm import (
+    GrowtxBlock,
     GrowtxOutput,
     GrowtxPreTrainedModel,
     Rotary,
@@ -39,15 +43,26 @@ from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets,
 
 @strict
 class GrowtxFusedEnsembleConfig(GrowtxConfig):
-    """Configuration of the fused form: `num_attention_heads` counts the heads of all `num_members` members."""
+    """Configuration of the fused form: `num_attention_heads` counts the heads of all `num_members` members.
+
+    Args:
+        num_trunk_layers: lowest layers that all members share, which have the heads of one member.
+    """
 
     model_type = "growtx_wide_ensemble"
 
     num_members: int = 1
+    num_trunk_layers: int = 0
 
     @property
     def heads_per_member(self) -> int:
         return self.num_attention_heads // self.num_members
+
+    @property
+    def members_of_layers(self) -> list[int]:
+        """How many members' heads each layer has, and so its keys and values; the paged cache asks for it."""
+        num_branch_layers = self.num_hidden_layers - self.num_trunk_layers
+        return [1] * self.num_trunk_layers + [self.num_members] * num_branch_layers
 
 
 class MemberLinear(nn.Module):
@@ -135,20 +150,25 @@ class FusedBlock(nn.Module):
 
 
 class GrowtxFusedEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
-    """N members of equal shape and a linear rule, fused into one decoder; `to_fused` makes one from the flat form."""
+    """N members of equal shape and a linear rule, fused into one decoder; `to_fused` makes one from the flat form.
+
+    `layers` are the trunk's blocks, if there is one, and above them one fused block for each depth.
+    """
 
     config_class = GrowtxFusedEnsembleConfig
     config: GrowtxFusedEnsembleConfig
     base_model_prefix = "wide"
     supports_gradient_checkpointing = False
-    _no_split_modules = ["FusedBlock"]  # noqa: RUF012
+    _no_split_modules = ["FusedBlock", "GrowtxBlock"]  # noqa: RUF012
     _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012 - states here are of all members at once
     _tied_weights_keys: dict[str, str] = {}  # noqa: RUF012
 
     def __init__(self, config: GrowtxFusedEnsembleConfig) -> None:
         super().__init__(config)
         self.embed_tokens = SubstrateEmbedding(config)
-        self.layers = nn.ModuleList([FusedBlock(config, index) for index in range(config.num_hidden_layers)])
+        trunk, depth = config.num_trunk_layers, config.num_hidden_layers
+        self.layers = nn.ModuleList([GrowtxBlock(config, index) for index in range(trunk)])
+        self.layers.extend([FusedBlock(config, index) for index in range(trunk, depth)])
         self.norm = MemberLayerNorm(config)
         self.lm_head = LMHead(config, num_inputs=config.num_members * config.hidden_size)
         self.post_init()
@@ -185,9 +205,13 @@ class GrowtxFusedEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         context = block_inputs(self.config, rows_BTD, attention_mask, position_ids, past_key_values)
-        states_NBTD = rows_BTD.expand(self.config.num_members, -1, -1, -1)
-        for block in self.layers:
-            states_NBTD = block(states_NBTD, past_key_values=past_key_values, **context, **kwargs)
+        context |= {"past_key_values": past_key_values, **kwargs}
+        hidden_BTD = rows_BTD
+        for block in self.layers[: self.config.num_trunk_layers]:
+            hidden_BTD = block(hidden_BTD, **context)
+        states_NBTD = hidden_BTD.expand(self.config.num_members, -1, -1, -1)
+        for block in self.layers[self.config.num_trunk_layers :]:
+            states_NBTD = block(states_NBTD, **context)
         joined = self.norm(states_NBTD).permute(1, 2, 0, 3).flatten(2)  # [B, T, N D]
         result = GrowtxOutput(past_key_values=past_key_values)
         if labels is None or not (self.training if skip_logits is None else skip_logits):
@@ -224,10 +248,11 @@ KEPT_SETTINGS = (
 
 @torch.no_grad()
 def to_fused(ensemble: GrowtxEnsembleForCausalLM) -> GrowtxFusedEnsembleForCausalLM:
-    """The same ensemble as one decoder: weights restacked into new tensors, logits within 1e-4.
+    """The same ensemble as one decoder: logits within 1e-4, weights restacked into new tensors.
 
     Needs members of equal depth and a rule that is linear with constant weights (`mean`, `weighted-mean`), which is
-    folded into the one head. Shared lower blocks are repeated for every member.
+    folded into the one head. Lower blocks that all members share become the trunk and keep their tensors; those that
+    only some share are repeated.
 
     Raises:
         ConfigError: when depths differ or the rule needs every member's own logits.
@@ -247,14 +272,16 @@ def to_fused(ensemble: GrowtxEnsembleForCausalLM) -> GrowtxFusedEnsembleForCausa
     fused_config = GrowtxFusedEnsembleConfig(
         **{key: getattr(config, key) for key in KEPT_SETTINGS},
         num_members=config.num_members,
+        num_trunk_layers=config.num_trunk_blocks,
         num_attention_heads=config.num_members * config.num_attention_heads,
         num_hidden_layers=depths[0],
         dtype=ensemble.dtype,
     )
     tensors: Tensors = {"embed_tokens.weight": ensemble.embed_tokens.weight}
-    for depth in range(depths[0]):
-        blocks = [ensemble.layers[blocks[depth]].state_dict() for blocks in config.blocks_of_members]
-        tensors |= {f"layers.{depth}.{name}": tensor for name, tensor in _fused_block(blocks).items()}
+    for depth, indices in enumerate(zip(*config.blocks_of_members, strict=True)):
+        blocks = [ensemble.layers[index].state_dict(keep_vars=True) for index in indices]
+        parts = blocks[0] if depth < config.num_trunk_blocks else _fused_block(blocks)
+        tensors |= {f"layers.{depth}.{name}": tensor for name, tensor in parts.items()}
     norms = [norm.state_dict() for norm in ensemble.norms]
     tensors |= {f"norm.{kind}": _stacked(norms, kind)[:, None, None] for kind in ("weight", "bias")}
     heads = [head.state_dict() for head in ensemble.lm_heads]
