@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import tiny
 from tests.object_store import ObjectStore
+
+# On a busy machine it is not the test that is slow.
+settings.register_profile("growtx", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("growtx")
 
 ORDER = "GROWTX_TEST_ORDER"  # a number that decides the order of tests; unset: as they stand in the files
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from growtx.evaluate import cluster
 from growtx.evaluate.evaluation import BenchmarkConfig
@@ -84,6 +85,20 @@ def test_every_depth_and_task_is_scored_on_the_cluster(grown_run: Path, question
     assert evaluation.overlaps[0].task == "growtx_arc_easy"
     assert len(said) == 6
     assert (grown_run / "maps.json").exists()
+
+
+def test_models_are_scored_in_tf32_on_the_gpu_that_ray_gave_and_in_fp32_on_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    monkeypatch.setattr(cluster, "is_connected", lambda: True)
+    try:
+        monkeypatch.setattr("ray.get_gpu_ids", list)
+        assert cluster._device() == torch.device("cpu") and torch.get_float32_matmul_precision() == before
+        monkeypatch.setattr("ray.get_gpu_ids", lambda: ["0"])
+        assert cluster._device() == torch.device("cuda") and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_parts_whose_nodes_went_away_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
