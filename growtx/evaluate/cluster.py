@@ -235,7 +235,5 @@ def _device() -> torch.device:
 
     if not ray.get_gpu_ids():
         return torch.device("cpu")
-    torch.set_float32_matmul_precision(
-        "high"
-    )  # TF32: scores differ in the fourth digit, and take an eighth of the time
+    torch.set_float32_matmul_precision("high")  # TF32: scores differ in the fourth digit
     return torch.device("cuda")

@@ -78,7 +78,7 @@ def checkpoint(engine: TrainEngine) -> Checkpoint:
 def two_ranks(this_rank: int, store: str, directory: str) -> None:
     """Train and continue on two ranks under every ZeRO stage; rank 0 writes down what came out."""
     dist = set_up_rank(this_rank, 2, store)
-    of_one_rank: Checkpoint = torch.load(f"{directory}/one-rank.pt")
+    of_one_rank: Checkpoint = torch.load(f"{directory}/one-rank.pt") if this_rank == 0 else ({}, {})
     found: dict[str, Any] = {"messages": _messages(this_rank), "uneven": uneven_losses()}
     for zero_stage in (1, 2, 3):
         engine = make_engine(zero_stage)

@@ -426,6 +426,26 @@ def stopless(process_group: None, home: Path) -> tuple[Losses, list[Any]]:
     return losses(reference), rows_of(reference)
 
 
+def test_the_loop_waits_for_the_device_only_where_it_writes_a_row(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever adds up over ranks reads from the device first."""
+    the_job = job(home, training={"log_every_steps": 4})
+    steps, original, sums = [], StageRun._step, stage_run.sum_over_ranks
+
+    def noted_step(self: StageRun) -> torch.Tensor:
+        steps.append("step")
+        return original(self)
+
+    def noted_sum(values: torch.Tensor) -> torch.Tensor:
+        steps.append("sum")
+        return sums(values)
+
+    monkeypatch.setattr(StageRun, "_step", noted_step)
+    monkeypatch.setattr(stage_run, "sum_over_ranks", noted_sum)
+    finished(the_job)
+    rows = [row for row in rows_of(the_job) if "train/loss" in row]
+    assert steps.count("sum") == len(rows) < steps.count("step") / 2
+
+
 def test_a_loss_that_is_not_finite_leaves_no_checkpoint_to_resume_into(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
