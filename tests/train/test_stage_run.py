@@ -427,8 +427,8 @@ def stopless(process_group: None, home: Path) -> tuple[Losses, list[Any]]:
 
 
 def test_the_loop_waits_for_the_device_only_where_it_writes_a_row(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever adds up over ranks reads from the device first."""
-    the_job = job(home, training={"log_every_steps": 4})
+    """Whatever adds up over ranks reads from the device first; checkpoints do as well."""
+    the_job = job(home, training={"log_every_steps": 4, "checkpoint": {"every_steps": 1000}})
     steps, original, sums = [], StageRun._step, stage_run.sum_over_ranks
 
     def noted_step(self: StageRun) -> torch.Tensor:
