@@ -418,8 +418,8 @@ def _section(old: Sequence[OldSource], new: Sequence[NewSource]) -> Section:
     return Section(
         title="Receipt",
         lead="Bits per byte, lower is better. The old route is that of the members and the rule from before: no bit of "
-        "it may change. As routed now, the new member takes part. On the new text, it alone would have a gain over what "
-        "was there before; the last column says which share of it is kept.",
+        "it may change. As routed now, the new member takes part. On new text, it alone has a gain over what was "
+        "there before; the last column says which share of that is kept.",
         table=Table(columns, rows, text_columns=(0, 1, 4)),
     )
 
