@@ -28,7 +28,7 @@ Kind = Literal["member", "trunk", "before", "control", "rule", "fitted rule"]
 Floats = npt.NDArray[np.float64]
 FITTED = "{} (fitted)"
 TRUNK = "trunk"  # the name of what members branch from, where it is measured beside them
-BEFORE, OLD_ROUTE = "before", "old route"  # the ensemble without its newest member: as it was, and as it is named now
+BEFORE, OLD_ROUTE = "ensemble before", "old route"  # without the newest member: as it was, and as it is named now
 KINDS: dict[str, Kind] = {TRUNK: "trunk", BEFORE: "before", OLD_ROUTE: "before"}
 
 

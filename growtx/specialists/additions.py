@@ -414,12 +414,12 @@ def _section(old: Sequence[OldSource], new: Sequence[NewSource]) -> Section:
         before, routed, alone = (f"{value:.4f}" for value in values)
         rows.append([added.source, "new", before, "-", "-", routed, "-", alone, percent(added.kept)])
     columns = ["source", "text", "before", "old route now", "identical bits", "as routed now", "worse by %"]
-    columns += ["new member alone", "share of its gain kept"]
+    columns += ["alone", "gain kept"]
     return Section(
         title="Receipt",
         lead="Bits per byte, lower is better. The old route is that of the members and the rule from before: no bit of "
-        "it may change. As routed now, the new member takes part. Of the new text, the last column says which share of "
-        "the gain is kept that the new member alone has over what was there before.",
+        "it may change. As routed now, the new member takes part. On new text, it alone has a gain over what was "
+        "there before; the last column says which share of that is kept.",
         table=Table(columns, rows, text_columns=(0, 1, 4)),
     )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from growtx.config import build_config
 from growtx.exceptions import ConfigError
-from growtx.growth.plan import PlanConfig, resolve
-from growtx.growth.scaling import control_plan, plan_cost, scaled_to
+from growtx.growth.flops import stage_flops
+from growtx.growth.plan import PlanConfig, Stage, resolve
+from growtx.growth.scaling import control_plan, lineage_flops, plan_cost, scaled_to
 from tests import tiny
 
 TOKENS = 64  # of one step
@@ -75,6 +77,18 @@ def test_a_control_is_written_out_with_what_the_first_stage_has_of_its_own() -> 
     (stage,) = resolve(written)
     assert (stage.num_blocks, stage.num_active, stage.lora, stage.init) == (3, 3, None, "random")
     assert (stage.train.steps, stage.train.tokens, stage.train.learning_rate, stage.num_workers) == (70, None, 0.5, 2)
+
+
+def test_a_lineage_cost_what_its_stages_really_trained_on(tmp_path: Path) -> None:
+    """`tiny` says a thousand tokens a stage, whatever the plan had in mind."""
+    manifests = tiny.write_run(tmp_path / "run", tiny.build_tokenizer())
+    per_stage = [
+        stage_flops(tiny.config(manifest.num_blocks), build_config(Stage, manifest.stage)).total * 1000
+        for manifest in manifests
+    ]
+    assert lineage_flops(manifests, tokens_per_step=TOKENS) == pytest.approx(sum(per_stage))
+    assert lineage_flops(manifests, since=1, tokens_per_step=TOKENS) == pytest.approx(sum(per_stage[1:]))
+    assert lineage_flops(manifests, since=3, tokens_per_step=TOKENS) == 0.0
 
 
 def test_a_control_on_a_lineage_trains_the_blocks_below_too() -> None:

@@ -21,7 +21,7 @@ from growtx.exceptions import ConfigError, DataError, GrowtxError
 from growtx.growth.ensembles import read_ensemble
 from growtx.growth.results import load_model
 from growtx.merge.report import compared_with, gains_by_domain, judge, read_scores, write_merge_report
-from growtx.merge.scores import Measured, MergeScores, fitting, prepared_rules, score_merge
+from growtx.merge.scores import BEFORE, OLD_ROUTE, Measured, MergeScores, fitting, prepared_rules, score_merge
 from growtx.merge.text import MIXED, MergeText, OwnText, merge_text, own_text
 from growtx.models import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble import RULES, from_members
@@ -235,18 +235,18 @@ def test_gains_are_also_said_in_percent_of_the_best_member(tmp_path: Path) -> No
 
 def with_others() -> MergeScores:
     scores = made(
-        mixed=measured(ru=3.0, zh=2.5, mean=2.0, trunk=2.4, control=1.5, before=2.2, **{"old route": 2.2}),
-        Russian=measured(ru=2.0, zh=4.0, mean=2.2, trunk=2.6, control=2.3, before=2.1, **{"old route": 2.1}),
+        mixed=measured(ru=3.0, zh=2.5, mean=2.0, trunk=2.4, control=1.5, **{BEFORE: 2.2, OLD_ROUTE: 2.2}),
+        Russian=measured(ru=2.0, zh=4.0, mean=2.2, trunk=2.6, control=2.3, **{BEFORE: 2.1, OLD_ROUTE: 2.1}),
     )
     kinds: dict[str, Any] = {"ru": "member", "zh": "member", "trunk": "trunk", "control": "control"}
-    return replace(scores, kinds={**kinds, "before": "before", "old route": "before", "mean": "rule"})
+    return replace(scores, kinds={**kinds, BEFORE: "before", OLD_ROUTE: "before", "mean": "rule"})
 
 
 def test_a_merge_is_held_against_the_best_member_what_was_before_the_control_and_the_trunk() -> None:
     """The old route is what was before: drawn twice it would say nothing."""
     assert compared_with(with_others()) == {
         "the best member": {"mixed": "zh", "Russian": "ru"},
-        "before": {"mixed": "before", "Russian": "before"},
+        BEFORE: {"mixed": BEFORE, "Russian": BEFORE},
         "control": {"mixed": "control", "Russian": "control"},
         "trunk": {"mixed": "trunk", "Russian": "trunk"},
     }
@@ -257,7 +257,7 @@ def test_the_picture_of_gains_has_a_bar_for_each_text_and_reference() -> None:
     bars = {str(bars.get_label()): [bar.get_width() for bar in bars] for bars in axes.containers if len(bars) == 2}
     assert {name: [pytest.approx(value) for value in values] for name, values in bars.items()} == {
         "against the best member": [0.5, -0.2],
-        "against before": [0.2, -0.1],
+        "against ensemble before": [0.2, -0.1],
         "against control": [-0.5, 0.1],
         "against trunk": [0.4, 0.4],
     }

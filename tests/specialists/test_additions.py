@@ -225,10 +225,10 @@ def test_a_receipt_counts_old_text_by_its_loss_and_new_text_by_the_share_of_the_
         return Measured(values, np.array([10.0, 30.0]))
 
     domains = {
-        "old": text(before=[20, 60], old_route=[20, 60], routed=[21, 61], new=[40, 80]),
-        "moved": text(before=[20, 60], old_route=[21, 59], routed=[20, 60], new=[40, 80]),
-        "fresh": text(before=[60, 60], old_route=[60, 60], routed=[30, 34], new=[20, 40]),
-        "dull": text(before=[20, 60], old_route=[20, 60], routed=[21, 61], new=[40, 80]),
+        "old": text(ensemble_before=[20, 60], old_route=[20, 60], routed=[21, 61], new=[40, 80]),
+        "moved": text(ensemble_before=[20, 60], old_route=[21, 59], routed=[20, 60], new=[40, 80]),
+        "fresh": text(ensemble_before=[60, 60], old_route=[60, 60], routed=[30, 34], new=[20, 40]),
+        "dull": text(ensemble_before=[20, 60], old_route=[20, 60], routed=[21, 61], new=[40, 80]),
     }
     own = {"a": ["old"], "b": ["moved", "old"], "new": ["old", "fresh", "dull"]}
     old, new = _measured(MergeScores({}, domains, "old", own, {}, []), "routed", "new")

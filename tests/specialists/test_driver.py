@@ -118,7 +118,7 @@ def test_all_branch_from_a_trunk_that_is_grown_once(tmp_path: Path, without_clus
 
 def test_the_control_spends_the_flops_of_the_trunk_once_and_of_all_branches(tmp_path: Path) -> None:
     run = Storage(str(tmp_path / "run"))
-    given = config(tmp_path, control=True, trunk=TRUNK, plan={"grow": {"blocks": 1}, "train": {"steps": 300}})
+    given = config(tmp_path, control=True, trunk=TRUNK, plan={"grow": {"blocks": 1}, "train": {"steps": 30}})
     (trunk,) = prepare_trunk(given, run)
     trained(trunk.jobs[0])
     *members, control = (task.jobs[0] for task in prepare_tasks(given, run))
@@ -129,7 +129,7 @@ def test_the_control_spends_the_flops_of_the_trunk_once_and_of_all_branches(tmp_
     shape, (grown,) = trunk.jobs[0].model_at(1), trunk.jobs[0].stages
     wanted = stage_flops(shape, grown).total * 1000 + sum(sum(job.stage_weights) for job in members)
     spent = control.num_tokens(stage) * monolithic_flops(control.model_at(2), 32).total
-    assert spent == pytest.approx(wanted, rel=0.01)
+    assert spent == pytest.approx(wanted, rel=0.02)
 
 
 @pytest.mark.parametrize("where", ["", "/manifests/02-depth-2.json"])
