@@ -74,9 +74,11 @@ class Reading:
         return max(after - before for before, after in zip(self.times, self.times[1:], strict=False))
 
 
-async def read_stream(session: aiohttp.ClientSession, index: int, max_tokens: int = 80) -> Reading:
+async def read_stream(
+    session: aiohttp.ClientSession, index: int, max_tokens: int = 80, reading: Reading | None = None
+) -> Reading:
     body = {"model": "tiny", "prompt": f"The quick {index}", "max_tokens": max_tokens, "seed": index, "stream": True}
-    reading = Reading()
+    reading = reading or Reading()
     async with session.post("/v1/completions", json=body) as response:
         assert response.status == 200, await response.text()
         async for line in response.content:
@@ -307,10 +309,12 @@ def test_ctrl_c_lets_running_streams_end(settings: dict[str, Any], command: str,
     async def scenario(endpoint: Foreground) -> list[Reading]:
         async with connect(f"http://127.0.0.1:{endpoint.port}") as session:
             undisturbed = await read_all(session)
-            readings = [asyncio.create_task(read_stream(session, index, 200)) for index in range(NUM_STREAMS)]
-            await asyncio.sleep(0.5)
+            begun = [Reading() for _ in range(NUM_STREAMS)]
+            streams = asyncio.gather(*(read_stream(session, index, 200, one) for index, one in enumerate(begun)))
+            while not all(one.times for one in begun) and not streams.done():
+                await asyncio.sleep(0.02)
             endpoint.process.send_signal(number)
-            ended = await asyncio.gather(*readings)
+            ended = await streams
             assert [reading.text[:40] for reading in ended] == [reading.text[:40] for reading in undisturbed]
             return list(ended)
 
