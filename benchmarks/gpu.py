@@ -20,7 +20,7 @@ from benchmarks.growth import Shape, growing_flops, random_model, stage_of
 from growtx.growth.forecast import forecast
 from growtx.growth.freezing import prepare_for_stage
 from growtx.models.configuration import GrowtxConfig
-from growtx.models.loss import LMHead
+from growtx.models.loss import LMHead, memory_of_gpu
 from growtx.train.distributed import has_gpu, worker_device
 from growtx.train.engine import TrainEngine
 from growtx.train.kernels import set_kernels, use_bf16
@@ -112,7 +112,7 @@ def step_figures(shape: Shape, ways: Sequence[str] = tuple(WAYS)) -> Iterator[Fi
         (row,) = forecast(
             shape.config(depth),
             [stage],
-            placement(settings, num_workers=1, bf16=use_bf16(settings), gpu_bytes=_gpu_bytes()),
+            placement(settings, num_workers=1, bf16=use_bf16(settings), gpu_bytes=memory_of_gpu(worker_device())),
             tokens_per_step=num_tokens,
         )
         yield Figure(
@@ -135,10 +135,6 @@ def card() -> str:
 def small(shape: Shape) -> Shape:
     """A shape whose code paths are those of a large one, for machines without a GPU."""
     return replace(shape, hidden_size=32, num_heads=2, vocab_size=300, context_length=16, micro_batch=2, max_depth=2)
-
-
-def _gpu_bytes() -> int | None:
-    return torch.cuda.get_device_properties(worker_device()).total_memory if has_gpu() else None
 
 
 def _measured(step: Callable[[], torch.Tensor], rounds: int = 5) -> tuple[float, float, int]:

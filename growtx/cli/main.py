@@ -22,15 +22,8 @@ if TYPE_CHECKING:
     from growtx.growth.results import Result
     from growtx.store.verify import VerifyReport
 
-INTERMIXED = (
-    "grow",
-    "specialists",
-    "add",
-    "sweep",
-    "study",
-    "evaluate",
-    "plan",
-)  # overrides may stand between their options
+# Overrides may stand between the options of these.
+INTERMIXED = ("grow", "specialists", "add", "sweep", "study", "evaluate", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

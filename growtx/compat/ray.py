@@ -91,6 +91,11 @@ def set_environment(variables: Mapping[str, str]) -> None:
         os.environ.setdefault(name, value)
 
 
+def names_a_cluster() -> bool:
+    """Whether the environment names a cluster; else a command starts a Ray that ends with it."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def submission_id() -> str | None:
     """The id that `ray job submit` printed and `ray job stop` takes; None outside of a job."""
     try:
@@ -133,7 +138,7 @@ def torch_trainer(*args: Any, **kwargs: Any) -> TorchTrainer:
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-    idle = (DatasetsCallback,) if os.environ.get("RAY_ADDRESS") else (DatasetsCallback, PlacementGroupCleanerCallback)
+    idle = (DatasetsCallback,) if names_a_cluster() else (DatasetsCallback, PlacementGroupCleanerCallback)
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from growtx.config import ConfigModel, build_config
-from growtx.exceptions import ConfigError
+from growtx.exceptions import ConfigError, about
 from growtx.models.configuration import GrowtxConfig
 
 # The model's shape as a user writes it, and the GrowtxConfig of any depth that follows from it.
@@ -268,10 +268,8 @@ class PlanConfig(ConfigModel):
     def _trains(self) -> PlanConfig:
         """Errors in a `train` mapping are reported before a run is started, not when its stage is reached."""
         for index, stage in enumerate(self.stage_configs(), start=1):
-            try:
+            with about(f"plan, stage {index}: train"):
                 build_config(StageTraining, {**self.train, **stage.train})
-            except ConfigError as error:
-                raise ConfigError(f"plan, stage {index}: train: {error.problem}", error.remedy) from error
         return self
 
     def stage_configs(self) -> tuple[StageConfig, ...]:

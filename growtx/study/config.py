@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from growtx.config import ConfigModel, build_config, load_preset, merged
 from growtx.data.sources import DataConfig
 from growtx.evaluate.evaluation import TaskSelection
-from growtx.exceptions import ConfigError
+from growtx.exceptions import ConfigError, about
 from growtx.growth.plan import PlanConfig
 from growtx.growth.scaling import Measure
 from growtx.run.config import JobConfig, RunConfig
@@ -71,10 +71,8 @@ class StudyConfig(JobConfig):
         """The variant as a run, before its length, learning rate and seed are set."""
         own = {"provenance", "description", "benchmarks"}
         base = self.model_dump(mode="json", include=set(RunConfig.model_fields) - own)
-        try:
+        with about(f"variant {variant.name}"):
             return build_config(RunConfig, merged(base, variant.change))
-        except ConfigError as error:
-            raise ConfigError(f"variant {variant.name}: {error.problem}", error.remedy) from error
 
     def rates_of(self, variant: VariantConfig) -> tuple[float, ...]:
         """Learning rates to try."""

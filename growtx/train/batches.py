@@ -19,7 +19,8 @@ from growtx.models.loss import IGNORE_INDEX, labels_of
 from growtx.train.prefix_cache import PrefixCache
 from growtx.train.settings import num_micro_batches
 
-NOTHING = -1  # in the place of a window, where a batch does not split evenly
+# Indices [b] of a worker's windows, and how many of them there are to learn from; the rest fills the last micro batch.
+Share = tuple[np.ndarray, int]
 
 
 class Batches:
@@ -137,11 +138,13 @@ class Batches:
             is_last: whether no step follows, so that nothing is read ahead.
         """
         if self.data.train.is_fetched:
-            self.data.train.prefetch(self._real(self._mine(step + self._steps_ahead)))
+            windows_b, num_real = self._mine(step + self._steps_ahead)
+            self.data.train.prefetch(windows_b[:num_real])
+        mine = self._mine(step)
         for index in range(self._num_micro):
-            batch = self._take(step, index)
+            batch = self._take(step, index, mine)
             if index + 1 < self._num_micro:
-                self._read_ahead(step, index + 1)
+                self._read_ahead(step, index + 1, mine)
             elif not is_last:
                 self._read_ahead(step + 1, 0)
             yield {
@@ -149,43 +152,42 @@ class Batches:
                 for name, value in batch.items()
             }
 
-    def _take(self, step: int, index: int) -> dict[str, Any]:
+    def _take(self, step: int, index: int, mine: Share) -> dict[str, Any]:
         """A micro batch on the host; that of the read ahead, if it is the one."""
         ahead, self._ahead = self._ahead, None
-        return ahead[1].result() if ahead and ahead[0] == (step, index) else self._read(step, index)
+        return ahead[1].result() if ahead and ahead[0] == (step, index) else self._read(step, index, mine)
 
-    def _read_ahead(self, step: int, index: int) -> None:
-        self._ahead = (step, index), self._reader.submit(self._read, step, index)
+    def _read_ahead(self, step: int, index: int, mine: Share | None = None) -> None:
+        self._ahead = (step, index), self._reader.submit(self._read, step, index, mine)
 
-    def _read(self, step: int, index: int) -> dict[str, Any]:
-        size = self._micro_batch_size
-        batch = self._batch(self._mine(step)[index * size : (index + 1) * size])
+    def _read(self, step: int, index: int, mine: Share | None) -> dict[str, Any]:
+        """A micro batch; where the windows of the step are not known yet, they are found here, in the other thread."""
+        windows_b, num_real = mine or self._mine(step)
+        first, size = index * self._micro_batch_size, self._micro_batch_size
+        batch = self._batch(windows_b[first : first + size], num_real - first)
         if self._device.type == "cuda":  # only from such memory are copies made while the GPU computes
             return {k: value.pin_memory() if isinstance(value, torch.Tensor) else value for k, value in batch.items()}
         return batch
 
-    def _mine(self, step: int) -> np.ndarray:
-        """Indices [b] of the windows of this worker, filled up with `NOTHING`."""
-        mine = self.windows(step)[self._rank * self._share : (self._rank + 1) * self._share]
-        return np.pad(mine, (0, self._share - len(mine)), constant_values=NOTHING)
-
-    @staticmethod
-    def _real(windows: np.ndarray) -> np.ndarray:
-        real: np.ndarray = windows[windows != NOTHING]
-        return real
+    def _mine(self, step: int) -> Share:
+        windows_B = self.windows(step)
+        mine = windows_B[self._rank * self._share : (self._rank + 1) * self._share]
+        return np.pad(mine, (0, self._share - len(mine)), constant_values=windows_B[0]), len(mine)
 
     @property
     def _steps_ahead(self) -> int:
         """How many steps take as many windows as a shard has: time to fetch the next ones."""
         return max(1, max(map(max, self.mix.shard_sizes)) // self._global_batch_size)
 
-    def _batch(self, windows_m: np.ndarray) -> dict[str, Any]:
-        is_real_m = torch.from_numpy(windows_m != NOTHING)
-        shown_m = np.where(windows_m == NOTHING, self.windows(0)[0], windows_m)  # any window that is surely there
-        tokens_mT = torch.from_numpy(self.data.train.take(shown_m)).long()
-        labels_mT = labels_of(tokens_mT, self.data.pad_token_id).masked_fill(~is_real_m[:, None], IGNORE_INDEX)
+    def _batch(self, windows_m: np.ndarray, num_real: int) -> dict[str, Any]:
+        """Windows as tensors on the host; those after the first `num_real` have no labels."""
+        tokens_mT = torch.from_numpy(self.data.train.take(windows_m)).long()
+        labels_mT = labels_of(tokens_mT, self.data.pad_token_id)
+        if num_real < len(windows_m):
+            labels_mT = labels_mT.clone()
+            labels_mT[max(0, num_real) :] = IGNORE_INDEX
         batch: dict[str, Any] = {"labels": labels_mT, "input_ids": tokens_mT}
         if self._prefix is None:
             return batch
         # The tokens are not read again, unless blocks add the substrate's vectors to the states.
-        return batch | {"prefix_hidden_states": self._prefix.read(shown_m), "first_block": self._first_block}
+        return batch | {"prefix_hidden_states": self._prefix.read(windows_m), "first_block": self._first_block}

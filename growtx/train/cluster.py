@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import ray.util
 
-from growtx.compat.ray import CLUSTER_ENVIRONMENT, set_environment, silence_driver_warnings
+from growtx.compat.ray import CLUSTER_ENVIRONMENT, names_a_cluster, set_environment, silence_driver_warnings
 from growtx.compat.ray_logging import silence_worker_logs
 from growtx.exceptions import ResourceError, TrainingError
 from growtx.train.settings import PrefixJobConfig, ResourcesConfig
@@ -169,7 +169,7 @@ def runtime_env(resources: ResourcesConfig) -> dict[str, Any]:
         # Ray shows every GPU of a machine to workers that asked for none; those that did are given theirs later.
         variables["CUDA_VISIBLE_DEVICES"] = ""
     environment: dict[str, Any] = {"worker_process_setup_hook": silence_worker_logs, "env_vars": variables}
-    if not os.environ.get("RAY_ADDRESS"):  # inside a job the working directory is Ray's copy and already importable
+    if not names_a_cluster():  # inside a job the working directory is Ray's copy and already importable
         root = str(Path(__file__).parents[2])
         variables["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return environment
@@ -196,7 +196,7 @@ def check_cluster(resources: ResourcesConfig) -> None:
 
 def _may_grow(resources: ResourcesConfig) -> bool:
     """Whether what the cluster lacks may come; a local Ray has what it has."""
-    return bool(os.environ.get("RAY_ADDRESS")) and resources.wait_seconds > 0
+    return names_a_cluster() and resources.wait_seconds > 0
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from growtx.compat.ray import (
     ALONE_ENVIRONMENT,
     TRAIN_ENVIRONMENT,
     is_startup_timeout,
+    names_a_cluster,
     set_environment,
     torch_trainer,
 )
@@ -45,7 +45,7 @@ def fit_worker_group(
     Raises:
         TrainingError: Ray gives up.
     """
-    set_environment(TRAIN_ENVIRONMENT if os.environ.get("RAY_ADDRESS") else TRAIN_ENVIRONMENT | ALONE_ENVIRONMENT)
+    set_environment(TRAIN_ENVIRONMENT if names_a_cluster() else TRAIN_ENVIRONMENT | ALONE_ENVIRONMENT)
     resources = jobs[0].resources
     assert all(job.resources == resources for job in jobs)
     num_failures, saved = 0, _saved(jobs)
