@@ -7,18 +7,18 @@ What transformers' own model files import (`create_causal_mask`, `capture_output
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from transformers import Cache, ContinuousBatchingConfig, GenerationConfig, LogitsProcessorList, PreTrainedConfig
-from transformers.generation.continuous_batching.cache import ATTN_TYPE_TO_ALLOCATOR
+from transformers.generation.continuous_batching import continuous_api
+from transformers.generation.continuous_batching.cache import ATTN_TYPE_TO_ALLOCATOR, PagedAttentionCache
 from transformers.generation.continuous_batching.cache_allocators import FullAttentionCacheAllocator
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessor,
-    ContinuousBatchingLogitsProcessorList,
-)
+from transformers.generation.continuous_batching.cache_allocators.cache_allocator import compute_block_hash
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager, OutputRouter
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_outputs import CausalLMOutput
@@ -27,10 +27,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 SEEN = "5.23.0"
 _BATCHING = "transformers.generation.continuous_batching"
 _MANAGER = f"{_BATCHING}.continuous_api:ContinuousBatchingManager"
-_PROCESSOR = f"{_BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessor"
+_ALLOCATOR = f"{_BATCHING}.cache_allocators.cache_allocator"
 _PAGES = f"{_BATCHING}.cache_allocators:FullAttentionCacheAllocator"
 _FEWER = "give layers that all members share the pages of one member"
 _WHO = "learn which requests are in a step"
+_DEPTHS = "share pages between requests of several depths"
 TOUCHED = (
     ("transformers:PreTrainedConfig._attn_implementation", "read and set the attention of a model"),
     ("transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS", "register an attention"),
@@ -47,14 +48,25 @@ TOUCHED = (
     (f"{_PAGES}.self.tokens_per_page", _FEWER),
     (f'{_BATCHING}.input_outputs:"cu_seq_lens_q"', "know where the requests of a step lie"),
     (f'{_BATCHING}.input_outputs:"cu_seq_lens_k"', "know where the requests of a step lie"),
+    (f'{_BATCHING}.input_outputs:"max_length_q"', "let requests leave in the middle of a step"),
+    (f'{_BATCHING}.input_outputs:"max_length_k"', "let requests leave in the middle of a step"),
+    (f'{_BATCHING}.input_outputs:"read_index"', "let requests leave in the middle of a step"),
+    (f'{_BATCHING}.input_outputs:"write_index"', "let requests leave in the middle of a step"),
     (f'{_BATCHING}.input_outputs:"logits_indices"', "leave out an argument that models of transformers ignore"),
     (f'{_BATCHING}.continuous_api:"_supports_logits_to_keep"', "get no logits but those of next tokens"),
     (f'{_BATCHING}.continuous_api:"_supports_flash_attn"', "let accelerators use flash attention"),
     (f"{_BATCHING}.continuous_api:ProtoPretrainedModel._get_logits_processor", "choose tokens in the model itself"),
     (f"{_MANAGER}.self.logit_processor", _WHO),
-    (f"{_BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessorList.self.tensors_required", _WHO),
-    (f"{_PROCESSOR}.fill_defaults", _WHO),
-    (f"{_PROCESSOR}.prepare_tensor_args", _WHO),
+    (f"{_BATCHING}.cb_logits_processors:ContinuousBatchingLogitsProcessorList.prepare_tensor_args", _WHO),
+    (f'{_BATCHING}.requests:"has_new_token: bool"', _WHO),
+    (f"{_BATCHING}.continuous_api:PagedAttentionCache", _DEPTHS),
+    (f"{_BATCHING}.cache:PagedAttentionCache.search_prefix_match", _DEPTHS),
+    (f"{_BATCHING}.cache:PagedAttentionCache.self.cache_allocators", _DEPTHS),
+    (f"{_ALLOCATOR}:CacheAllocator.match_prefix_blocks", _DEPTHS),
+    (f"{_ALLOCATOR}:CacheAllocator.mark_complete_blocks", _DEPTHS),
+    (f"{_ALLOCATOR}:CacheAllocator.self.ledger", _DEPTHS),
+    (f"{_ALLOCATOR}:BlockLedger.self.hash_to_block", _DEPTHS),
+    (f"{_ALLOCATOR}:compute_block_hash", _DEPTHS),
     (f'{_BATCHING}.requests:"request_id: str"', _WHO),
     (f'{_BATCHING}.requests:"initial_tokens: list[int]"', "know how long the text of a request is"),
     (f'{_BATCHING}.requests:"generated_tokens: list[int]"', "know how long the text of a request is"),
@@ -129,25 +141,110 @@ class PagedCall:
         keys, values = arguments["cache"].update(keys, values, layer_idx=layer, kwargs=arguments)
         return keys, values
 
+    def positions_of(self, are_meant: Sequence[bool]) -> torch.Tensor:
+        """Where the new tokens of some of the step's requests lie in its row, [T']."""
+        return self._mask(are_meant).repeat_interleave(self.ends_of_queries.diff()).nonzero()[:, 0]
+
+    def of_requests(self, are_meant: Sequence[bool]) -> dict[str, Any]:
+        """The arguments of a step that only some of the requests are in."""
+        given, stays_R = self._arguments, self._mask(are_meant)
+        queries_R, keys_R = self.ends_of_queries.diff(), self.ends_of_keys.diff()
+        some = dict(given)
+        some["cu_seq_lens_q"] = _ends(queries_R[stays_R])
+        some["cu_seq_lens_k"] = {name: _ends(keys_R[stays_R]) for name in given["cu_seq_lens_k"]}
+        some["max_length_q"] = int(queries_R[stays_R].max())
+        some["max_length_k"] = {name: int(keys_R[stays_R].max()) for name in given["max_length_k"]}
+        if given.get("block_table") is not None:
+            some["block_table"] = given["block_table"][:, stays_R]
+        else:
+            is_kept_T, is_kept_S = stays_R.repeat_interleave(queries_R), stays_R.repeat_interleave(keys_R)
+            some["write_index"] = [index[is_kept_T] for index in given["write_index"]]
+            # Empty where no request of the step has keys of earlier steps.
+            some["read_index"] = [index[is_kept_S] if len(index) else index for index in given["read_index"]]
+        return some
+
+    def _mask(self, are_meant: Sequence[bool]) -> torch.Tensor:
+        return torch.tensor(are_meant, device=self.ends_of_queries.device)
+
+
+def _ends(lengths_R: torch.Tensor) -> torch.Tensor:
+    return F.pad(lengths_R.cumsum(0, dtype=torch.int32), (1, 0))
+
+
+# Pages that requests share. A request that leaves the blocks early has no keys above, so who runs through more blocks
+# must not take its pages; the other way round one may. The number of blocks stands in a request's name, because the
+# cache hears of nothing else.
+
+_LARGEST_VOCABULARY = 2**21  # tokens and depths are hashed as 32-bit numbers
+
+
+def request_name(name: str, num_blocks: int) -> str:
+    """What a request is called in continuous batching."""
+    return f"{name}@{num_blocks}"
+
+
+def _num_blocks_of_request(name: str) -> int:
+    """0 for names that transformers gave itself, in `generate_batch`: there all requests are equally deep."""
+    name, at, number = name.rpartition("@")
+    return int(number) if at else 0
+
+
+class _Cache(PagedAttentionCache):
+    """Tells its pages how deep the request is that looks for a known beginning."""
+
+    def search_prefix_match(self, request_id: str, prompt_ids: list[int]) -> int:
+        for pages in self.cache_allocators.values():
+            pages.num_blocks_wanted = _num_blocks_of_request(request_id)
+        return super().search_prefix_match(request_id, prompt_ids)  # type: ignore[no-any-return]
+
+
+vars(continuous_api).update(PagedAttentionCache=_Cache)
+
 
 class _MemberPages(FullAttentionCacheAllocator):
     """Pages of a decoder in which some layers have the heads of one member and some those of N (`members_of_layers`).
 
     Pages are those of one member's heads; a layer with N members takes N pages of every block, which lie side by side.
-    A decoder whose config does not say so is kept as transformers does it.
+    A decoder whose config does not say so is kept as transformers does it. Beside its tokens, a page is known by the
+    number of blocks that its request ran through.
     """
+
+    num_blocks_wanted = 0
 
     def __init__(
         self, *, config: PreTrainedConfig, num_key_value_heads: int, layer_indices: list[int], **options: Any
     ) -> None:
         pages: list[Any] = layer_indices
-        members = _members_of_layers(config)
-        if len(set(members)) > 1:
-            num_key_value_heads //= max(members)
+        members, most = _members_of_layers(config), _num_members(config)
+        if min(members) < most:
+            num_key_value_heads //= most
             # The first page has the layer's own index, by which the layer's views are found.
             pages = [(layer, n) if n else layer for layer in layer_indices for n in range(members[layer])]
             self.supports_block_table = False  # a kernel's pages have the heads of one layer
+        self._known_depths: set[int] = set()
         super().__init__(config=config, num_key_value_heads=num_key_value_heads, layer_indices=pages, **options)
+
+    def mark_complete_blocks(self, request_id: str, token_ids: list[int], new_new_blocks: int) -> None:
+        """Make a request's pages known that are full now."""
+        num_blocks = _num_blocks_of_request(request_id)
+        self._known_depths.add(num_blocks)
+        super().mark_complete_blocks(request_id, _of_depth(token_ids, num_blocks), new_new_blocks)
+
+    def match_prefix_blocks(self, prompt_ids: list[int]) -> list[int]:
+        """The pages that hold the beginning of a prompt, of requests at least as deep as the one that asks."""
+        found: list[int] = []
+        deep_enough = sorted(depth for depth in self._known_depths if depth >= self.num_blocks_wanted)
+        last_hash: int | None = None
+        for start in range(
+            0, (len(prompt_ids) - 1) // self.tokens_per_page * self.tokens_per_page, self.tokens_per_page
+        ):
+            tokens = prompt_ids[start : start + self.tokens_per_page]
+            hashes = [compute_block_hash(last_hash, _of_depth(tokens, depth)) for depth in deep_enough]
+            last_hash = next((hash_ for hash_ in hashes if hash_ in self.ledger.hash_to_block), None)
+            if last_hash is None:
+                break
+            found.append(self.ledger.hash_to_block[last_hash])
+        return found
 
     def update(
         self,
@@ -172,6 +269,11 @@ class _MemberPages(FullAttentionCacheAllocator):
         return keys.reshape(-1, *heads), values.reshape(-1, *heads)
 
 
+def _of_depth(token_ids: list[int], num_blocks: int) -> list[int]:
+    """Tokens as a page's hash sees them, so that pages of unequal depths are unequal."""
+    return [token - num_blocks * _LARGEST_VOCABULARY for token in token_ids]
+
+
 ATTN_TYPE_TO_ALLOCATOR.update({FullAttentionCacheAllocator.layer_type: _MemberPages})
 
 
@@ -179,18 +281,23 @@ def heads_in_cache(config: PreTrainedConfig) -> int:
     """Heads of keys, over all layers, that a cache keeps of every position."""
     heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     members = _members_of_layers(config)
-    return heads * sum(members) // max(members)
+    return heads * sum(members) // _num_members(config)
 
 
-def num_blocks_of(config: PreTrainedConfig, num_pages: int) -> int:
+def num_cache_blocks(config: PreTrainedConfig, num_pages: int) -> int:
     """The setting `num_blocks` with room for so many pages of positions; it takes every layer for the widest one."""
     members = _members_of_layers(config)
-    return -(-num_pages * sum(members) // (len(members) * max(members)))
+    return -(-num_pages * sum(members) // (len(members) * _num_members(config)))
 
 
 def _members_of_layers(config: PreTrainedConfig) -> list[int]:
-    """How many members' heads each layer has; 1 in models that are no ensemble."""
+    """How many members' heads each layer has; 1 in models that are no fused ensemble."""
     return getattr(config, "members_of_layers", None) or [1] * config.num_hidden_layers
+
+
+def _num_members(config: PreTrainedConfig) -> int:
+    """How many members' heads `num_attention_heads` counts; where all layers are the trunk, none has as many."""
+    return config.num_members if hasattr(config, "members_of_layers") else 1
 
 
 def has_layer(cache: Cache, layer: int) -> bool:
@@ -203,10 +310,18 @@ def has_layer(cache: Cache, layer: int) -> bool:
 
 
 class StepRequest(NamedTuple):
-    """A request that gets a token in the coming step; `num_tokens` of its text are there already."""
+    """A request in the coming step; `num_tokens` of its text are there already.
+
+    A long prompt is read over several steps, of which only the last one gives a token.
+    """
 
     name: str
     num_tokens: int
+    gets_token: bool
+
+    @property
+    def num_blocks(self) -> int:
+        return _num_blocks_of_request(self.name)
 
 
 class BatchedModel(nn.Module):
@@ -230,27 +345,20 @@ class BatchedModel(nn.Module):
         raise NotImplementedError
 
 
-class _RequestObserver(ContinuousBatchingLogitsProcessor):
-    """Continuous batching tells its logits processors, before a step, which requests are in it."""
-
-    supported_kwargs: dict[str, type] = {}  # noqa: RUF012 - the type that the base class declares
-    ignored_kwargs: tuple[str, ...] = ()
+class _Observer(ContinuousBatchingLogitsProcessorList):
+    """Continuous batching tells its logits processors, before a step, which requests are in it; there are none."""
 
     def __init__(self, before_step: Callable[[list[StepRequest]], None]) -> None:
+        super().__init__(LogitsProcessorList())
         self._before_step = before_step
 
-    def fill_defaults(self, arguments: torch.Tensor) -> None:
-        arguments.zero_()
+    def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
+        self._before_step([_step_request(request.state, request.has_new_token) for request in requests_in_batch])
+        return arg_storage
 
-    def prepare_tensor_args(self, requests: list[Any]) -> torch.Tensor:
-        states = [request.state for request in requests]
-        self._before_step(
-            [StepRequest(state.request_id, len(state.initial_tokens) + len(state.generated_tokens)) for state in states]
-        )
-        return torch.zeros(len(requests), dtype=torch.int32)
 
-    def __call__(self, scores: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        return scores
+def _step_request(state: Any, gets_token: bool) -> StepRequest:
+    return StepRequest(state.request_id, len(state.initial_tokens) + len(state.generated_tokens), gets_token)
 
 
 class _ErrorRouter(OutputRouter):
@@ -280,15 +388,12 @@ def batching_manager(
     """The manager of one model's requests, which transformers only makes for a `PreTrainedModel`.
 
     Args:
-        before_step: is called in the generation thread with the requests that get a token in the coming step.
+        before_step: is called in the generation thread with the requests of the coming step, in their order.
         on_error: is called in the generation thread with the name of a request that cannot continue, and why.
     """
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
     manager = ContinuousBatchingManager(model, generation, batching)
-    manager.logit_processor = ContinuousBatchingLogitsProcessorList(
-        LogitsProcessorList([_RequestObserver(before_step)])
-    )
-    manager.logit_processor.tensors_required = 1  # what `prepare_tensor_args` returns is stored
+    manager.logit_processor = _Observer(before_step)
     manager.output_router = _ErrorRouter(on_error)
     return manager
 

@@ -1,53 +1,225 @@
-"""The forms in which a model is run for serving: one model, an ensemble member by member, or all members at once.
+"""The forms in which models are run for serving: one model, an ensemble member by member, or all members at once.
 
-A backbone yields the members' final states; heads and rules come after it, because every request may have its own rule.
+A grown model is many models in one: every stage left a norm and a head for the blocks that were there. The depths of a
+lineage that have their blocks in common run together: a step takes all its requests through the blocks, and each leaves
+where its depth ends, by the *exit* of that stage. Heads and rules come after it, because every request may have its own
+rule.
 
-Shapes: T new tokens of all requests, C requests that get a token, D hidden size, V vocabulary, N members.
+Shapes: T new tokens of all requests, R requests of a step, C of them that get a token, D hidden size, V vocabulary,
+N members.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from growtx.compat.transformers import PagedCall
+from growtx.models import GrowtxForCausalLM
+from growtx.models.causal_lm import block_inputs
 from growtx.models.ensemble import CombinationRule, GrowtxEnsembleForCausalLM, to_fused
+from growtx.models.ensemble.fused import MemberLayerNorm
 
 # Rules that need nothing but the members' logits, so that any request may ask for them.
 STATELESS_RULES = ("mean", "mixture", "contrastive")
 
+OF_ALL_BLOCKS = ("attention_mask", "position_ids", "use_cache")  # arguments that are no block's own
+
+Depth = int | None  # what a request asks for; None: the last stage
+Depths = Mapping[Depth, PreTrainedModel]
 Weights = dict[str, torch.Tensor]
 
 
-class Backbone(nn.Module):
-    """Base: a single causal language model of any architecture."""
+class Exit(nn.Module):
+    """Where requests of one depth leave the blocks.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        num_blocks: blocks that they run through.
+        norm: of the states that leave; None where the blocks' own form ends with it.
+        heads: of every member.
+        weights: [N] of every rule whose weights do not look at the text.
+    """
+
+    def __init__(
+        self, num_blocks: int, norm: nn.Module | None, heads: Sequence[nn.Module], weights: Weights | None = None
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.num_blocks = num_blocks
+        self.norm = norm or nn.Identity()
+        self.heads = nn.ModuleList(heads)
+        self.weights = weights or {}
+
+    def leads_where(self, other: Exit) -> bool:
+        """Whether the same requests could take the other one: the same depth, and the same tensors."""
+        ours, theirs = list(self.parameters()), list(other.parameters())
+        return self.num_blocks == other.num_blocks and _are_the_same(ours, theirs)
+
+
+class Backbone(nn.Module):
+    """Base: a single causal language model of any architecture, which has one depth."""
+
+    def __init__(self, models: Depths) -> None:
+        super().__init__()
+        self.model = deepest(models)
         self.rules: dict[str, CombinationRule] = {}
         self.members: tuple[str, ...] = ()
-        self.heads = nn.ModuleList([model.get_output_embeddings()])
+        self.exits: dict[Depth, Exit] = {}
+        self.distinct_exits = nn.ModuleList()
+        self.set_exits({depth: self.exit_of(model) for depth, model in models.items()})
 
-    def read(self, input_ids: torch.Tensor, rows_C: torch.Tensor, **kwargs: Any) -> tuple[list[torch.Tensor], Weights]:
-        """Every member's final states [C, D] and every rule's weights [C, N] at the given positions of a row [1, T]."""
+    def exit_of(self, model: PreTrainedModel) -> Exit:
+        """Where requests of one of the models leave."""
+        return Exit(model.config.num_hidden_layers, None, [model.get_output_embeddings()])
+
+    def set_exits(self, exits: Mapping[Depth, Exit]) -> None:
+        """Take these; the last stage is mostly one of the depths, too."""
+        distinct: list[Exit] = []
+        for depth, one in exits.items():
+            self.exits[depth] = next((other for other in distinct if one.leads_where(other)), one)
+            if self.exits[depth] is one:
+                distinct.append(one)
+        self.distinct_exits = nn.ModuleList(distinct)
+
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        rows_C: torch.Tensor,
+        exits_R: Sequence[Exit],
+        exits_C: Sequence[Exit],
+        **kwargs: Any,
+    ) -> tuple[list[torch.Tensor], Weights]:
+        """Every member's final states [C, D] and every rule's weights [C, N] at the given positions of a row [1, T].
+
+        Args:
+            exits_R: of the requests that the row holds, in their order.
+            exits_C: of the requests that the positions are of.
+        """
         kwargs = {"use_cache": False, **kwargs}
         hidden_1TD = self.model.base_model(input_ids=input_ids, **kwargs).last_hidden_state
         return [hidden_1TD[0, rows_C]], {}
 
+    def logits(self, states: Sequence[torch.Tensor], exits_C: Sequence[Exit]) -> list[torch.Tensor]:
+        """Every member's logits [C, V] in fp32, each request's by the head of its own exit."""
+        groups = list(rows_by_exit(exits_C))
+        if len(groups) == 1:
+            return [head(states_CD).float() for head, states_CD in zip(groups[0][0].heads, states, strict=True)]
+        logits = [states[0].new_empty(len(exits_C), self.model.config.vocab_size, dtype=torch.float32) for _ in states]
+        for one, rows in groups:
+            for member_CV, head, states_CD in zip(logits, one.heads, states, strict=True):
+                member_CV[rows] = head(states_CD[rows]).float()
+        return logits
+
+
+class GrownBackbone(Backbone):
+    """Base: blocks of ours that several depths have in common.
+
+    Subclasses say how tokens enter, which blocks there are, and what a group of them does.
+    """
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.model.base_model.layers  # type: ignore[no-any-return]
+
+    def enter(self, input_ids: torch.Tensor, attention_mask: Any, position_ids: Any) -> tuple[torch.Tensor, Any]:
+        """States that enter the first block, and what all blocks share."""
+        hidden_1TD = self.model.get_input_embeddings()(input_ids)
+        return hidden_1TD, block_inputs(self.model.config, hidden_1TD, attention_mask, position_ids)
+
+    def run(self, hidden: torch.Tensor, first: int, last: int, context: Mapping[str, Any]) -> torch.Tensor:
+        """States that enter block `last`, from those that enter block `first`."""
+        for block in self.blocks[first:last]:
+            hidden = block(hidden, **context)
+        return hidden
+
+    def leave(self, hidden: torch.Tensor, one: Exit) -> torch.Tensor:
+        """Every member's final states [N, T, D]."""
+        normed_1TD: torch.Tensor = one.norm(hidden)
+        return normed_1TD
+
+    def final_states(self, input_ids: torch.Tensor, exits_R: Sequence[Exit], **kwargs: Any) -> torch.Tensor:
+        """[N, T, D]; requests are computed as far as their exits, and those that have left cost nothing above."""
+        arguments = {name: value for name, value in kwargs.items() if name not in OF_ALL_BLOCKS}
+        hidden, context = self.enter(input_ids, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+        if len(set(exits_R)) == 1:
+            return self.leave(self.run(hidden, 0, exits_R[0].num_blocks, {**context, **arguments}), exits_R[0])
+        final_NTD = hidden.new_empty(max(1, len(self.members)), *hidden.shape[1:])
+        positions_T, first, rest = torch.arange(hidden.shape[1], device=hidden.device), 0, list(exits_R)
+        while rest:
+            last = min(one.num_blocks for one in rest)
+            hidden = self.run(hidden, first, last, {**context, **arguments})
+            paged = PagedCall.of(arguments)
+            assert paged is not None, "requests of several depths are a batch of the engine"
+            for one in {one for one in rest if one.num_blocks == last}:
+                rows_T = paged.positions_of([other is one for other in rest])
+                final_NTD[:, positions_T[rows_T]] = self.leave(hidden[..., rows_T, :], one)
+            stay = [one.num_blocks > last for one in rest]
+            rest = [one for one in rest if one.num_blocks > last]
+            if rest:
+                rows_T, arguments = paged.positions_of(stay), paged.of_requests(stay)
+                hidden, context, positions_T = hidden[..., rows_T, :], _select(context, rows_T), positions_T[rows_T]
+                first = last
+        return final_NTD
+
+
+def _select(context: Mapping[str, Any], rows_T: torch.Tensor) -> dict[str, Any]:
+    """What the blocks share, [1, T, ...] each, of some positions."""
+    assert context["attention_mask"] is None, "the engine's requests lie in one row without padding"
+    selected = dict(context)
+    selected["rotary"] = tuple(angles[:, rows_T] for angles in context["rotary"])
+    for name in ("position_ids", "substrate_BTD"):
+        if context.get(name) is not None:
+            selected[name] = context[name][:, rows_T]
+    return selected
+
+
+class SingleBackbone(GrownBackbone):
+    """One grown model, at any of its depths."""
+
+    def exit_of(self, model: PreTrainedModel) -> Exit:
+        return Exit(model.config.num_hidden_layers, model.base_model.norm, [model.lm_head])
+
+    def enter(self, input_ids: torch.Tensor, attention_mask: Any, position_ids: Any) -> tuple[torch.Tensor, Any]:
+        hidden_1TD, context = super().enter(input_ids, attention_mask, position_ids)
+        if self.model.config.substrate_reinjection:
+            context["substrate_BTD"] = hidden_1TD
+        return hidden_1TD, context
+
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        rows_C: torch.Tensor,
+        exits_R: Sequence[Exit],
+        exits_C: Sequence[Exit],
+        **kwargs: Any,
+    ) -> tuple[list[torch.Tensor], Weights]:
+        return [self.final_states(input_ids, exits_R, **kwargs)[0, rows_C]], {}
+
 
 class FlatBackbone(Backbone):
-    """Member after member: any depths, shared blocks once, rules that look at the text."""
+    """Member after member: any depths, shared blocks once, rules that look at the text. It has one exit."""
 
-    def __init__(self, ensemble: GrowtxEnsembleForCausalLM) -> None:
-        super().__init__(ensemble)
-        self.rules = _rules_of(ensemble)
-        self.members = tuple(ensemble.config.member_names or ())
-        self.heads = nn.ModuleList(ensemble.lm_heads)
+    model: GrowtxEnsembleForCausalLM
 
-    def read(self, input_ids: torch.Tensor, rows_C: torch.Tensor, **kwargs: Any) -> tuple[list[torch.Tensor], Weights]:
+    def __init__(self, models: Depths) -> None:
+        super().__init__(models)
+        self.rules = _rules_of(self.model)
+        self.members = tuple(self.model.config.member_names or ())
+
+    def exit_of(self, model: PreTrainedModel) -> Exit:
+        return Exit(model.config.num_blocks, None, list(model.lm_heads))
+
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        rows_C: torch.Tensor,
+        exits_R: Sequence[Exit],
+        exits_C: Sequence[Exit],
+        **kwargs: Any,
+    ) -> tuple[list[torch.Tensor], Weights]:
         kwargs.pop("use_cache", None)
         text = self.model.read(input_ids, **kwargs)
         weights = {
@@ -56,44 +228,142 @@ class FlatBackbone(Backbone):
         return [states_1TD[0, rows_C] for states_1TD in text.states], weights
 
 
-class FusedBackbone(Backbone):
+class FusedBackbone(GrownBackbone):
     """Members of equal depth fused into one decoder, their common trunk run once: fewer and larger operations.
 
     The weights of its rules are constants.
     """
 
-    def __init__(self, ensemble: GrowtxEnsembleForCausalLM) -> None:
-        rules, own = _rules_of(ensemble), ensemble.rule
-        some_text = ensemble.read(torch.zeros(1, 1, dtype=torch.long, device=ensemble.device))
-        constants = {name: rule.weights(some_text).detach() for name, rule in rules.items()}
+    def __init__(self, models: Depths) -> None:
+        super().__init__(models)
+        ensemble = self.model
+        self.rules, own = _rules_of(ensemble), ensemble.rule
         ensemble.set_rule("mean")  # `to_fused` folds a linear rule into the head, which is not used here
         fused = to_fused(ensemble)
         ensemble.set_rule(own)
-        fused.set_submodule("lm_head", nn.Identity())  # its "logits" are the members' states side by side
-        super().__init__(fused)
-        self.rules, self.constants = rules, constants
+        fused.set_submodule("lm_head", nn.Identity())  # heads are those of the exits
         self.members = tuple(ensemble.config.member_names or ())
-        self.heads = nn.ModuleList(ensemble.lm_heads)
+        self.model = fused
 
-    def read(self, input_ids: torch.Tensor, rows_C: torch.Tensor, **kwargs: Any) -> tuple[list[torch.Tensor], Weights]:
-        joined = self.model(input_ids, logits_to_keep=rows_C, **{"use_cache": False, **kwargs}).logits[0]
-        weights = {name: constant.expand(len(rows_C), -1) for name, constant in self.constants.items()}
-        return list(joined.chunk(len(self.members), dim=-1)), weights
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.model.layers  # type: ignore[no-any-return]
+
+    def exit_of(self, model: PreTrainedModel) -> Exit:
+        some_text = model.read(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+        weights = {name: rule.weights(some_text).detach() for name, rule in _rules_of(model).items()}
+        norm = MemberLayerNorm(model.config)
+        for name in ("weight", "bias"):
+            stacked_ND = torch.stack([getattr(member, name).detach() for member in model.norms])
+            setattr(norm, name, nn.Parameter(stacked_ND[:, None, None], requires_grad=False))
+        return Exit(len(model.config.blocks_of_members[0]), norm, list(model.lm_heads), weights)
+
+    def run(self, hidden: torch.Tensor, first: int, last: int, context: Mapping[str, Any]) -> torch.Tensor:
+        """Up to the end of the trunk [1, T, D], beyond it [N, 1, T, D]."""
+        end = self.model.config.num_trunk_layers
+        hidden = super().run(hidden, first, min(last, end), context)
+        if last > end:
+            hidden = hidden if hidden.dim() == 4 else hidden.expand(len(self.members), -1, -1, -1)
+            hidden = super().run(hidden, max(first, end), last, context)
+        return hidden
+
+    def leave(self, hidden: torch.Tensor, one: Exit) -> torch.Tensor:
+        of_members = hidden if hidden.dim() == 4 else hidden.expand(len(self.members), -1, -1, -1)
+        normed_NTD: torch.Tensor = one.norm(of_members)[:, 0]
+        return normed_NTD
+
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        rows_C: torch.Tensor,
+        exits_R: Sequence[Exit],
+        exits_C: Sequence[Exit],
+        **kwargs: Any,
+    ) -> tuple[list[torch.Tensor], Weights]:
+        states_NCD = self.final_states(input_ids, exits_R, **kwargs)[:, rows_C]
+        groups = list(rows_by_exit(exits_C))
+        order_C = torch.tensor([row for _, rows in groups for row in rows], dtype=torch.long).argsort()
+        weights = {
+            name: torch.cat([one.weights[name].expand(len(rows), -1) for one, rows in groups])[order_C]
+            for name in self.rules
+            if groups
+        }
+        return list(states_NCD), weights
 
 
-def make_backbone(model: PreTrainedModel) -> Backbone:
-    """The fastest form that serves every rule of the model. The fused form has its own copy of all but the trunk.
+def rows_by_exit(exits_C: Sequence[Exit]) -> Iterator[tuple[Exit, list[int]]]:
+    """The requests that take each exit."""
+    for one in dict.fromkeys(exits_C):
+        yield one, [row for row, other in enumerate(exits_C) if other is one]
 
-    The flat one also runs blocks once that some members share, but not all; the fused form would have to repeat them.
+
+# Which depths run together.
+
+
+def make_backbone(models: Depths) -> Backbone:
+    """The fastest form that serves every rule of the models, which must be a stack (`stacks_of`).
+
+    The fused form has its own copy of all but the trunk. The flat one also runs blocks once that some members share,
+    but not all; the fused form would have to repeat them.
     """
-    if not isinstance(model, GrowtxEnsembleForCausalLM):
-        return Backbone(model)
-    config = model.config
+    model = deepest(models)
+    if isinstance(model, GrowtxEnsembleForCausalLM):
+        return FusedBackbone(models) if _can_be_fused(model) else FlatBackbone(models)
+    return SingleBackbone(models) if isinstance(model, GrowtxForCausalLM) else Backbone(models)
+
+
+def stacks_of(models: Depths) -> list[dict[Depth, PreTrainedModel]]:
+    """The depths of a lineage in groups that have their blocks in common, each to be run by one engine.
+
+    A depth belongs to a deeper one if its blocks are the lowest of that one: the same tensors, not equal ones. LoRA
+    phases change lower blocks, so depths before and after one have none in common.
+    """
+    stacks: list[dict[Depth, PreTrainedModel]] = []
+    for depth, model in sorted(models.items(), key=lambda item: -num_blocks_of(item[1])):
+        stack = next((stack for stack in stacks if _is_lower_part(model, deepest(stack))), None)
+        if stack is None:
+            stacks.append(stack := {})
+        stack[depth] = model
+    return stacks
+
+
+def deepest(models: Depths) -> PreTrainedModel:
+    return max(models.values(), key=num_blocks_of)
+
+
+def num_blocks_of(model: PreTrainedModel) -> int:
+    """Blocks that are computed for a token, those of all members."""
+    if isinstance(model, GrowtxEnsembleForCausalLM):
+        return model.config.num_blocks
+    blocks: int = model.config.num_hidden_layers
+    return blocks
+
+
+def _is_lower_part(model: PreTrainedModel, whole: PreTrainedModel) -> bool:
+    if type(model) is not type(whole):
+        return False
+    parts: list[tuple[nn.Module, nn.Module]] = [(model.get_input_embeddings(), whole.get_input_embeddings())]
+    if isinstance(model, GrowtxForCausalLM):
+        parts += zip(model.model.layers, whole.model.layers, strict=False)
+    elif isinstance(model, GrowtxEnsembleForCausalLM) and _can_be_fused(model) and _can_be_fused(whole):
+        for ours, theirs in zip(model.config.blocks_of_members, whole.config.blocks_of_members, strict=True):
+            parts += [(model.layers[a], whole.layers[b]) for a, b in zip(ours, theirs, strict=False)]
+    else:  # one depth alone: the last stage under both of its names
+        parts = [(model, whole)]
+    return all(_are_the_same(list(ours.parameters()), list(theirs.parameters())) for ours, theirs in parts)
+
+
+def _are_the_same(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> bool:
+    """Whether tensors lie at the same places."""
+    return [tensor.data_ptr() for tensor in ours] == [tensor.data_ptr() for tensor in theirs]
+
+
+def _can_be_fused(ensemble: GrowtxEnsembleForCausalLM) -> bool:
+    config = ensemble.config
     has_equal_depths = len({len(blocks) for blocks in config.blocks_of_members}) == 1
-    remembers = model.rule.num_history_layers(config.num_members) > 0
+    remembers = ensemble.rule.num_history_layers(config.num_members) > 0
     shares_trunk_only = len(config.shared_blocks) == config.num_trunk_blocks
-    can_be_fused = config.num_members > 1 and has_equal_depths and shares_trunk_only and not remembers
-    return FusedBackbone(model) if can_be_fused else FlatBackbone(model)
+    return config.num_members > 1 and has_equal_depths and shares_trunk_only and not remembers
 
 
 def _rules_of(ensemble: GrowtxEnsembleForCausalLM) -> dict[str, CombinationRule]:

@@ -3,7 +3,8 @@
 transformers' continuous batching knows one logits tensor and one way of sampling. Here every request has its own
 rule, weights, seed and temperature, so the decoder combines and chooses itself and hands over one-hot logits.
 
-Shapes: T new tokens of all requests, C requests that get a token, D hidden size, V vocabulary, N members.
+Shapes: T new tokens of all requests, R requests of a step, C of them that get a token, D hidden size, V vocabulary,
+N members.
 """
 
 from __future__ import annotations
@@ -14,38 +15,50 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from growtx.compat.transformers import BatchedModel
 from growtx.models.ensemble.fused import MemberLinear
 from growtx.models.ensemble.rules import CombinationRule
 from growtx.models.varlen_attention import MIN_ROWS
 from growtx.sampling import Choice, Sampling, attribute, choose, eos_token_ids, log_probabilities
-from growtx.serving.backbones import make_backbone
+from growtx.serving.backbones import Depth, Depths, Exit, deepest, make_backbone
 from growtx.serving.requests import Token
 
 SCORED_ROWS = 128  # prompt positions whose logits exist at the same time
 
 
+class Place(NamedTuple):
+    """A request in a step: the depth that it asks for, and its choice if it gets a token."""
+
+    depth: Depth
+    choice: Choice | None
+
+
 class Decoder(BatchedModel):
-    """A model or an ensemble, with the choice of tokens inside.
+    """A model or an ensemble at all depths that have their blocks in common, with the choice of tokens inside.
 
     Args:
-        model: a causal language model; an ensemble offers its own rule and the stateless ones to every request.
-        deliver: is called after every step with the tokens chosen for `choices`.
+        models: causal language models by depth, a stack (`stacks_of`); an ensemble offers its own rule and the
+            stateless ones to every request.
+        deliver: is called after every step with the tokens chosen for the requests that get one.
     """
 
-    def __init__(self, model: PreTrainedModel, deliver: Callable[[list[Token]], None]) -> None:
+    def __init__(self, models: Depths, deliver: Callable[[list[Token]], None]) -> None:
         super().__init__()
         self.deliver = deliver
-        self.backbone = make_backbone(model)
+        self.backbone = make_backbone(models)
         self.config = self.backbone.model.config
         self.rules = self.backbone.rules
         self.members = self.backbone.members
         self.default_rule = next(iter(self.rules), "")
-        self.choices: Sequence[Choice] = ()
+        self.places: Sequence[Place] = ()
+        model = deepest(models)
         self.eos_token_ids: Sequence[int] = eos_token_ids(model.config, model.generation_config)
         make_rows_independent(self.backbone)
+
+    def num_blocks(self, depth: Depth) -> int:
+        """Blocks that requests of this depth run through."""
+        return self.backbone.exits[depth].num_blocks
 
     @property
     def device(self) -> torch.device:
@@ -66,8 +79,13 @@ class Decoder(BatchedModel):
         Returns:
             One-hot logits [1, C, V], whose argmax continuous batching takes as the next tokens.
         """
-        states, weights = self.backbone.read(input_ids, logits_to_keep[: max(1, len(self.choices))], **kwargs)
-        tokens = self._choose(states, weights)
+        exits = self.backbone.exits
+        exits_R = [exits[place.depth] for place in self.places]
+        chosen = [place for place in self.places if place.choice is not None]
+        exits_C = [exits[place.depth] for place in chosen]
+        rows_C = logits_to_keep[: len(chosen)]
+        states, weights = self.backbone.read(input_ids, rows_C, exits_R, exits_C, **kwargs)
+        tokens = self._choose(states, weights, [place.choice for place in chosen if place.choice], exits_C)
         self.deliver(tokens)
         one_hot_1CV = torch.zeros(1, len(logits_to_keep), self.config.vocab_size, device=self.device)
         ids_C1 = torch.tensor([[token.id] for token in tokens], dtype=torch.long, device=self.device)
@@ -75,10 +93,12 @@ class Decoder(BatchedModel):
         return one_hot_1CV
 
     @torch.no_grad()
-    def score(self, token_ids: Sequence[int], sampling: Sampling) -> list[Token]:
+    def score(self, token_ids: Sequence[int], sampling: Sampling, depth: Depth = None) -> list[Token]:
         """The tokens of a text from the second on, each with its probability after those before it."""
         every = torch.arange(len(token_ids) - 1, device=self.device)
-        states, weights = self.backbone.read(torch.tensor([token_ids], device=self.device), every)
+        own = self.backbone.exits[depth]
+        tokens_1T = torch.tensor([token_ids], device=self.device)
+        states, weights = self.backbone.read(tokens_1T, every, [own], [own] * len(every))
         tokens = []
         for start in range(0, len(every), SCORED_ROWS):
             rows = slice(start, start + SCORED_ROWS)
@@ -88,21 +108,32 @@ class Decoder(BatchedModel):
                 [state[rows] for state in states],
                 {name: rule_weights[rows] for name, rule_weights in weights.items()},
                 samplings,
+                [own] * len(targets),
             )
             tokens += self._describe(targets, samplings, combined)
         return tokens
 
-    def _choose(self, states: list[torch.Tensor], weights: dict[str, torch.Tensor]) -> list[Token]:
-        if not self.choices:
+    def _choose(
+        self,
+        states: list[torch.Tensor],
+        weights: dict[str, torch.Tensor],
+        choices: Sequence[Choice],
+        exits_C: Sequence[Exit],
+    ) -> list[Token]:
+        if not choices:
             return []
-        samplings = [choice.sampling for choice in self.choices]
-        combined = self._combine(states, weights, samplings)
-        return self._describe(choose(combined.scores_CV, self.choices, self.eos_token_ids), samplings, combined)
+        samplings = [choice.sampling for choice in choices]
+        combined = self._combine(states, weights, samplings, exits_C)
+        return self._describe(choose(combined.scores_CV, choices, self.eos_token_ids), samplings, combined)
 
     def _combine(
-        self, states: list[torch.Tensor], weights: dict[str, torch.Tensor], samplings: Sequence[Sampling]
+        self,
+        states: list[torch.Tensor],
+        weights: dict[str, torch.Tensor],
+        samplings: Sequence[Sampling],
+        exits_C: Sequence[Exit],
     ) -> _Combined:
-        logits = [head(states_CD).float() for head, states_CD in zip(self.backbone.heads, states, strict=True)]
+        logits = self.backbone.logits(states, exits_C)
         used_CN = torch.ones(len(samplings), len(logits), device=logits[0].device)
         if not self.rules:
             return _Combined(logits[0], logits, used_CN)

@@ -1,4 +1,4 @@
-"""Continuous batching over one model: requests join and leave at every step, each with its own way of sampling."""
+"""Continuous batching over one stack of blocks: requests join and leave at every step, each samples in its own way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -19,15 +19,16 @@ from growtx.compat.transformers import (
     cause_of_end,
     heads_in_cache,
     is_ready,
-    num_blocks_of,
+    num_cache_blocks,
+    request_name,
     set_attention,
 )
 from growtx.data.tokenizer import start_token_id
 from growtx.exceptions import ConfigError
-from growtx.models.causal_lm import GrowtxBlock
 from growtx.models.varlen_attention import register_varlen_attention
 from growtx.sampling import Choice, Sampling, TextSoFar, eos_token_ids
-from growtx.serving.decoder import Decoder
+from growtx.serving.backbones import Depth, Depths, deepest, num_blocks_of, stacks_of
+from growtx.serving.decoder import Decoder, Place
 from growtx.serving.requests import EngineError, Generation, ModelInfo, OverloadedError, Token
 
 PAGE_SIZE = 32  # positions per page of the cache, and the granularity in which prompts share their beginnings
@@ -42,6 +43,7 @@ class Stream:
     """A running request as its consumer sees it: tokens arrive in the queue from the generation thread."""
 
     sampling: Sampling
+    depth: Depth
     num_left: int
     loop: asyncio.AbstractEventLoop
     text: TextSoFar
@@ -49,10 +51,10 @@ class Stream:
 
 
 class Engine:
-    """One model, one generation thread.
+    """One stack of blocks, one cache, one generation thread, and all depths of a lineage that are parts of the stack.
 
     Args:
-        model: causal language model or ensemble, in evaluation mode.
+        models: causal language models or ensembles in evaluation mode, by the depth that requests ask for.
         max_batch_size: requests that are computed together.
         max_queue: further requests that may wait.
         max_batch_tokens: new tokens per step; longer prompts are read over several steps.
@@ -61,14 +63,15 @@ class Engine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        models: Depths,
         *,
         max_batch_size: int = 32,
         max_queue: int = 32,
         max_batch_tokens: int = 512,
         kv_cache_gib: float = 1.0,
     ) -> None:
-        self.decoder = Decoder(model, self._after_step)
+        self.decoder = Decoder(models, self._after_step)
+        model = deepest(models)
         if model.device.type == "cpu":
             set_attention(self.decoder.config, register_varlen_attention())
         self.max_batch_size = max_batch_size
@@ -84,7 +87,7 @@ class Engine:
             GenerationConfig(do_sample=False, eos_token_id=self.eos_token_ids or -1),
             ContinuousBatchingConfig(
                 page_size=PAGE_SIZE,
-                num_blocks=num_blocks_of(self.decoder.config, num_pages),
+                num_blocks=num_cache_blocks(self.decoder.config, num_pages),
                 max_batch_tokens=max(max_batch_tokens, max_batch_size),
                 max_requests_per_batch=max_batch_size,
                 use_async_batching=False,
@@ -94,6 +97,7 @@ class Engine:
             on_error=self._fail,
         )
         self._step_streams: list[Stream | None] = []
+        self._depth_of = {self.decoder.num_blocks(depth): depth for depth in models}
         self.batch_size = 0
 
     def start(self) -> None:
@@ -135,8 +139,9 @@ class Engine:
         """
         if self.num_running >= self.max_batch_size + self.max_queue:
             raise OverloadedError(f"{self.num_running} requests are running or waiting")
-        name = uuid.uuid4().hex
-        stream = Stream(request.sampling, request.max_tokens, asyncio.get_running_loop(), request.text_so_far())
+        name = request_name(uuid.uuid4().hex, self.decoder.num_blocks(request.depth))
+        loop, text = asyncio.get_running_loop(), request.text_so_far()
+        stream = Stream(request.sampling, request.depth, request.max_tokens, loop, text)
         self._streams[name] = stream
         is_finished = False
         try:
@@ -160,7 +165,7 @@ class Engine:
         if accepted is None:
             raise EngineError("the generation thread is stopping")
 
-    async def score(self, token_ids: tuple[int, ...], sampling: Sampling) -> list[Token]:
+    async def score(self, token_ids: tuple[int, ...], sampling: Sampling, depth: Depth = None) -> list[Token]:
         """Tokens of a prompt from the second on with their probabilities.
 
         Raises:
@@ -171,17 +176,21 @@ class Engine:
         self._num_scoring += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._scorer, self.decoder.score, token_ids, sampling)
+            return await loop.run_in_executor(self._scorer, self.decoder.score, token_ids, sampling, depth)
         finally:
             self._num_scoring -= 1
 
     def _before_step(self, requests: list[StepRequest]) -> None:
-        """Called in the generation thread with the requests that get a token in the coming step."""
-        self._step_streams = [self._streams.get(request.name) for request in requests]
-        self.decoder.choices = [
-            Choice(ABANDONED, 0) if stream is None else Choice(stream.sampling, request.num_tokens, stream.text)
-            for stream, request in zip(self._step_streams, requests, strict=True)
-        ]
+        """Called in the generation thread with the requests of the coming step."""
+        self._step_streams = [self._streams.get(request.name) for request in requests if request.gets_token]
+        self.decoder.places = [self._place(request, self._streams.get(request.name)) for request in requests]
+
+    def _place(self, request: StepRequest, stream: Stream | None) -> Place:
+        if stream is None:  # who comes later may still use its pages, so it runs through all the blocks that it names
+            depth = self._depth_of[request.num_blocks]
+            return Place(depth, Choice(ABANDONED, 0) if request.gets_token else None)
+        choice = Choice(stream.sampling, request.num_tokens, stream.text) if request.gets_token else None
+        return Place(stream.depth, choice)
 
     def _after_step(self, tokens: list[Token]) -> None:
         """Called in the generation thread with the tokens that were chosen; one wake-up of the event loop for all."""
@@ -239,22 +248,23 @@ def _num_pages(model: Decoder, wanted_tokens: int, context_length: int, kv_cache
 
 
 def shares_of(models: Sequence[PreTrainedModel], kv_cache_gib: float | None) -> list[float]:
-    """What each depth's cache gets of one budget, in GiB: as much as it has blocks, so that all hold as many positions.
+    """What each stack's cache gets of one budget, in GiB: as much as it has blocks, so that all hold as many positions.
 
     Args:
+        models: the deepest of every stack.
         kv_cache_gib: the budget; None: most of what is free on the device that all models are on.
     """
     if kv_cache_gib is None:
         kv_cache_gib = FREE_SHARE * torch.cuda.mem_get_info(models[0].device)[0] / BYTES_PER_GIB
-    blocks = [sum(isinstance(module, GrowtxBlock) for module in model.modules()) for model in models]
+    blocks = [num_blocks_of(model) for model in models]
     return [kv_cache_gib * number / sum(blocks) for number in blocks]
 
 
-# All engines of one process: one for every depth of a lineage that is served.
+# All engines of one process: one for all depths of a lineage that have their blocks in common, mostly the only one.
 
 
 class Engines:
-    """An engine for every depth of a lineage, in this process.
+    """Every depth of a lineage, in this process.
 
     Args:
         models: by depth; `None` serves requests that name no depth.
@@ -264,40 +274,43 @@ class Engines:
 
     def __init__(
         self,
-        models: Mapping[int | None, PreTrainedModel],
+        models: Depths,
         tokenizer: PreTrainedTokenizerFast,
         *,
         kv_cache_gib: float | None = 1.0,
         **options: int,
     ) -> None:
-        shares = shares_of(list(models.values()), kv_cache_gib)
-        self._engines = {
-            depth: Engine(model, kv_cache_gib=share, **options)
-            for (depth, model), share in zip(models.items(), shares, strict=True)
-        }
+        stacks = stacks_of(models)
+        shares = shares_of([deepest(stack) for stack in stacks], kv_cache_gib)
+        self._engines: dict[Depth, Engine] = {}
+        self._distinct = [
+            Engine(stack, kv_cache_gib=share, **options) for stack, share in zip(stacks, shares, strict=True)
+        ]
+        for stack, engine in zip(stacks, self._distinct, strict=True):
+            self._engines |= dict.fromkeys(stack, engine)
         self._tokenizer = tokenizer
-        for engine in self._engines.values():
+        for engine in self._distinct:
             engine.start()
 
     def stop(self) -> None:
         """End all generation threads."""
-        for engine in self._engines.values():
+        for engine in self._distinct:
             engine.stop()
 
     def check_health(self) -> None:
         """Raise `EngineError` if a generation thread has died."""
-        for engine in self._engines.values():
+        for engine in self._distinct:
             engine.check_health()
 
     @property
     def num_running(self) -> int:
         """Texts that run or wait."""
-        return sum(engine.num_running for engine in self._engines.values())
+        return sum(engine.num_running for engine in self._distinct)
 
     @property
     def batch_size(self) -> int:
         """Texts that the last step computed together."""
-        return max(engine.batch_size if engine.num_running else 0 for engine in self._engines.values())
+        return max(engine.batch_size if engine.num_running else 0 for engine in self._distinct)
 
     async def card(self) -> ModelInfo:
         engine = self._engines[None]
@@ -305,7 +318,7 @@ class Engines:
             tokenizer_json=self._tokenizer.backend_tokenizer.to_str(),
             vocab_size=engine.decoder.config.vocab_size,
             context_length=engine.context_length,
-            depths=tuple(depth for depth in self._engines if depth is not None),
+            depths=tuple(sorted(depth for depth in self._engines if depth is not None)),
             members=engine.decoder.members,
             rules=tuple(engine.decoder.rules),
             start_token_id=start_token_id(self._tokenizer),
@@ -318,7 +331,7 @@ class Engines:
         return self._engines[request.depth].generate(request)
 
     async def score(self, token_ids: tuple[int, ...], sampling: Sampling, depth: int | None) -> list[Token]:
-        return await self._engines[depth].score(token_ids, sampling)
+        return await self._engines[depth].score(token_ids, sampling, depth)
 
     async def metrics(self) -> str:
         return f"# TYPE growtx_running_texts gauge\ngrowtx_running_texts {self.num_running}\n"

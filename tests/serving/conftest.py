@@ -54,7 +54,7 @@ def make_ensemble(
 
 
 def _start(model: PreTrainedModel, **options: Any) -> Engine:
-    engine = Engine(model, **{"max_batch_size": 32, "kv_cache_gib": 0.05, **options})
+    engine = Engine({None: model}, **{"max_batch_size": 32, "kv_cache_gib": 0.05, **options})
     engine.start()
     return engine
 

@@ -36,6 +36,7 @@ from growtx.models.causal_lm import (
     build_around,
 )
 from growtx.models.configuration import IDENTITY, SPECIAL_TOKENS, GrowtxConfig
+from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble.rules import RULES
 from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets, shift_labels
@@ -84,7 +85,7 @@ class MemberLinear(nn.Module):
 class MemberLayerNorm(nn.Module):
     """A layer norm per member on [N, B, T, D]."""
 
-    def __init__(self, config: GrowtxFusedEnsembleConfig) -> None:
+    def __init__(self, config: GrowtxFusedEnsembleConfig | GrowtxEnsembleConfig) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(config.num_members, 1, 1, config.hidden_size))
         self.bias = nn.Parameter(torch.empty(config.num_members, 1, 1, config.hidden_size))
@@ -114,8 +115,8 @@ class FusedAttention(nn.Module):
         states_NBTD: torch.Tensor,
         rotary: Rotary,
         *,
-        attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         qkv_NBT3HK = self.qkv_proj(states_NBTD).unflatten(-1, (3, -1, self.config.head_dim))

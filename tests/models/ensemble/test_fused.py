@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.distributed import DistributedHelper
 
-from growtx.compat.transformers import heads_in_cache, num_blocks_of
+from growtx.compat.transformers import heads_in_cache, num_cache_blocks
 from growtx.exceptions import ConfigError
 from growtx.models import (
     GrowtxEnsembleForCausalLM,
@@ -95,7 +95,7 @@ def test_a_paged_cache_keeps_the_trunk_for_one_member_only() -> None:
     config = to_fused(from_members(branching(3))).config
     assert heads_in_cache(config) == config.heads_per_member * (3 + 3)
     batching = ContinuousBatchingConfig(
-        page_size=4, num_blocks=num_blocks_of(config, 10), max_batch_tokens=8, max_memory_percent=0.5
+        page_size=4, num_blocks=num_cache_blocks(config, 10), max_batch_tokens=8, max_memory_percent=0.5
     )
     cache = PagedAttentionCache(config, batching, "cpu", DistributedHelper(None, None), torch.float32)
     (pages,) = cache.cache_allocators.values()
