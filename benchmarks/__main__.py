@@ -8,6 +8,7 @@ growtx benchmark tokenizers --texts 'texts/*.parquet' --tokenizer GPT-2=gpt2.tik
 growtx benchmark packing --texts 'texts/*.parquet'      200 MB of them on clusters of 1, 2 and 4 one-CPU nodes
 growtx benchmark serving                an ensemble at 1, 8 and 32 clients against what else would serve it
 growtx benchmark serving --trunk        members that share half of their blocks, relative to one member
+growtx benchmark serving --depths       all depths of a grown model in one engine, relative to an engine for each
 growtx benchmark choosing               the next tokens of 32 texts against the sampling of transformers
 growtx benchmark gpu                    the LM head and whole steps on one GPU, beside its peak
 growtx benchmark serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
@@ -79,6 +80,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--warm-up", type=float, default=180.0, metavar="SECONDS", help="time that --soak runs before it measures"
     )
     serving.add_argument("--trunk", action="store_true", help="2 and 4 members that share half of their blocks instead")
+    serving.add_argument("--depths", action="store_true", help="all depths of one grown model instead")
     serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
     serving.set_defaults(run=_serving)
     gpu = benchmarks.add_parser("gpu", help="the LM head's loss and a stage's step on one GPU")
@@ -358,6 +360,8 @@ def _serving(arguments: argparse.Namespace) -> int:
         return _soak(tokenizer, arguments)
     if arguments.trunk:
         return _trunk(tokenizer)
+    if arguments.depths:
+        return _depths(tokenizer)
     _print_table(
         "Two members with random weights; x best: of the alternatives to this engine",
         ("system", "clients", "tokens/s", "x best", "TTFT ms p50", "p99", "ITL ms p50", "p99", "bound tokens/s"),
@@ -397,6 +401,23 @@ def _trunk(tokenizer: Any) -> int:
             )
             for row in measure_trunk(tokenizer)
         ),
+    )
+    return 0
+
+
+def _depths(tokenizer: Any) -> int:
+    from benchmarks.serving import measure_depths, measure_memory_of_depths
+
+    _print_table(
+        "Texts of all depths at once, random weights; x apart: of an engine for each, one after the other",
+        ("depths", "clients", "tokens/s", "x apart"),
+        (
+            (", ".join(map(str, row.depths)), str(row.num_clients), row.tokens_per_second, row.ratio)
+            for row in measure_depths(tokenizer)
+        ),
+    )
+    _print_table(
+        "Memory above a process without models", ("depths", "MiB"), measure_memory_of_depths(tokenizer).items()
     )
     return 0
 

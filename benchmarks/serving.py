@@ -18,23 +18,28 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from growtx.models import GrowtxConfig, GrowtxForCausalLM
 from growtx.models.ensemble import from_members
 from growtx.sampling import Choice, Sampling, choose
+from growtx.serving.backbones import Depth
 from growtx.serving.engine import Engines
 from growtx.serving.requests import Generation
 
@@ -247,6 +252,114 @@ def measure_trunk(
         )
         for number in num_members
     ]
+
+
+# All depths of a grown model in one engine, beside an engine for each.
+
+
+@dataclass
+class DepthsRow:
+    """Texts of several depths that come at once.
+
+    Attributes:
+        tokens_per_second: of one engine that runs all of them together; median over the rounds.
+        ratio: to engines of their own, each with its texts and all of the machine, one after the other.
+    """
+
+    depths: tuple[int, ...]
+    num_clients: int
+    tokens_per_second: float
+    ratio: float
+
+
+def random_stages(
+    tokenizer: PreTrainedTokenizerFast, depths: Sequence[int], **shape: int
+) -> dict[int, GrowtxForCausalLM]:
+    """What growth leaves, with random weights: blocks in common, and a norm and a head for every depth."""
+    (whole,) = random_members(tokenizer, num_members=1, num_blocks=max(depths), **shape).values()
+    stages = {max(depths): whole}
+    for depth in sorted(depths)[:-1]:
+        stage = GrowtxForCausalLM(GrowtxConfig(**{**whole.config.to_dict(), "num_hidden_layers": depth})).eval()
+        in_common = [(stage.model.embed_tokens, whole.model.embed_tokens)]
+        for ours, theirs in (*in_common, *zip(stage.model.layers, whole.model.layers, strict=False)):
+            for parameter, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+                parameter.data = other.data
+        stages[depth] = stage
+    for stage in stages.values():
+        stage.generation_config.eos_token_id = stage.config.eos_token_id = None
+    return stages
+
+
+def measure_depths(
+    tokenizer: PreTrainedTokenizerFast,
+    workload: Workload | None = None,
+    *,
+    depths: Sequence[int] = (2, 4, 6),
+    **shape: int,
+) -> list[DepthsRow]:
+    """Texts of all depths in turns, in one engine and in engines of their own, at 8 and 32 clients.
+
+    Args:
+        shape: of `random_members`.
+    """
+    workload = workload or Workload()
+    torch.set_num_threads(workload.num_threads)
+    stages = random_stages(tokenizer, depths, **shape)
+    start = partial(Engines, tokenizer=tokenizer, max_batch_size=max(CLIENTS), kv_cache_gib=0.5)
+    together = start(_as_served(stages))
+    apart = {depth: start({None: copy.deepcopy(stage)}) for depth, stage in stages.items()}
+    speeds: dict[int, list[tuple[float, float]]] = {}
+    try:
+        for _ in range(workload.num_rounds):
+            for num_clients in CLIENTS[1:]:
+                asked = workload.requests(num_clients, stages[depths[0]].config.vocab_size)
+                mixed = [replace(one, depth=depths[index % len(depths)]) for index, one in enumerate(asked)]
+                own = [[one for one, other in zip(asked, mixed, strict=True) if other.depth == d] for d in depths]
+                seconds = sum(_serve_all(apart[d], texts).seconds for d, texts in zip(depths, own, strict=True))
+                num_tokens = num_clients * workload.num_new_tokens
+                speed = _serve_all(together, mixed).tokens_per_second
+                speeds.setdefault(num_clients, []).append((speed, speed / (num_tokens / seconds)))
+    finally:
+        for engines in (together, *apart.values()):
+            engines.stop()
+    return [
+        DepthsRow(tuple(depths), number, median(speed for speed, _ in found), median(ratio for _, ratio in found))
+        for number, found in speeds.items()
+    ]
+
+
+def _as_served(stages: Mapping[int, GrowtxForCausalLM]) -> dict[Depth, PreTrainedModel]:
+    models: dict[Depth, PreTrainedModel] = {None: stages[max(stages)]}
+    models.update(stages.items())
+    return models
+
+
+def measure_memory_of_depths(
+    tokenizer: PreTrainedTokenizerFast, *, depths: Sequence[int] = (2, 4, 6), **shape: int
+) -> dict[str, float]:
+    """MiB that a process has more once its engine has answered: of the deepest alone, and of all depths."""
+    found = {}
+    for name, served in (("the deepest", tuple(depths)[-1:]), ("all", tuple(depths))):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            found[name] = pool.submit(_memory_of, tokenizer, tuple(depths), served, shape).result()
+    return found
+
+
+def _memory_of(
+    tokenizer: PreTrainedTokenizerFast, depths: tuple[int, ...], served: tuple[int, ...], shape: dict[str, int]
+) -> float:
+    workload = Workload(num_new_tokens=16)
+    torch.set_num_threads(workload.num_threads)
+    before = psutil.Process().memory_info().rss
+    stages = {depth: stage for depth, stage in random_stages(tokenizer, depths, **shape).items() if depth in served}
+    deepest = stages[max(served)]
+    engines = Engines(_as_served(stages), tokenizer, max_batch_size=max(CLIENTS), kv_cache_gib=0.5)
+    asked = workload.requests(max(CLIENTS), deepest.config.vocab_size)
+    _serve_all(engines, [replace(one, depth=served[i % len(served)]) for i, one in enumerate(asked)])
+    gc.collect()
+    after = psutil.Process().memory_info().rss
+    engines.stop()
+    return float(after - before) / 2**20
 
 
 def _num_weights(*modules: torch.nn.Module) -> int:

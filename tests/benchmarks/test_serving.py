@@ -14,16 +14,19 @@ from benchmarks.serving import (
     ENGINE,
     Timings,
     Workload,
+    measure_depths,
     measure_serving,
     measure_trunk,
     padded_batch,
     random_members,
+    random_stages,
     ratio_to_best,
     summarise,
 )
 from benchmarks.soak import Cost, Soak
 from growtx.models.ensemble import from_members
 from growtx.sampling import Choice, Sampling, choose
+from growtx.serving.backbones import stacks_of
 from growtx.serving.engine import Engines
 from growtx.serving.requests import Generation
 
@@ -99,6 +102,18 @@ def test_a_trunk_is_measured_beside_its_bound(
     assert all(row.ratio > 0 and row.tokens_per_second > 0 for row in rows)
     first, second = random_members(tokenizer, num_trunk_blocks=1, **small).values()
     assert first.model.layers[0] is second.model.layers[0] and first.model.layers[1] is not second.model.layers[1]
+
+
+def test_all_depths_are_measured_together_and_apart(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "CLIENTS", (1, 2, 4))
+    small = {"hidden_size": 32, "num_heads": 2, "vocab_size": 300, "context_length": 160}
+    rows = measure_depths(tokenizer, Workload(num_new_tokens=4, num_rounds=1), depths=(1, 3), **small)
+    assert [(row.depths, row.num_clients) for row in rows] == [((1, 3), 2), ((1, 3), 4)]
+    assert all(row.ratio > 0 and row.tokens_per_second > 0 for row in rows)
+    stages = random_stages(tokenizer, (1, 3), **small)
+    assert len(stacks_of(stages)) == 1 and stages[1].lm_head.weight is not stages[3].lm_head.weight
 
 
 def test_the_99th_percentile_leaves_out_one_in_a_hundred() -> None:
