@@ -9,6 +9,7 @@ growtx benchmark packing --texts 'texts/*.parquet'      200 MB of them on cluste
 growtx benchmark serving                an ensemble at 1, 8 and 32 clients against what else would serve it
 growtx benchmark serving --trunk        members that share half of their blocks, relative to one member
 growtx benchmark serving --depths       all depths of a grown model in one engine, relative to an engine for each
+growtx benchmark speculation runs/mine  one text at a time, drafted by every lower depth, relative to plain decoding
 growtx benchmark choosing               the next tokens of 32 texts against the sampling of transformers
 growtx benchmark gpu                    the LM head and whole steps on one GPU, beside its peak
 growtx benchmark serving --soak 600     ten minutes of mixed traffic: answers, memory, threads
@@ -72,6 +73,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     packing.add_argument("--nodes", default="1,2,4", help="comma-separated")
     packing.add_argument("--rounds", type=int, default=1)
     packing.set_defaults(run=_packing)
+    _add_serving(benchmarks)
+    gpu = benchmarks.add_parser("gpu", help="the LM head's loss and a stage's step on one GPU")
+    gpu.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak of the card (H100 SXM: 989)")
+    gpu.set_defaults(run=_gpu)
+    choosing = benchmarks.add_parser("choosing", help="the next tokens of a batch, from their scores")
+    choosing.add_argument("--vocabularies", default="8192,65536,131072", help="comma-separated sizes")
+    choosing.add_argument("--device", default="cpu", help="cpu, cuda")
+    choosing.set_defaults(run=_choosing)
+    return parser.parse_args(argv)
+
+
+def _add_serving(benchmarks: Any) -> None:
     serving = benchmarks.add_parser("serving", help="tokens per second and latencies of an ensemble")
     serving.add_argument(
         "--soak", type=float, metavar="SECONDS", help="run mixed traffic for this long instead, on a local Ray"
@@ -83,14 +96,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     serving.add_argument("--depths", action="store_true", help="all depths of one grown model instead")
     serving.add_argument("--rate", type=float, default=3.0, help="requests per second of --soak")
     serving.set_defaults(run=_serving)
-    gpu = benchmarks.add_parser("gpu", help="the LM head's loss and a stage's step on one GPU")
-    gpu.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16 peak of the card (H100 SXM: 989)")
-    gpu.set_defaults(run=_gpu)
-    choosing = benchmarks.add_parser("choosing", help="the next tokens of a batch, from their scores")
-    choosing.add_argument("--vocabularies", default="8192,65536,131072", help="comma-separated sizes")
-    choosing.add_argument("--device", default="cpu", help="cpu, cuda")
-    choosing.set_defaults(run=_choosing)
-    return parser.parse_args(argv)
+    speculation = benchmarks.add_parser("speculation", help="a grown model whose lower depths draft")
+    speculation.add_argument("path", help="a run of several stages")
+    speculation.add_argument("--texts", type=int, default=8, help="texts from nothing, one by one")
+    speculation.add_argument("--tokens", type=int, default=64, help="of each text")
+    speculation.add_argument("--temperature", type=float, default=0.7, help="0: greedy")
+    speculation.set_defaults(run=_speculation)
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -418,6 +429,25 @@ def _depths(tokenizer: Any) -> int:
     )
     _print_table(
         "Memory above a process without models", ("depths", "MiB"), measure_memory_of_depths(tokenizer).items()
+    )
+    return 0
+
+
+def _speculation(arguments: argparse.Namespace) -> int:
+    from benchmarks.speculation import measure_speculation
+
+    _print_table(
+        "One text at a time; bound: from tokens a pass and the weights that are read; needed: tokens a pass for 1.4",
+        ("draft's blocks", "drafts", "right", "tokens a pass", "x plain", "bound", "needed"),
+        (
+            (str(row.depth), str(row.num_drafts), row.acceptance, row.tokens_per_pass, row.ratio, row.bound, row.needed)
+            for row in measure_speculation(
+                arguments.path,
+                num_texts=arguments.texts,
+                num_tokens=arguments.tokens,
+                temperature=arguments.temperature,
+            )
+        ),
     )
     return 0
 

@@ -42,7 +42,7 @@ def varlen_attention(
     scaling: float,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention per request; without a paged cache, over the whole row as one text.
+    """Causal attention per request; without a paged cache, over the whole row as the end of one text.
 
     Returns:
         Mixed values [1, T, H, K], and no weights.
@@ -50,7 +50,7 @@ def varlen_attention(
     paged = PagedCall.of(kwargs)
     if paged is None:
         assert attention_mask is None, "padded batches are for sdpa; this implementation serves packed requests"
-        borders_q = borders_k = [0, query_1HTK.shape[2]]
+        borders_q, borders_k = [0, query_1HTK.shape[2]], [0, key_1HTK.shape[2]]
     else:
         key_1HTK, value_1HTK = paged.update(key_1HTK, value_1HTK, module.layer_idx)  # type: ignore[arg-type]
         borders_q, borders_k = paged.ends_of_queries.tolist(), paged.ends_of_keys.tolist()

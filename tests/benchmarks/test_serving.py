@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,11 +25,14 @@ from benchmarks.serving import (
     summarise,
 )
 from benchmarks.soak import Cost, Soak
+from benchmarks.speculation import DRAFTS, measure_speculation
+from growtx.exceptions import ConfigError
 from growtx.models.ensemble import from_members
 from growtx.sampling import Choice, Sampling, choose
 from growtx.serving.backbones import stacks_of
 from growtx.serving.engine import Engines
 from growtx.serving.requests import Generation
+from tests import tiny
 
 
 def test_quantiles_are_over_the_texts_of_all_rounds_and_throughput_is_that_of_the_middle_one() -> None:
@@ -114,6 +118,21 @@ def test_all_depths_are_measured_together_and_apart(
     assert all(row.ratio > 0 and row.tokens_per_second > 0 for row in rows)
     stages = random_stages(tokenizer, (1, 3), **small)
     assert len(stacks_of(stages)) == 1 and stages[1].lm_head.weight is not stages[3].lm_head.weight
+
+
+def test_speculation_is_measured_for_every_lower_depth(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tiny.write_run(run, tiny.build_tokenizer(), {"grow": {"blocks": 3}, "train": {"steps": 1}})
+    rows = measure_speculation(str(run), num_texts=1, num_tokens=12, num_rounds=1)
+    assert [(row.depth, row.num_drafts) for row in rows] == [(depth, n) for depth in (1, 2) for n in DRAFTS]
+    assert all(0 <= row.acceptance <= 1 <= row.tokens_per_pass <= row.num_drafts + 1 and row.ratio > 0 for row in rows)
+    first = rows[0]  # one draft by one of three blocks: its block twice, both heads
+    block, head = 12 * tiny.HIDDEN_SIZE**2, tiny.HIDDEN_SIZE * tiny.VOCAB_SIZE
+    cost = (2 * block + head + 2 * block + head) / (3 * block + head)
+    assert (first.bound, first.needed) == pytest.approx((first.tokens_per_pass / cost, 1.4 * cost))
+    with pytest.raises(ConfigError, match="no depth below 1"):
+        tiny.write_run(tmp_path / "flat", tiny.build_tokenizer(), {"grow": {"blocks": 1}, "train": {"steps": 1}})
+        measure_speculation(str(tmp_path / "flat"))
 
 
 def test_the_99th_percentile_leaves_out_one_in_a_hundred() -> None:

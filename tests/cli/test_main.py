@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from growtx.storage import Storage
 from growtx.store.blobs import BlobStore, blob_path
 from growtx.store.manifest import write_manifest
 from growtx.store.run_records import DataRecord, write_data_record
+from tests import tiny
 
 Capture = pytest.CaptureFixture[str]
 
@@ -181,6 +183,16 @@ def test_generate_continues_the_prompt_the_same_way_for_the_same_seed(finished_r
     assert main(["generate", str(finished_run), "--prompt", "", "--max-tokens", "2"]) == 0
 
 
+def test_generate_with_drafts_says_the_same_and_how_many_were_right(tmp_path: Path, capsys: Capture) -> None:
+    run = tmp_path / "run"
+    tiny.write_run(run, tiny.build_tokenizer(), {"grow": {"blocks": 3}, "train": {"steps": 1}})
+    assert generate(run, "--seed", "3") == 0
+    plain = capsys.readouterr().out
+    assert generate(run, "--seed", "3", "--speculate", "2:3") == 0
+    found = capsys.readouterr()
+    assert found.out == plain and re.search(r"^\d+ of \d+ drafts were right; \d\.\d\d tokens a pass$", found.err, re.M)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -189,6 +201,10 @@ def test_generate_continues_the_prompt_the_same_way_for_the_same_seed(finished_r
         (["--temperature", "nan"], "--temperature below 0"),
         (["--seed", str(2**70)], f"--seed {2**70} is out of range"),
         (["--max-tokens", "1000"], "and --max-tokens=1000; the model takes 31"),
+        (["--speculate", "two"], "--speculate two is not DEPTH or DEPTH:TOKENS"),
+        (["--speculate", "1"], "the blocks of depth 1 are not the lowest of depth 2: a LoRA phase changed them"),
+        (["--speculate", "2:3"], "depth 2 with 3 drafts cannot speculate for depth 2"),
+        (["--speculate", "7"], "has no depth 7 that could draft. Its depths: 1, 2"),
     ],
 )
 def test_generate_refuses_what_cannot_be_with_status_2(
