@@ -33,9 +33,9 @@ $(READERS): $(STAMP)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' > $$(echo $(dir $@)lib/python*/site-packages)/zz_venv.pth
 	touch $@
 
-# First what needs no cluster, in two processes and in another order every time (`make test ORDER=N` repeats one); then the rest one by one, because a cluster takes both cores.
+# First what needs no cluster, in two processes and in another order every time (`make test ORDER=N` repeats one); then the rest, two clusters at a time: each waits for processes that start and die.
 test: test-fast
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m ray --numprocesses 2 --dist loadfile
 
 ORDER ?= $(shell date +%s)
 

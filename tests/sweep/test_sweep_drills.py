@@ -86,6 +86,6 @@ def test_a_killed_sweep_goes_on_and_the_plan_it_finds_can_be_repeated(tmp_path: 
     assert not (run / "tune").exists() and (run / "report.html").stat().st_size > 10_000
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     again = tmp_path / "again"
-    Job(tmp_path, "grow", "--preset", str(run / "best-plan.yaml"), "--run-dir", str(again)).finish()
+    Job(tmp_path, "grow", "--here", "--preset", str(run / "best-plan.yaml"), "--run-dir", str(again)).finish()
     found, repeated = (open_lineage(str(path)).last.metrics["eval/bits_per_byte"] for path in (run, again))
     assert abs(found - repeated) <= 1e-6

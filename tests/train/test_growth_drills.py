@@ -168,15 +168,25 @@ def test_a_killed_worker_is_replaced_and_losses_are_the_undisturbed_ones(home: P
     assert open_lineage(str(run.dir)).last.head == open_lineage(str(undisturbed.dir)).last.head
 
 
-def test_a_stage_goes_on_after_its_driver_was_killed_and_after_ctrl_c_on_two_one_and_two_workers(
+def test_a_stage_goes_on_after_everything_that_may_interrupt_it_on_two_one_and_two_workers(
     home: Path, undisturbed: Run
 ) -> None:
-    """The next driver comes at once, while the workers of the killed one still train.
+    """Stopped while the process that carries the request is dead, killed, stopped in training and at its start.
 
-    Ctrl-C is the signal that Ray Train would handle by itself; `ray job stop` sends the other one, SIGTERM.
+    The driver after the killed one comes at once, while its workers still train. Ctrl-C is the signal that Ray Train
+    would handle by itself; `ray job stop` sends the other one, SIGTERM.
     """
-    run = Run(home, "moved", *SLOW, "resources.num_workers=2")
-    run.wait_for(lambda: run.reached(stage=2, step=7))
+    own = (f"cache_dir={home}/cache", "training.prefix=cache")
+    run = Run(home, "moved", *SLOW, *own, "resources.num_workers=2")
+    run.wait_for(lambda: run.reached(stage=2, step=3))
+    (carrier,) = descendants("ray::ProgressActor", run.process.pid)
+    carrier.kill()
+    time.sleep(0.5)
+    run.stop(signal.SIGTERM)
+    assert_it_stopped_in_the_stage(run)
+
+    run = Run(home, "moved", resume=True)
+    run.wait_for(lambda: run.reached(stage=2, step=9))
     orphans = kill_alone(run.process.pid)
     first = open_lineage(str(run.dir)).manifests[0]
     log, fence = run.dir / "metrics.jsonl", run.dir / "fence"
@@ -184,17 +194,37 @@ def test_a_stage_goes_on_after_its_driver_was_killed_and_after_ctrl_c_on_two_one
     run = Run(home, "moved", "resources.num_workers=1", "training.zero_stage=2", rare, resume=True)
     # Orphans write nothing after the takeover, so what comes then is the new workers', who first take back the rows
     # that have no checkpoint.
-    run.wait_for(lambda: int(fence.read_text()) == 2)
-    run.wait_for(lambda: log.stat().st_mtime > fence.stat().st_mtime and run.reached(stage=2, step=8))
+    run.wait_for(lambda: int(fence.read_text()) == 3)
+    run.wait_for(lambda: log.stat().st_mtime > fence.stat().st_mtime and run.reached(stage=2, step=10))
     see_that_they_end(orphans)
     run.stop(signal.SIGINT)
-    saved_at = run.rows()[-1]["step"]
-    assert 8 <= saved_at < NUM_STEPS, "it was still in the stage"
-    assert max(path.name for path in (run.dir / "checkpoints/stage-02").iterdir()) == f"step-{saved_at:08d}"
+    assert_it_stopped_in_the_stage(run)
+
     run = Run(home, "moved", "resources.num_workers=2", "training.zero_stage=1", resume=True)
+    run.wait_for(lambda: bool(descendants("ray::", run.process.pid)))
+    run.stop(signal.SIGTERM)  # before there are workers that could be told
+    damage(home / "cache")
+    run = Run(home, "moved", resume=True)
     run.finish()
     assert_same_losses(run, undisturbed, 1e-3)
     assert open_lineage(str(run.dir)).manifests[0] == first
+
+
+def assert_it_stopped_in_the_stage(run: Run) -> None:
+    saved_at = run.rows()[-1]["step"]
+    assert saved_at < NUM_STEPS
+    assert max(path.name for path in (run.dir / "checkpoints/stage-02").iterdir()) == f"step-{saved_at:08d}"
+
+
+def damage(cache: Path) -> None:
+    """What a bad disk does to packed data and to shards of activations: a third of each is something else."""
+    found = [*cache.rglob("*.arrow"), *cache.rglob("*.npy")]
+    assert {file.suffix for file in found} == {".arrow", ".npy"}
+    for file in found:
+        data = bytearray(file.read_bytes())
+        third = len(data) // 3
+        data[third : 2 * third] = bytes(byte ^ 0x55 for byte in data[third : 2 * third])
+        file.write_bytes(data)
 
 
 def test_an_elastic_group_takes_a_node_that_comes_and_goes_on_without_one_that_went(home: Path) -> None:
@@ -221,34 +251,3 @@ def test_an_elastic_group_takes_a_node_that_comes_and_goes_on_without_one_that_w
         cluster.shutdown()
     assert_same_losses(run, reference, 1e-3)
     assert open_lineage(str(run.dir)).last.metrics["num_workers"] == 1
-
-
-def test_a_request_to_stop_survives_the_process_that_carries_it(home: Path, undisturbed: Run) -> None:
-    own = (f"cache_dir={home}/cache", "training.prefix=cache")
-    run = Run(home, "deaf", *SLOW, *own, "resources.num_workers=2")
-    run.wait_for(lambda: run.reached(stage=2, step=3))
-    (carrier,) = descendants("ray::ProgressActor", run.process.pid)
-    carrier.kill()
-    time.sleep(0.5)
-    run.stop(signal.SIGTERM)
-    saved_at = run.rows()[-1]["step"]
-    assert saved_at < NUM_STEPS, "it was still in the stage"
-    assert max(path.name for path in (run.dir / "checkpoints/stage-02").iterdir()) == f"step-{saved_at:08d}"
-    run = Run(home, "deaf", resume=True)
-    run.wait_for(lambda: bool(descendants("ray::", run.process.pid)))
-    run.stop(signal.SIGTERM)  # before there are workers that could be told
-    damage(home / "cache")
-    run = Run(home, "deaf", resume=True)
-    run.finish()
-    assert_same_losses(run, undisturbed, 1e-3)
-
-
-def damage(cache: Path) -> None:
-    """What a bad disk does to packed data and to shards of activations: a third of each is something else."""
-    found = [*cache.rglob("*.arrow"), *cache.rglob("*.npy")]
-    assert {file.suffix for file in found} == {".arrow", ".npy"}
-    for file in found:
-        data = bytearray(file.read_bytes())
-        third = len(data) // 3
-        data[third : 2 * third] = bytes(byte ^ 0x55 for byte in data[third : 2 * third])
-        file.write_bytes(data)
