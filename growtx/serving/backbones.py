@@ -59,26 +59,32 @@ class FlatBackbone(Backbone):
 class FusedBackbone(Backbone):
     """Members of equal depth fused into one decoder, their common trunk run once: fewer and larger operations.
 
-    The weights of its rules are constants.
+    The weights of its rules are constants, or read off the trunk's state.
     """
 
     def __init__(self, ensemble: GrowtxEnsembleForCausalLM) -> None:
         rules, own = _rules_of(ensemble), ensemble.rule
         some_text = ensemble.read(torch.zeros(1, 1, dtype=torch.long, device=ensemble.device))
-        constants = {name: rule.weights(some_text).detach() for name, rule in rules.items()}
+        constants = {name: rule.weights(some_text).detach() for name, rule in rules.items() if not rule.reads_trunk}
         ensemble.set_rule("mean")  # `to_fused` folds a linear rule into the head, which is not used here
-        fused = to_fused(ensemble)
+        fused = to_fused(ensemble, num_history_layers=own.num_history_layers(ensemble.config.num_members))
         ensemble.set_rule(own)
-        fused.set_submodule("lm_head", nn.Identity())  # its "logits" are the members' states side by side
+        fused.set_submodule("lm_head", nn.Identity())  # each member's own is used instead
         super().__init__(fused)
         self.rules, self.constants = rules, constants
         self.members = tuple(ensemble.config.member_names or ())
         self.heads = nn.ModuleList(ensemble.lm_heads)
 
     def read(self, input_ids: torch.Tensor, rows_C: torch.Tensor, **kwargs: Any) -> tuple[list[torch.Tensor], Weights]:
-        joined = self.model(input_ids, logits_to_keep=rows_C, **{"use_cache": False, **kwargs}).logits[0]
-        weights = {name: constant.expand(len(rows_C), -1) for name, constant in self.constants.items()}
-        return list(joined.chunk(len(self.members), dim=-1)), weights
+        kwargs.pop("use_cache", None)
+        text = self.model.read(input_ids, **kwargs)
+        weights = {
+            name: self.constants[name].expand(len(rows_C), -1)
+            if name in self.constants
+            else rule.weights(text)[0, rows_C]
+            for name, rule in self.rules.items()
+        }
+        return [states_1TD[0, rows_C] for states_1TD in text.states], weights
 
 
 def make_backbone(model: PreTrainedModel) -> Backbone:
@@ -90,9 +96,9 @@ def make_backbone(model: PreTrainedModel) -> Backbone:
         return Backbone(model)
     config = model.config
     has_equal_depths = len({len(blocks) for blocks in config.blocks_of_members}) == 1
-    remembers = model.rule.num_history_layers(config.num_members) > 0
+    needs_likelihoods = model.rule.num_history_layers(config.num_members) > 0 and not model.rule.reads_trunk
     shares_trunk_only = len(config.shared_blocks) == config.num_trunk_blocks
-    can_be_fused = config.num_members > 1 and has_equal_depths and shares_trunk_only and not remembers
+    can_be_fused = config.num_members > 1 and has_equal_depths and shares_trunk_only and not needs_likelihoods
     return FusedBackbone(model) if can_be_fused else FlatBackbone(model)
 
 

@@ -15,7 +15,7 @@ from tests.models import generation
 Members = dict[str, GrowtxForCausalLM]
 Make = Callable[[str], GrowtxEnsembleForCausalLM]
 
-TEXT_RULES = ["posterior", "cluster"]
+TEXT_RULES = ["posterior", "cluster", "trunk-state", "gate"]
 
 
 def test_mean_of_logits_is_the_mean_of_the_members(members: Members, tokens_BT: torch.Tensor) -> None:
