@@ -301,7 +301,8 @@ def continue_text(
     device = next(iter(getattr(model, "parameters", lambda: ())()), torch.zeros(0)).device
     while len(generated) < max_tokens:
         with torch.no_grad():
-            output = model(input_ids=torch.tensor([new], device=device), past_key_values=cache, use_cache=True)
+            ids = torch.tensor([new], device=device)
+            output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         position = len(token_ids) + len(generated)
         (token,) = choose(output.logits[:, -1].float(), [Choice(sampling, position, text)], eos_ids)
         generated.append(token)

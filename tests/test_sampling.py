@@ -269,7 +269,9 @@ class _Same:
     def __init__(self, scores: list[float]) -> None:
         self._scores, self.given = scores, []  # type: ignore[var-annotated]
 
-    def __call__(self, *, input_ids: torch.Tensor, past_key_values: Any, use_cache: bool) -> _Output:
+    def __call__(
+        self, *, input_ids: torch.Tensor, past_key_values: Any, use_cache: bool, logits_to_keep: int
+    ) -> _Output:
         self.given.append(input_ids.tolist()[0])
         return _Output(torch.tensor([[self._scores] * input_ids.shape[1]]), "cache")
 

@@ -39,6 +39,7 @@ MOST_SHOWN = 1.6  # times the best member's value; what is worse is not drawn to
 GAIN_COLOURS = (0, 1, 2, 3)  # of what a merge is held against, in the theme's cycle
 SHORTEST_LABEL = 0.04  # share of the axis that a piece needs to be written into
 BEST_MEMBER = "the best member"
+GATE_KEEPS, GATE_COSTS = 0.95, 1.3  # what a gate is for: of the posterior's gain, times the cost of one member
 
 
 def compared_with(scores: MergeScores) -> dict[str, dict[str, str]]:
@@ -260,6 +261,7 @@ def write_merge_report(
         "rule": verdict.rule,
         "best_rule": verdict.best_rule,
         "scores": [row.model_dump() for row in scores.rows()],
+        "speeds": {name: speed.model_dump() for name, speed in scores.speeds.items()},
         "notes": scores.notes,
         **(facts or {}),
     }
@@ -328,6 +330,17 @@ def _sections(
         "Percentages are relative to the best member's value on that text.",
         table=_gains(scores),
     )
+    if scores.speeds:
+        yield Section(
+            title="What every rule costs",
+            lead="Tokens a second where one text is continued token by token on the machine that merged, beside the "
+            f"best member alone; and the share of the posterior's gain on {scores.main} that a rule keeps. "
+            f"{_gate_sentence(scores)}",
+            table=_costs(scores),
+            note="Others ran: tokens at which more than one member was combined. Branches a token: how many read it "
+            "sooner or later, as a gate's members catch up in chunks. The endpoint, which computes many texts in one "
+            "step, runs all members at every token, whatever the rule.",
+        )
     if before:
         yield Section(
             title="What tuning the heads changed",
@@ -380,6 +393,57 @@ def _gained(scores: MergeScores, chosen: str) -> Table:
         for domain, measured in scores.domains.items()
     ]
     return Table(["text", *(f"against {label}" for label in references)], rows)
+
+
+def kept_gain(scores: MergeScores, rule: str) -> float | None:
+    """The share of the posterior's gain over the best member that a rule keeps; None: there is none to keep."""
+    main = scores.domains[scores.main]
+    posterior = next((name for name in (FITTED.format("posterior"), "posterior") if name in scores.kinds), None)
+    if posterior is None:
+        return None
+    best = main.best(scores.names("member"))
+    wanted = main.gain(posterior, best).value
+    return main.gain(rule, best).value / wanted if wanted > 0 else None
+
+
+def _relative_cost(scores: MergeScores, name: str) -> float:
+    """Time of a token relative to the best member alone."""
+    best = scores.domains[scores.main].best(scores.names("member"))
+    return scores.speeds[best].tokens_per_second / scores.speeds[name].tokens_per_second
+
+
+def _costs(scores: MergeScores) -> Table:
+    main, rows = scores.domains[scores.main], []
+    for name, speed in scores.speeds.items():
+        kept = kept_gain(scores, name)
+        rows.append(
+            [
+                name,
+                f"{main.interval(name).value:.3f}",
+                fmt.MISSING if kept is None else fmt.percent(kept),
+                f"{speed.tokens_per_second:.0f}",
+                f"{_relative_cost(scores, name):.2f}",
+                fmt.percent(speed.share_opened),
+                f"{speed.branches_per_token:.2f}",
+            ]
+        )
+    of_members = ["times one member", "others ran", "branches a token"]
+    return Table(["rule", UNIT, "kept of the gain", "tokens a second", *of_members], rows)
+
+
+def _gate_sentence(scores: MergeScores) -> str:
+    """Whether the gate does what it is for: 95 % of the gain at 1.3 times the cost of one member."""
+    gate = FITTED.format("gate")
+    kept = kept_gain(scores, gate) if gate in scores.speeds else None
+    if kept is None:
+        return ""
+    cost = _relative_cost(scores, gate)
+    reached = kept >= GATE_KEEPS and cost <= GATE_COSTS
+    return (
+        f"The gate keeps {fmt.percent(kept)} of it at {cost:.2f} times the cost of one member, with others at "
+        f"{fmt.percent(scores.speeds[gate].share_opened)} of the tokens: its goal, {fmt.percent(GATE_KEEPS, 0)} at no "
+        f"more than {GATE_COSTS} times, is {'reached' if reached else 'not reached'}."
+    )
 
 
 def _branches(scores: MergeScores, chosen: str) -> Table:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -18,15 +18,17 @@ from growtx.config import ConfigModel
 from growtx.evaluate.bits_per_byte import token_nll
 from growtx.evaluate.intervals import Interval, bootstrap, bootstrap_ratio
 from growtx.exceptions import GrowtxError
-from growtx.merge.text import MergeText
+from growtx.merge.speed import Speed, decode_speeds
+from growtx.merge.text import MergeText, spliced
 from growtx.models.ensemble import CombinationRule, GrowtxEnsembleForCausalLM
 from growtx.models.ensemble.fitting import fit_rule
-from growtx.models.ensemble.rules import ClusterRule
+from growtx.models.ensemble.rules import ClusterRule, GateRule
 from growtx.models.ensemble.scoring import score
 
 Kind = Literal["member", "trunk", "before", "control", "rule", "fitted rule"]
 Floats = npt.NDArray[np.float64]
 FITTED = "{} (fitted)"
+SPLICED_SHARE = 4  # spliced windows for each one as it was, for rules that read the trunk
 TRUNK = "trunk"  # the name of what members branch from, where it is measured beside them
 BEFORE, OLD_ROUTE = "ensemble before", "old route"  # without the newest member: as it was, and as it is named now
 KINDS: dict[str, Kind] = {TRUNK: "trunk", BEFORE: "before", OLD_ROUTE: "before"}
@@ -72,6 +74,7 @@ class MergeScores:
         own: domains of text that each member was grown on.
         weights: member weights [T-1, N] over the first window of the main domain, for each rule that looks at the text.
         notes: rules that were left out, with the reason.
+        speeds: of decoding by every rule, and by the best member alone.
     """
 
     kinds: dict[str, Kind]
@@ -80,6 +83,7 @@ class MergeScores:
     own: dict[str, list[str]]
     weights: dict[str, Floats]
     notes: list[str]
+    speeds: dict[str, Speed] = field(default_factory=dict)
 
     def names(self, *kinds: Kind) -> list[str]:
         return [name for name, kind in self.kinds.items() if kind in kinds]
@@ -120,10 +124,29 @@ def prepared_rules(
 def fitting(
     ensemble: GrowtxEnsembleForCausalLM, text: MergeText, *, num_steps: int, batch_size: int, seed: int
 ) -> Callable[[CombinationRule], list[float]]:
-    """Fits a rule on the windows set aside for it, all domains in every batch."""
+    """Fits a rule on the windows set aside for it, all domains in every batch.
+
+    A rule that reads the trunk also gets windows spliced of them: it has hundreds of numbers to learn, and the few
+    mixed documents alone do not teach it what a change of source looks like. A gate's threshold is chosen on a quarter
+    that its router does not see.
+    """
     windows_WT = torch.cat(list(text.fit.values()))
-    order = torch.randperm(len(windows_WT), generator=torch.Generator().manual_seed(seed))
-    return lambda rule: fit_rule(ensemble, rule, windows_WT[order], num_steps=num_steps, batch_size=batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    windows_WT = windows_WT[torch.randperm(len(windows_WT), generator=generator)]
+    is_judged_W = torch.arange(len(windows_WT)) % 4 == 3
+
+    def more(windows_WT: torch.Tensor) -> torch.Tensor:
+        more_WT = torch.cat([windows_WT, spliced(windows_WT, SPLICED_SHARE * len(windows_WT), generator)])
+        return more_WT[torch.randperm(len(more_WT), generator=generator)]
+
+    def fit(rule: CombinationRule) -> list[float]:
+        settings: dict[str, Any] = {"num_steps": num_steps, "batch_size": batch_size}
+        if isinstance(rule, GateRule) and is_judged_W.any():
+            judged_WT = more(windows_WT[is_judged_W])
+            return fit_rule(ensemble, rule, more(windows_WT[~is_judged_W]), judged_WT=judged_WT, **settings)
+        return fit_rule(ensemble, rule, more(windows_WT) if rule.reads_trunk else windows_WT, **settings)
+
+    return fit
 
 
 def _own_windows(ensemble: GrowtxEnsembleForCausalLM, text: MergeText) -> list[torch.Tensor]:
@@ -165,7 +188,9 @@ def score_merge(
         bits = {name: np.concatenate(values) for name, values in pieces.items()}
         domains[domain] = Measured(bits, num_bytes_V[windows_WT[:, 1:].numpy()].sum(1).astype(np.float64))
     own = _pool_own_text(domains, text)
-    return MergeScores(kinds, domains, text.main, own, weights, list(notes))
+    best = domains[text.main].best(members)
+    speeds = decode_speeds(ensemble, best, rules, text.measured[text.main])
+    return MergeScores(kinds, domains, text.main, own, weights, list(notes), speeds)
 
 
 def _routing(rules: Mapping[str, CombinationRule], weights: Mapping[str, torch.Tensor]) -> dict[str, Floats]:

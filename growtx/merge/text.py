@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -146,3 +146,19 @@ def _mix(
                 parts.append((name, len(ids)))
         rows.append(ids)
     return torch.tensor(rows), parts
+
+
+def spliced(windows_WT: torch.Tensor, num: int, generator: torch.Generator) -> torch.Tensor:
+    """New windows [num, T] of two to six pieces, each cut anywhere out of a window drawn at random."""
+    length = windows_WT.shape[1]
+    rows = []
+    for _ in range(num):
+        num_cuts = int(torch.randint(1, 6, (1,), generator=generator))
+        cuts = sorted(torch.randint(1, length, (num_cuts,), generator=generator).tolist())
+        pieces = []
+        for start, end in pairwise([0, *cuts, length]):
+            source_T = windows_WT[int(torch.randint(len(windows_WT), (1,), generator=generator))]
+            first = int(torch.randint(length - (end - start) + 1, (1,), generator=generator))
+            pieces.append(source_T[first : first + end - start])
+        rows.append(torch.cat(pieces))
+    return torch.stack(rows)

@@ -231,7 +231,7 @@ class FlatBackbone(Backbone):
 class FusedBackbone(GrownBackbone):
     """Members of equal depth fused into one decoder, their common trunk run once: fewer and larger operations.
 
-    The weights of its rules are constants.
+    The weights of its rules are constants, or read off the trunk's state; with such a rule it has one exit.
     """
 
     def __init__(self, models: Depths) -> None:
@@ -239,7 +239,7 @@ class FusedBackbone(GrownBackbone):
         ensemble = self.model
         self.rules, own = _rules_of(ensemble), ensemble.rule
         ensemble.set_rule("mean")  # `to_fused` folds a linear rule into the head, which is not used here
-        fused = to_fused(ensemble)
+        fused = to_fused(ensemble, num_history_layers=own.num_history_layers(ensemble.config.num_members))
         ensemble.set_rule(own)
         fused.set_submodule("lm_head", nn.Identity())  # heads are those of the exits
         self.members = tuple(ensemble.config.member_names or ())
@@ -251,7 +251,8 @@ class FusedBackbone(GrownBackbone):
 
     def exit_of(self, model: PreTrainedModel) -> Exit:
         some_text = model.read(torch.zeros(1, 1, dtype=torch.long, device=model.device))
-        weights = {name: rule.weights(some_text).detach() for name, rule in _rules_of(model).items()}
+        constant = {name: rule for name, rule in _rules_of(model).items() if not rule.reads_trunk}
+        weights = {name: rule.weights(some_text).detach() for name, rule in constant.items()}
         norm = MemberLayerNorm(model.config)
         for name in ("weight", "bias"):
             stacked_ND = torch.stack([getattr(member, name).detach() for member in model.norms])
@@ -280,13 +281,20 @@ class FusedBackbone(GrownBackbone):
         exits_C: Sequence[Exit],
         **kwargs: Any,
     ) -> tuple[list[torch.Tensor], Weights]:
-        states_NCD = self.final_states(input_ids, exits_R, **kwargs)[:, rows_C]
+        weights: Weights = {}
+        readers = {name: rule for name, rule in self.rules.items() if rule.reads_trunk}
+        if readers:
+            text = self.model.read(input_ids, **{name: value for name, value in kwargs.items() if name != "use_cache"})
+            weights = {name: rule.weights(text)[0, rows_C] for name, rule in readers.items()}
+            states_NCD = torch.stack([states_1TD[0, rows_C] for states_1TD in text.states])
+        else:
+            states_NCD = self.final_states(input_ids, exits_R, **kwargs)[:, rows_C]
         groups = list(rows_by_exit(exits_C))
         order_C = torch.tensor([row for _, rows in groups for row in rows], dtype=torch.long).argsort()
-        weights = {
+        weights |= {
             name: torch.cat([one.weights[name].expand(len(rows), -1) for one, rows in groups])[order_C]
             for name in self.rules
-            if groups
+            if groups and name not in readers
         }
         return list(states_NCD), weights
 
@@ -345,7 +353,7 @@ def _is_lower_part(model: PreTrainedModel, whole: PreTrainedModel) -> bool:
     parts: list[tuple[nn.Module, nn.Module]] = [(model.get_input_embeddings(), whole.get_input_embeddings())]
     if isinstance(model, GrowtxForCausalLM):
         parts += zip(model.model.layers, whole.model.layers, strict=False)
-    elif isinstance(model, GrowtxEnsembleForCausalLM) and _can_be_fused(model) and _can_be_fused(whole):
+    elif isinstance(model, GrowtxEnsembleForCausalLM) and _has_exits(model) and _has_exits(whole):
         for ours, theirs in zip(model.config.blocks_of_members, whole.config.blocks_of_members, strict=True):
             parts += [(model.layers[a], whole.layers[b]) for a, b in zip(ours, theirs, strict=False)]
     else:  # one depth alone: the last stage under both of its names
@@ -361,9 +369,14 @@ def _are_the_same(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) 
 def _can_be_fused(ensemble: GrowtxEnsembleForCausalLM) -> bool:
     config = ensemble.config
     has_equal_depths = len({len(blocks) for blocks in config.blocks_of_members}) == 1
-    remembers = ensemble.rule.num_history_layers(config.num_members) > 0
+    needs_likelihoods = ensemble.rule.num_history_layers(config.num_members) > 0 and not ensemble.rule.reads_trunk
     shares_trunk_only = len(config.shared_blocks) == config.num_trunk_blocks
-    return config.num_members > 1 and has_equal_depths and shares_trunk_only and not remembers
+    return config.num_members > 1 and has_equal_depths and shares_trunk_only and not needs_likelihoods
+
+
+def _has_exits(ensemble: GrowtxEnsembleForCausalLM) -> bool:
+    """Whether depths can leave where theirs ends: a rule that reads the trunk wants all of it."""
+    return _can_be_fused(ensemble) and not ensemble.rule.reads_trunk
 
 
 def _rules_of(ensemble: GrowtxEnsembleForCausalLM) -> dict[str, CombinationRule]:

@@ -55,6 +55,8 @@ class Decoder(BatchedModel):
         model = deepest(models)
         self.eos_token_ids: Sequence[int] = eos_token_ids(model.config, model.generation_config)
         make_rows_independent(self.backbone)
+        for rule in self.rules.values():
+            make_rows_independent(rule)
 
     def num_blocks(self, depth: Depth) -> int:
         """Blocks that requests of this depth run through."""
@@ -143,7 +145,9 @@ class Decoder(BatchedModel):
         scores_CV = torch.empty_like(logits[0])
         for name in dict.fromkeys(names):
             for rows in _together(self.rules[name], [row for row, other in enumerate(names) if other == name], used_CN):
-                scores_CV[rows] = self.rules[name].combine([member_CV[rows] for member_CV in logits], used_CN[rows])
+                members = [member_CV[rows] for member_CV in logits]
+                scores_CV[rows] = self.rules[name].combine(members, used_CN[rows])
+                used_CN[rows] = self.rules[name].settle(members, used_CN[rows])
         return _Combined(scores_CV, logits, used_CN)
 
     def _describe(self, tokens: Sequence[int], samplings: Sequence[Sampling], combined: _Combined) -> list[Token]:

@@ -18,11 +18,20 @@ from growtx.data.sources import DataConfig
 from growtx.data.tokenizer import token_num_bytes
 from growtx.evaluate.intervals import Interval
 from growtx.exceptions import ConfigError, DataError, GrowtxError
-from growtx.growth.ensembles import read_ensemble
+from growtx.growth.ensembles import read_ensemble, verify_ensemble
 from growtx.growth.results import load_model
-from growtx.merge.report import compared_with, gains_by_domain, judge, read_scores, write_merge_report
+from growtx.merge.report import (
+    _gate_sentence,
+    compared_with,
+    gains_by_domain,
+    judge,
+    kept_gain,
+    read_scores,
+    write_merge_report,
+)
 from growtx.merge.scores import BEFORE, OLD_ROUTE, Measured, MergeScores, fitting, prepared_rules, score_merge
-from growtx.merge.text import MIXED, MergeText, OwnText, merge_text, own_text
+from growtx.merge.speed import Speed
+from growtx.merge.text import MIXED, MergeText, OwnText, merge_text, own_text, spliced
 from growtx.models import GrowtxEnsembleForCausalLM
 from growtx.models.ensemble import RULES, from_members
 from growtx.models.loss import TextScore, labels_of, score_windows
@@ -294,6 +303,56 @@ def test_growtx_merge_writes_a_loadable_ensemble_and_its_report(
     later = tmp_path / "later"
     assert main(["merge", str(out), f"c={home}/a", "--without", "two", "--out", str(later), *QUICK, *rules]) == 0
     assert read_ensemble(str(later)).names == ["a", "c"] and read_ensemble(str(later)).rule == {"name": "mean"}
+
+
+def test_a_merged_gate_is_stored_verified_and_loaded_as_it_was_fitted(home: Path, tmp_path: Path) -> None:
+    """The members of `home` stand on one block."""
+    out = tmp_path / "gate"
+    rules = ["--set", "rules=[posterior, trunk-state]"]
+    assert main(["merge", str(home / "a"), str(home / "b"), "--out", str(out), "--rule", "gate", *QUICK, *rules]) == 0
+    record, manifest = json.loads((out / "merge.json").read_text()), read_ensemble(str(out))
+    assert manifest.rule["name"] == "gate" and manifest.rule_blob
+    model, _ = load_model(str(out))
+    assert model.rule.router.evidence.weight.abs().sum() > 0, "what was fitted"
+    assert model.rule.threshold.item() == pytest.approx(manifest.rule["threshold"])
+    names = [name for rule in ("posterior", "trunk-state", "gate") for name in (rule, f"{rule} (fitted)")]
+    assert list(record["speeds"])[1:] == names and next(iter(record["speeds"])) in {"a", "b"}
+    assert 1 <= record["speeds"]["gate (fitted)"]["branches_per_token"] <= 2
+    assert "The gate keeps" in (out / "report.html").read_text()
+    assert verify_ensemble(str(out)) == []
+    blob = next((out / "blobs").rglob("*.safetensors"))
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    assert "rule gate: blob" in verify_ensemble(str(out))[0]
+
+
+def test_the_report_says_what_the_gate_keeps_and_costs() -> None:
+    scores = made(mixed=measured(ru=3.0, zh=2.5, **{"posterior": 2.0, "gate (fitted)": 2.1}))
+    kinds = {**scores.kinds, "gate (fitted)": "fitted rule"}
+    kinds.pop("mean")
+    one = {"share_opened": 0.0, "branches_per_token": 1.0}
+    speeds = {
+        "zh": Speed(tokens_per_second=100.0, **one),
+        "gate (fitted)": Speed(tokens_per_second=80.0, share_opened=0.04, branches_per_token=1.5),
+    }
+    scores = replace(scores, kinds=kinds, speeds=speeds)
+    assert kept_gain(scores, "gate (fitted)") == pytest.approx(0.8, abs=0.01)
+    sentence = _gate_sentence(scores)
+    assert "keeps 80.0 % of it at 1.25 times" in sentence.replace("\u00a0", " ") and "4.0 % of the" in sentence.replace(
+        "\u00a0", " "
+    )
+    assert "is not reached" in sentence
+    better = replace(scores, domains={"mixed": measured(ru=3.0, zh=2.5, **{"posterior": 2.0, "gate (fitted)": 2.0})})
+    assert "is reached" in _gate_sentence(better)
+    slower = {**speeds, "gate (fitted)": speeds["gate (fitted)"].model_copy(update={"tokens_per_second": 70.0})}
+    assert "is not reached" in _gate_sentence(replace(better, speeds=slower))
+
+
+def test_spliced_windows_are_pieces_of_others() -> None:
+    windows_WT = torch.arange(5 * 20).view(5, 20)
+    rows = spliced(windows_WT, 30, torch.Generator().manual_seed(0))
+    assert rows.shape == (30, 20) and torch.isin(rows, windows_WT).all()
+    breaks_W = ((rows[:, 1:] - rows[:, :-1]) != 1).sum(1)
+    assert breaks_W.max() <= 5 and (breaks_W > 0).float().mean() > 0.8
 
 
 def test_growtx_merge_measures_on_named_files(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from growtx.models.varlen_attention import MIN_ROWS
-from growtx.sampling import Sampling
+from growtx.sampling import Sampling, continue_text
 from growtx.serving.backbones import FlatBackbone, FusedBackbone
 from growtx.serving.engine import Engine
 from growtx.serving.requests import Generation, OverloadedError, Token
@@ -112,6 +113,43 @@ def test_members_at_once_give_the_tokens_of_one_after_the_other(
     together = asyncio.run(everything(fused))
     assert together == asyncio.run(everything(flat))
     assert asyncio.run(complete(fused, PROMPTS[5], 12, seed=5, rule="mixture")) == together[5]
+
+
+@pytest.mark.parametrize("rule", ["trunk-state", "gate"])
+def test_rules_that_read_the_trunk_are_fused_and_change_nothing(
+    tokenizer: Any, start_engine: StartEngine, rule: str
+) -> None:
+    """In batches, in pieces of a prompt, after a failover: the tokens of one text with members that run late."""
+    model = make_ensemble(tokenizer, rule, num_trunk_blocks=1)
+    router = model.rule.router if rule == "gate" else model.rule
+    with torch.no_grad():
+        router.evidence.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(3))
+        if rule == "gate":
+            model.rule.threshold.fill_(0.2)
+    samplings = [Sampling(seed=index, num_logprobs=0) for index in range(8)]
+    alone = [
+        continue_text(model, prompt, 12, sampling, eos_ids=[])
+        for prompt, sampling in zip(PROMPTS, samplings, strict=False)
+    ]
+    engine = start_engine(model, max_batch_tokens=32)
+    assert isinstance(engine.decoder.backbone, FusedBackbone)
+
+    async def served(cut: int) -> list[list[Token]]:
+        settings = [replace(sampling, ignore_eos=True) for sampling in samplings]
+        requests = [Generation(prompt, 12, one) for prompt, one in zip(PROMPTS, settings, strict=False)]
+        rest = [request.after(text[:cut]) if cut else request for request, text in zip(requests, alone, strict=True)]
+        return await asyncio.gather(*(collect(engine.generate(request)) for request in rest))
+
+    for cut in (0, 5):
+        found = asyncio.run(served(cut))
+        assert [[token.id for token in tokens] for tokens in found] == [text[cut:] for text in alone]
+    ids = torch.tensor([[*PROMPTS[3], *alone[3]]])
+    expected = model(ids).logits[0].log_softmax(-1)
+    scored = engine.decoder.score(ids[0].tolist(), samplings[0])
+    for position, token in enumerate(scored):
+        assert token.logprob == pytest.approx(expected[position, token.id].item(), abs=1e-4)
+    if rule == "gate":
+        assert {max(token.weights) == 1.0 for token in scored} == {True, False}
 
 
 def test_a_budget_of_memory_holds_more_positions_of_members_that_share_a_trunk(

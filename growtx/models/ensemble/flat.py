@@ -21,7 +21,8 @@ from growtx.exceptions import ConfigError
 from growtx.models.causal_lm import GrowtxBlock, GrowtxOutput, GrowtxPreTrainedModel, SubstrateEmbedding, block_inputs
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.history import History
-from growtx.models.ensemble.rules import CombinationRule, TextSoFar, build_rule
+from growtx.models.ensemble.lazy import LateBranches, can_lag, predict
+from growtx.models.ensemble.rules import CombinationRule, GateRule, TextSoFar, build_rule
 from growtx.models.loss import LMHead, checkpointed_cross_entropy, mean_over_targets, shift_labels
 
 MemberWeights = Sequence[float] | torch.Tensor
@@ -60,10 +61,21 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def build_rule(self, spec: dict[str, Any] | str) -> CombinationRule:
-        """A rule, not fitted, for this ensemble's members, from a name or a spec with options."""
+        """A rule, not fitted, for this ensemble's members, from a name or a spec with options.
+
+        Raises:
+            ConfigError: unknown rule or option, or the rule reads a trunk that the members do not share.
+        """
         config = self.config
         shape = {"hidden_size": config.hidden_size, "vocab_size": config.vocab_size, "num_members": config.num_members}
-        return build_rule(spec, **shape).to(self.embed_tokens.weight.device)
+        rule = build_rule(spec, **shape)
+        if rule.reads_trunk and not config.num_trunk_blocks:
+            raise ConfigError(
+                f"rule {rule.name} reads the state after the blocks that all members share, but these "
+                f"{config.num_members} share none",
+                "Use posterior, or grow the members as branches of one trunk: growtx specialists with trunk.plan",
+            )
+        return rule.to(self.embed_tokens.weight.device)
 
     def set_rule(self, rule: CombinationRule | dict[str, Any] | str) -> None:
         """Combine by another rule from now on; it is saved with the ensemble."""
@@ -110,15 +122,27 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
                 own rule if it has that name.
             member_weights: N numbers, or [B, N], in place of the rule's weights. Without a cache, members of weight
                 0 are not computed: `[0, 1]` is the second member alone, bit for bit.
+            past_key_values: `LateBranches` runs members late, by the rule `gate`. Where none is given, that rule takes
+                one for a single text whose last logits alone are wanted.
         """
         if input_ids is None:
             raise ValueError("an ensemble needs input_ids: its rules look at the tokens themselves")
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and labels is None
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         chosen = self._chosen(rule)
+        if use_cache and past_key_values is None:
+            is_late = isinstance(chosen, GateRule) and len(input_ids) == 1 and logits_to_keep == 1
+            is_late = is_late and attention_mask is None and position_ids is None and can_lag(self.config)
+            past_key_values = (LateBranches if is_late else DynamicCache)(config=self.config)
         given = None if member_weights is None else self._given_weights(member_weights, len(input_ids))
+        if isinstance(past_key_values, LateBranches):
+            inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "labels": labels}
+            _check_late(chosen, past_key_values, input_ids_BT=input_ids, **inputs)
+            assert isinstance(chosen, GateRule)
+            scores, settled = predict(
+                self, chosen, input_ids, past_key_values, logits_to_keep=logits_to_keep, given=given, **kwargs
+            )
+            return GrowtxEnsembleOutput(logits=scores, past_key_values=past_key_values, member_weights=settled)
         is_cached = past_key_values is not None or PagedCall.of(kwargs) is not None
         members = self._members_to_run(given, is_cached=is_cached)
         text = self.read(
@@ -185,7 +209,9 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
                 if index in shared:
                     computed[index] = hidden_BTD
             states.append(self.norms[member](hidden_BTD))
-        return TextSoFar(input_ids, rows_BTD, states, list(self.lm_heads), history)
+        num_trunk = self.config.num_trunk_blocks
+        trunk_BTD = computed[self.config.blocks_of_members[0][num_trunk - 1]] if num_trunk else None
+        return TextSoFar(input_ids, rows_BTD, states, list(self.lm_heads), history, trunk_BTD)
 
     def member_logits(self, members: Sequence[int], states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Logits [..., V] of each of the given members from its final states [..., D]."""
@@ -230,3 +256,30 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         if weights is None or is_cached or weights.dim() > 1:
             return every
         return [member for member in every if weights[member] != 0]
+
+
+def _check_late(
+    rule: CombinationRule,
+    cache: LateBranches,
+    *,
+    input_ids_BT: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    labels: torch.Tensor | None,
+) -> None:
+    """Raise ConfigError for what a cache whose branches lag behind cannot do."""
+    num_past = cache.get_seq_length()
+    every_T = torch.arange(num_past, num_past + input_ids_BT.shape[1], device=input_ids_BT.device)
+    problem = None
+    if not isinstance(rule, GateRule):
+        problem = f"is for the rule gate, not {rule.name}"
+    elif len(input_ids_BT) > 1:
+        problem = f"holds one text, not {len(input_ids_BT)}"
+    elif (attention_mask is not None and not bool(attention_mask.all())) or (
+        position_ids is not None and not torch.equal(position_ids[0], every_T)
+    ):
+        problem = "takes no padding and no positions of its own"
+    elif labels is not None:
+        problem = "is for generating, not for a loss"
+    if problem is not None:
+        raise ConfigError(f"the cache LateBranches {problem}", "Call without it, or pass a DynamicCache")

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
+from growtx.compat.transformers import PagedCall
 from growtx.exceptions import ConfigError
 from growtx.models.causal_lm import (
     GrowtxBlock,
@@ -38,7 +39,8 @@ from growtx.models.causal_lm import (
 from growtx.models.configuration import IDENTITY, SPECIAL_TOKENS, GrowtxConfig
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
-from growtx.models.ensemble.rules import RULES
+from growtx.models.ensemble.history import History
+from growtx.models.ensemble.rules import RULES, TextSoFar
 from growtx.models.loss import LMHead, chunked_cross_entropy, mean_over_targets, shift_labels
 
 
@@ -48,12 +50,14 @@ class GrowtxFusedEnsembleConfig(GrowtxConfig):
 
     Args:
         num_trunk_layers: lowest layers that all members share, which have the heads of one member.
+        num_history_layers: cache layers after those of the blocks, for a rule that remembers the text.
     """
 
     model_type = "growtx_wide_ensemble"
 
     num_members: int = 1
     num_trunk_layers: int = 0
+    num_history_layers: int = 0
 
     @property
     def heads_per_member(self) -> int:
@@ -62,8 +66,12 @@ class GrowtxFusedEnsembleConfig(GrowtxConfig):
     @property
     def members_of_layers(self) -> list[int]:
         """How many members' heads each layer has, and so its keys and values; the paged cache asks for it."""
-        num_branch_layers = self.num_hidden_layers - self.num_trunk_layers
-        return [1] * self.num_trunk_layers + [self.num_members] * num_branch_layers
+        num_branch_layers = self.num_blocks - self.num_trunk_layers
+        return [1] * self.num_trunk_layers + [self.num_members] * num_branch_layers + [1] * self.num_history_layers
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_hidden_layers - self.num_history_layers
 
 
 class MemberLinear(nn.Module):
@@ -167,7 +175,7 @@ class GrowtxFusedEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
     def __init__(self, config: GrowtxFusedEnsembleConfig) -> None:
         super().__init__(config)
         self.embed_tokens = SubstrateEmbedding(config)
-        trunk, depth = config.num_trunk_layers, config.num_hidden_layers
+        trunk, depth = config.num_trunk_layers, config.num_blocks
         self.layers = nn.ModuleList([GrowtxBlock(config, index) for index in range(trunk)])
         self.layers.extend([FusedBlock(config, index) for index in range(trunk, depth)])
         self.norm = MemberLayerNorm(config)
@@ -205,15 +213,8 @@ class GrowtxFusedEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
             use_cache = self.config.use_cache and not self.training and labels is None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        context = block_inputs(self.config, rows_BTD, attention_mask, position_ids, past_key_values)
-        context |= {"past_key_values": past_key_values, **kwargs}
-        hidden_BTD = rows_BTD
-        for block in self.layers[: self.config.num_trunk_layers]:
-            hidden_BTD = block(hidden_BTD, **context)
-        states_NBTD = hidden_BTD.expand(self.config.num_members, -1, -1, -1)
-        for block in self.layers[self.config.num_trunk_layers :]:
-            states_NBTD = block(states_NBTD, **context)
-        joined = self.norm(states_NBTD).permute(1, 2, 0, 3).flatten(2)  # [B, T, N D]
+        text = self.read(input_ids, attention_mask, rows_BTD, position_ids, past_key_values, **kwargs)
+        joined = torch.cat(list(text.states), dim=-1)  # [B, T, N D]
         result = GrowtxOutput(past_key_values=past_key_values)
         if labels is None or not (self.training if skip_logits is None else skip_logits):
             result.logits = self.lm_head(slice_logits_to_keep(joined, logits_to_keep))
@@ -223,6 +224,41 @@ class GrowtxFusedEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
             assert nll_BT is not None
             result.loss, result.token_nll = mean_over_targets(loss, targets_BT), nll_BT[:, :-1]
         return result
+
+    def read(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        rows_BTD: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> TextSoFar:
+        """What rules combine, as the flat form's `read` has it: the members' final states and the trunk's.
+
+        `rows_BTD` are given in place of tokens; then no rule can look at the tokens themselves.
+        """
+        num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        rows_BTD = self.embed_tokens(input_ids) if rows_BTD is None else rows_BTD
+        context = block_inputs(self.config, rows_BTD, attention_mask, position_ids, past_key_values)
+        history = History(
+            first_layer=self.config.num_blocks,
+            head_dim=self.config.head_dim,
+            position_ids_BT=context["position_ids"],
+            num_past=num_past,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            paged=PagedCall.of(kwargs),
+        )
+        context |= {"past_key_values": past_key_values, **kwargs}
+        trunk_BTD = rows_BTD
+        for block in self.layers[: self.config.num_trunk_layers]:
+            trunk_BTD = block(trunk_BTD, **context)
+        ids_BT = torch.empty(0, dtype=torch.long) if input_ids is None else input_ids
+        states_NBTD = trunk_BTD.expand(self.config.num_members, -1, -1, -1)
+        for block in self.layers[self.config.num_trunk_layers :]:
+            states_NBTD = block(states_NBTD, **context)
+        return TextSoFar(ids_BT, rows_BTD, list(self.norm(states_NBTD)), [], history, trunk_BTD)
 
 
 # From the flat form of an ensemble to the fused one.
@@ -248,12 +284,15 @@ KEPT_SETTINGS = (
 
 
 @torch.no_grad()
-def to_fused(ensemble: GrowtxEnsembleForCausalLM) -> GrowtxFusedEnsembleForCausalLM:
+def to_fused(ensemble: GrowtxEnsembleForCausalLM, *, num_history_layers: int = 0) -> GrowtxFusedEnsembleForCausalLM:
     """The same ensemble as one decoder: logits within 1e-4, weights restacked into new tensors.
 
     Needs members of equal depth and a rule that is linear with constant weights (`mean`, `weighted-mean`), which is
     folded into the one head. Lower blocks that all members share become the trunk and keep their tensors; those that
     only some share are repeated.
+
+    Args:
+        num_history_layers: cache layers for a rule that the caller applies to what `read` returns.
 
     Raises:
         ConfigError: when depths differ or the rule needs every member's own logits.
@@ -275,7 +314,8 @@ def to_fused(ensemble: GrowtxEnsembleForCausalLM) -> GrowtxFusedEnsembleForCausa
         num_members=config.num_members,
         num_trunk_layers=config.num_trunk_blocks,
         num_attention_heads=config.num_members * config.num_attention_heads,
-        num_hidden_layers=depths[0],
+        num_hidden_layers=depths[0] + num_history_layers,
+        num_history_layers=num_history_layers,
         dtype=ensemble.dtype,
     )
     tensors: Tensors = {"embed_tokens.weight": ensemble.embed_tokens.weight}

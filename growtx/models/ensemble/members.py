@@ -13,7 +13,7 @@ from torch import nn
 
 from growtx.exceptions import ConfigError, FingerprintError, StoreError
 from growtx.models.causal_lm import GrowtxForCausalLM, build_around
-from growtx.models.configuration import IDENTITY, SPECIAL_TOKENS
+from growtx.models.configuration import IDENTITY, SPECIAL_TOKENS, GrowtxConfig
 from growtx.models.ensemble.configuration import GrowtxEnsembleConfig
 from growtx.models.ensemble.flat import GrowtxEnsembleForCausalLM
 
@@ -79,6 +79,19 @@ def from_members(members: Members, *, rule: dict[str, Any] | str = "mean") -> Gr
     ensemble = build_around(GrowtxEnsembleForCausalLM, config, _tensors(parts), like=first)
     ensemble.set_rule(rule)
     return ensemble
+
+
+def member_of(ensemble: GrowtxEnsembleForCausalLM, name: str) -> GrowtxForCausalLM:
+    """One specialist of an ensemble as a model of its own, sharing its parameters."""
+    index = (ensemble.config.member_names or []).index(name)
+    blocks = ensemble.config.blocks_of_members[index]
+    own = {key: value for key, value in ensemble.config.to_dict().items() if key in GrowtxConfig().to_dict()}
+    own |= {"num_hidden_layers": len(blocks), "dtype": ensemble.dtype, "architectures": None}
+    own.pop("model_type")
+    parts: dict[str, nn.Module] = {"model.embed_tokens": ensemble.embed_tokens, "model.norm": ensemble.norms[index]}
+    parts |= {f"model.layers.{depth}": ensemble.layers[block] for depth, block in enumerate(blocks)}
+    parts["lm_head"] = ensemble.lm_heads[index]
+    return build_around(GrowtxForCausalLM, GrowtxConfig(**own), _tensors(parts), like=ensemble)
 
 
 def _check_pair(first_name: str, first: GrowtxForCausalLM, name: str, model: GrowtxForCausalLM) -> None:

@@ -24,7 +24,8 @@ from growtx.models.loss import IGNORE_INDEX, chunked_cross_entropy
 class TextSoFar:
     """What a rule may look at when it weighs the members: the tokens of this call and the rows kept of older ones.
 
-    `rows_BTD` are the tokens' expanded substrate rows; `states` the members' final states, each [B, T, D].
+    `rows_BTD` are the tokens' expanded substrate rows; `states` the members' final states, each [B, T, D];
+    `trunk_BTD` the state after the blocks that all members share, None where they share none.
     """
 
     input_ids_BT: torch.Tensor
@@ -32,6 +33,7 @@ class TextSoFar:
     states: Sequence[torch.Tensor]
     heads: Sequence[nn.Module]
     history: History
+    trunk_BTD: torch.Tensor | None = None
 
     @cached_property
     @torch.no_grad()
@@ -52,7 +54,9 @@ class CombinationRule(nn.Module):
 
     name: ClassVar[str]
     pools_linearly: ClassVar[bool] = False  # fixed weights on logits: can be folded into one fused head
+    reads_trunk: ClassVar[bool] = False  # weights from the state of the trunk, which members must then share
     fit_learning_rate: ClassVar[float] = 0.05  # Adam's, for a handful of scalars
+    fit_effort: ClassVar[int] = 1  # times the steps that scalars need
 
     def __init__(self, num_members: int) -> None:
         super().__init__()
@@ -75,6 +79,10 @@ class CombinationRule(nn.Module):
         """Weights in fp32: [N], the same everywhere, or [B, T, N]."""
         raise NotImplementedError
 
+    def settle(self, logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+        """The weights [..., N] that `combine` pools with, where the logits have a say in them, too."""
+        return weights
+
     def combine(self, logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
         """Pool the members' logits, each [..., V], with weights [..., N]."""
         return pool_logits(logits, weights)
@@ -89,6 +97,15 @@ def pool_logits(logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.
     return total
 
 
+def pool_probabilities(logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """Log of the weighted sum of probabilities: a mixture of experts."""
+    log_weights = _log(weights)
+    total = logits[0].float().log_softmax(-1) + log_weights[..., 0, None]
+    for index, member in enumerate(logits[1:], start=1):
+        total = torch.logaddexp(total, member.float().log_softmax(-1) + log_weights[..., index, None])
+    return total
+
+
 class ProbabilityMixture(CombinationRule):
     """Base of the rules that average probabilities: mixtures of experts, with constant weights or not.
 
@@ -97,11 +114,7 @@ class ProbabilityMixture(CombinationRule):
 
     def combine(self, logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
         """Log of the weighted sum of probabilities."""
-        log_weights = _log(weights)
-        total = logits[0].float().log_softmax(-1) + log_weights[..., 0, None]
-        for index, member in enumerate(logits[1:], start=1):
-            total = torch.logaddexp(total, member.float().log_softmax(-1) + log_weights[..., index, None])
-        return total
+        return pool_probabilities(logits, weights)
 
     def token_nll(self, log_likelihoods: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Nats [...] of tokens from the members' log-likelihoods [..., N] of them."""
@@ -333,11 +346,18 @@ class PosteriorRule(ProbabilityMixture):
         return {"decay": self.decay_logit.sigmoid().item(), "temperature": self.log_temperature.exp().item()}
 
     def weights(self, text: TextSoFar) -> torch.Tensor:
-        evidence_BTN = text.log_likelihoods_BTN
-        unused = text.rows_BTD.shape[-1] - self.num_members  # rows of the cache have the model's width
-        rows_BSN = text.history.append(self.num_members, F.pad(evidence_BTN, (0, unused)))[..., : self.num_members]
-        total_BTN = text.history.decayed_sum(rows_BSN, self.decay_logit.float().sigmoid())
+        total_BTN = _decayed_evidence(text, self.num_members, text.log_likelihoods_BTN, self.decay_logit)
         return (self.log_prior.float() + total_BTN / self.log_temperature.float().exp()).softmax(-1)
+
+
+def _decayed_evidence(
+    text: TextSoFar, layer: int, evidence_BTN: torch.Tensor, decay_logit: torch.Tensor
+) -> torch.Tensor:
+    """Evidence of the text up to each position, older evidence faded; it is kept in a cache layer of the rule."""
+    num_members = evidence_BTN.shape[-1]
+    unused = text.rows_BTD.shape[-1] - num_members  # rows of the cache have the model's width
+    rows_BSN = text.history.append(layer, F.pad(evidence_BTN, (0, unused)))[..., :num_members]
+    return text.history.decayed_sum(rows_BSN, decay_logit.float().sigmoid())
 
 
 # `weighted-mean`: a sum of logits with weights fitted on held-out text.
@@ -361,12 +381,125 @@ class WeightedMeanRule(CombinationRule):
         return self.member_weights.float()
 
 
+# `trunk-state`: a mixture whose weights a linear map reads off the trunk's hidden state.
+#
+# The router of sparse mixtures of experts (Shazeer et al., arXiv:1701.06538), over whole branches. `fit_rule` fits it
+# to the mixture's own cross entropy, so held-out text needs no labels of its source. Weights are known before any
+# branch runs, where a posterior needs the likelihoods of all. What the map reads off one position is evidence that adds
+# up over the text and fades, as in `posterior`: one state alone of a small trunk says too little of what text it is in
+# (measured: documents that switch language, with memory 0.9 of the posterior's gain and more, without 0.4).
+
+
+class TrunkStateRule(ProbabilityMixture):
+    """Softmax of the faded sum of a linear map, of the state after the shared blocks and of the token's own row.
+
+    Uniform before it is fitted.
+    """
+
+    name = "trunk-state"
+    reads_trunk = True
+    fit_learning_rate = 5e-3  # 0.02 ends in certainties, many of them wrong
+    fit_effort = 10
+
+    def __init__(self, num_members: int, hidden_size: int, decay: float = 0.85) -> None:
+        super().__init__(num_members)
+        self.evidence = nn.Linear(2 * hidden_size, num_members, bias=False)
+        nn.init.zeros_(self.evidence.weight)
+        self.log_prior = nn.Parameter(torch.zeros(num_members))
+        self.decay_logit = nn.Parameter(torch.tensor(decay).clamp(1e-6, 1 - 1e-6).logit())
+
+    @staticmethod
+    def num_history_layers(num_members: int) -> int:
+        return 1  # the evidence
+
+    def options(self) -> dict[str, Any]:
+        return {"decay": self.decay_logit.sigmoid().item()}
+
+    def weights(self, text: TextSoFar) -> torch.Tensor:
+        assert text.trunk_BTD is not None, "an ensemble builds this rule only where there is a trunk"
+        parts = [F.layer_norm(part_BTD, part_BTD.shape[-1:]) for part_BTD in (text.trunk_BTD, text.rows_BTD)]
+        evidence_BTN = self.evidence(torch.cat(parts, dim=-1).to(self.evidence.weight)).float()
+        return (self.log_prior.float() + _decayed_evidence(text, 0, evidence_BTN, self.decay_logit)).softmax(-1)
+
+
+# `gate`: the likeliest member alone, and the others only where it is unsure.
+#
+# SAFE (arXiv:2510.15346) combines models at few tokens: everywhere else the best one answers alone, and the others
+# need not run. Which one is best the trunk's state says, as in `trunk-state`, because a posterior would need all of
+# them. What mixing can change at a position is bounded by the others' weight and by the probability that the best one
+# leaves open, so the *doubt* is the product of both. `fit_rule` chooses the doubt from which on members are mixed.
+
+
+GATE_RAMP = 0.1  # of the threshold: the others come in over this width, so that rounding cannot switch them on
+
+
+class GateRule(CombinationRule):
+    """The member of the largest weight where `doubt` is at most `threshold`, else the mixture by `trunk-state`.
+
+    Here it is a rule like any other, which looks at all members' logits. What it saves is saved where members are run
+    one position after another and late (`growtx.models.ensemble.lazy`).
+
+    Args:
+        threshold: of the doubt, (1 - largest weight) * (1 - that member's highest probability); 0 mixes everywhere.
+    """
+
+    name = "gate"
+    reads_trunk = True
+
+    def __init__(self, num_members: int, hidden_size: int, threshold: float = 0.0) -> None:
+        super().__init__(num_members)
+        self.router = TrunkStateRule(num_members, hidden_size)
+        self.register_buffer("threshold", torch.tensor(threshold))
+        self.threshold: torch.Tensor
+
+    @staticmethod
+    def num_history_layers(num_members: int) -> int:
+        return TrunkStateRule.num_history_layers(num_members)
+
+    def options(self) -> dict[str, Any]:
+        return {"threshold": self.threshold.item()}
+
+    def weights(self, text: TextSoFar) -> torch.Tensor:
+        """The router's; `settle` says what becomes of them."""
+        return self.router.weights(text)
+
+    def openness(self, doubt: torch.Tensor, threshold: torch.Tensor | None = None) -> torch.Tensor:
+        """How far the others are let in, [...] from 0 (they need not run) to 1 (with their whole weight)."""
+        threshold = self.threshold if threshold is None else threshold
+        return ((doubt - threshold) / (GATE_RAMP * threshold).clamp(min=1e-30)).clamp(0, 1)
+
+    def settle(self, logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+        highest = torch.stack([member.float().softmax(-1).amax(-1) for member in logits], dim=-1)
+        best = weights.argmax(-1, keepdim=True)
+        open_ = self.openness(doubt(weights, highest.gather(-1, best)[..., 0]))[..., None]
+        alone = torch.zeros_like(weights).scatter(-1, best, 1.0)
+        return open_ * weights + (1 - open_) * alone
+
+    def combine(self, logits: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+        return pool_probabilities(logits, self.settle(logits, weights))
+
+
+def doubt(weights: torch.Tensor, highest: torch.Tensor) -> torch.Tensor:
+    """What mixing may change, [...], from weights [..., N] and the highest probability [...] of the best member."""
+    return (1 - weights.amax(-1)) * (1 - highest)
+
+
 # The combination rules, one file per method; `build_rule` makes one from its name and options.
 
 
 RULES: dict[str, type[CombinationRule]] = {
     rule.name: rule
-    for rule in (MeanRule, WeightedMeanRule, MixtureRule, PosteriorRule, ClusterRule, ContrastiveRule, AdapterRule)
+    for rule in (
+        MeanRule,
+        WeightedMeanRule,
+        MixtureRule,
+        PosteriorRule,
+        TrunkStateRule,
+        GateRule,
+        ClusterRule,
+        ContrastiveRule,
+        AdapterRule,
+    )
 }
 
 __all__ = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from growtx.models import GrowtxEnsembleForCausalLM, GrowtxForCausalLM, from_members
-from growtx.models.ensemble import CombinationRule
+from growtx.models.ensemble import RULES, CombinationRule
 from tests.models.conftest import VOCAB_SIZE, small_model
 
 Members = dict[str, GrowtxForCausalLM]
@@ -27,6 +27,13 @@ def make_members(**changes: Any) -> Members:
     return members
 
 
+def share_a_trunk(members: Members) -> Members:
+    """Let all members stand on one block."""
+    for model in members.values():
+        model.model.layers[0].load_state_dict(members["ru"].model.layers[0].state_dict())
+    return members
+
+
 @pytest.fixture
 def members() -> Members:
     return make_members()
@@ -39,10 +46,10 @@ def equal_members() -> Members:
 
 @pytest.fixture
 def make_ensemble(members: Members) -> Callable[[str], GrowtxEnsembleForCausalLM]:
-    """Build with a rule whose parameters are not at their defaults, so that they matter."""
+    """Build with a rule whose parameters are not at their defaults, so that they matter; on a trunk if it needs one."""
 
     def make(rule: str) -> GrowtxEnsembleForCausalLM:
-        ensemble = from_members(members, rule=rule)
+        ensemble = from_members(share_a_trunk(members) if RULES[rule].reads_trunk else members, rule=rule)
         disturb(ensemble, ensemble.rule)
         return ensemble
 
@@ -55,5 +62,7 @@ def disturb(ensemble: GrowtxEnsembleForCausalLM, rule: CombinationRule) -> None:
         texts = [torch.randint(3, VOCAB_SIZE, (4, 20), generator=generator) for _ in ensemble.norms]
         rule.place_centres(ensemble.embed_tokens, texts)
     with torch.no_grad():
+        if rule.name == "gate":
+            rule.threshold.fill_(0.3)  # about half of the positions are left to one member
         for parameter in rule.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)

@@ -25,7 +25,8 @@ def text_of(ensemble: GrowtxEnsembleForCausalLM, weights: list[float]) -> torch.
 
 @pytest.mark.parametrize("name", [name for name in RULES if name != "mean"])
 def test_fitting_lowers_the_loss_and_touches_no_member(make_ensemble: Make, name: str) -> None:
-    ensemble = make_ensemble("mean")
+    ensemble = make_ensemble(name if RULES[name].reads_trunk else "mean")
+    ensemble.set_rule("mean")
     labels_WT = text_of(ensemble, [0.0, 1.0, 0.0])
     labels_WT[0, 20:] = -100
     rule = ensemble.build_rule(name)
@@ -63,3 +64,23 @@ def test_nothing_to_fit_on_or_with_is_handled(make_ensemble: Make) -> None:
         fit_rule(ensemble, ensemble.rule, torch.zeros(0, 4, dtype=torch.long))
     with pytest.raises(ConfigError, match="is for 2 members, the ensemble has 3"):
         fit_rule(ensemble, RULES["mixture"](2), torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_a_gate_opens_only_as_far_as_the_gain_needs_it(make_ensemble: Make) -> None:
+    """On text of the second member alone others gain nothing, on text of all of them they must run."""
+    ensemble = make_ensemble("trunk-state")
+    ensemble.set_rule("mixture")
+    with torch.no_grad():
+        for head in ensemble.lm_heads:
+            head.weight.mul_(4.0)
+    shares = []
+    for weights in ([0.0, 1.0, 0.0], [1 / 3, 1 / 3, 1 / 3]):
+        labels_WT = text_of(ensemble, weights)
+        gate = ensemble.build_rule("gate")
+        fit_rule(ensemble, gate, labels_WT, num_steps=40)
+        text = ensemble.read(labels_WT)
+        logits = ensemble.member_logits(range(3), text.states)
+        settled_BTN = gate.settle(logits, gate.weights(text))
+        shares.append((settled_BTN.amax(-1) < 1).float().mean().item())
+    assert shares[0] < 0.1
+    assert shares[1] > 0.15

@@ -15,7 +15,7 @@ from tests.models import generation
 Members = dict[str, GrowtxForCausalLM]
 Make = Callable[[str], GrowtxEnsembleForCausalLM]
 
-TEXT_RULES = ["posterior", "cluster"]
+TEXT_RULES = ["posterior", "cluster", "trunk-state", "gate"]
 
 
 def test_mean_of_logits_is_the_mean_of_the_members(members: Members, tokens_BT: torch.Tensor) -> None:
@@ -147,10 +147,11 @@ def test_long_prompts_in_pieces_keep_the_weights_right(make_ensemble: Make) -> N
     assert [output.generated_tokens for output in results.values()] == expected
 
 
+@pytest.mark.parametrize("rule", ["posterior", "gate"])
 def test_saved_ensemble_loads_through_the_auto_classes(
-    make_ensemble: Make, tokens_BT: torch.Tensor, tmp_path: Path
+    make_ensemble: Make, tokens_BT: torch.Tensor, tmp_path: Path, rule: str
 ) -> None:
-    ensemble = make_ensemble("posterior")
+    ensemble = make_ensemble(rule)
     ensemble.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is GrowtxEnsembleForCausalLM

@@ -44,6 +44,45 @@ def test_posterior_is_bayes_rule_over_the_tokens_so_far(members: Members, tokens
         torch.testing.assert_close(weights_BTN[:, position], evidence_BN.softmax(-1), rtol=1e-4, atol=1e-5)
 
 
+def test_trunk_state_adds_up_what_it_reads_off_the_trunk(make_ensemble: Make, tokens_BT: torch.Tensor) -> None:
+    ensemble = make_ensemble("trunk-state")
+    rule, text = ensemble.rule, ensemble.read(tokens_BT)
+    (shared,) = ensemble.config.shared_blocks
+    seen = list[torch.Tensor]()
+    ensemble.layers[shared].register_forward_hook(lambda *call: seen.append(call[2]))
+    weights_BTN = ensemble(tokens_BT).member_weights
+    parts = [F.layer_norm(part, part.shape[-1:]) for part in (seen[0], text.rows_BTD)]
+    evidence_BTN = torch.cat(parts, dim=-1) @ rule.evidence.weight.t()
+    total_BN = torch.zeros(len(tokens_BT), 3)
+    for position in range(tokens_BT.shape[1]):
+        total_BN = rule.decay_logit.sigmoid() * total_BN + evidence_BTN[:, position]
+        torch.testing.assert_close(weights_BTN[:, position], (rule.log_prior + total_BN).softmax(-1))
+
+
+def test_a_gate_is_one_member_without_doubt_and_the_mixture_in_doubt(
+    make_ensemble: Make, tokens_BT: torch.Tensor
+) -> None:
+    ensemble = make_ensemble("gate")
+    mixture = ensemble(tokens_BT, rule=ensemble.rule.router)
+    with torch.no_grad():
+        ensemble.rule.threshold.fill_(1.0)
+    closed = ensemble(tokens_BT)
+    best_BT = mixture.member_weights.argmax(-1)
+    text = ensemble.read(tokens_BT)
+    logits_BTNV = torch.stack(ensemble.member_logits(range(3), text.states), dim=2)
+    alone = logits_BTNV.gather(2, best_BT[..., None, None].expand(-1, -1, 1, 97))[:, :, 0]
+    torch.testing.assert_close(closed.logits.softmax(-1), alone.softmax(-1))
+    with torch.no_grad():
+        ensemble.rule.threshold.fill_(0.0)
+    torch.testing.assert_close(ensemble(tokens_BT).logits, mixture.logits)
+    with torch.no_grad():
+        ensemble.rule.threshold.fill_(0.3)
+    doubt_BT = (1 - mixture.member_weights.amax(-1)) * (1 - alone.softmax(-1).amax(-1))
+    is_alone_BT = (ensemble(tokens_BT).logits.softmax(-1) - alone.softmax(-1)).abs().amax(-1) < 1e-6
+    assert torch.equal(is_alone_BT, doubt_BT <= 0.3)
+    assert 0 < is_alone_BT.sum() < is_alone_BT.numel()
+
+
 def test_cluster_prefers_the_member_whose_text_is_like_the_context(members: Members) -> None:
     ensemble = from_members(members, rule="cluster")
     alphabets = [torch.arange(3, 30), torch.arange(30, 60), torch.arange(60, 97)]

@@ -15,7 +15,7 @@ Make = Callable[[str], GrowtxEnsembleForCausalLM]
 def test_one_pass_scores_members_and_rules_as_single_passes_do(
     make_ensemble: Make, members: dict[str, GrowtxForCausalLM], tokens_BT: torch.Tensor
 ) -> None:
-    ensemble = make_ensemble("mean")
+    ensemble = make_ensemble("trunk-state")
     rules = {name: ensemble.build_rule(name) for name in RULES}
     for rule in rules.values():
         disturb(ensemble, rule)
