@@ -427,9 +427,7 @@ def _depths(tokenizer: Any) -> int:
             for row in measure_depths(tokenizer)
         ),
     )
-    _print_table(
-        "Memory above a process without models", ("depths", "MiB"), measure_memory_of_depths(tokenizer).items()
-    )
+    _print_table("Resident memory of the process", ("depths", "MiB"), measure_memory_of_depths(tokenizer).items())
     return 0
 
 
@@ -438,9 +436,18 @@ def _speculation(arguments: argparse.Namespace) -> int:
 
     _print_table(
         "One text at a time; bound: from tokens a pass and the weights that are read; needed: tokens a pass for 1.4",
-        ("draft's blocks", "drafts", "right", "tokens a pass", "x plain", "bound", "needed"),
+        ("draft's blocks", "drafts", "right", "tokens a pass", "x plain", "x loop", "bound", "needed"),
         (
-            (str(row.depth), str(row.num_drafts), row.acceptance, row.tokens_per_pass, row.ratio, row.bound, row.needed)
+            (
+                str(row.depth),
+                str(row.num_drafts),
+                row.acceptance,
+                row.tokens_per_pass,
+                row.ratio,
+                row.ratio_of_loop,
+                row.bound,
+                row.needed,
+            )
             for row in measure_speculation(
                 arguments.path,
                 num_texts=arguments.texts,

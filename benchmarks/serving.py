@@ -337,7 +337,7 @@ def _as_served(stages: Mapping[int, GrowtxForCausalLM]) -> dict[Depth, PreTraine
 def measure_memory_of_depths(
     tokenizer: PreTrainedTokenizerFast, *, depths: Sequence[int] = (2, 4, 6), **shape: int
 ) -> dict[str, float]:
-    """MiB that a process has more once its engine has answered: of the deepest alone, and of all depths."""
+    """MiB of a process once its engine has answered 32 texts: of the deepest depth alone, and of all."""
     found = {}
     for name, served in (("the deepest", tuple(depths)[-1:]), ("all", tuple(depths))):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -350,7 +350,6 @@ def _memory_of(
 ) -> float:
     workload = Workload(num_new_tokens=16)
     torch.set_num_threads(workload.num_threads)
-    before = psutil.Process().memory_info().rss
     stages = {depth: stage for depth, stage in random_stages(tokenizer, depths, **shape).items() if depth in served}
     deepest = stages[max(served)]
     engines = Engines(_as_served(stages), tokenizer, max_batch_size=max(CLIENTS), kv_cache_gib=0.5)
@@ -359,7 +358,7 @@ def _memory_of(
     gc.collect()
     after = psutil.Process().memory_info().rss
     engines.stop()
-    return float(after - before) / 2**20
+    return float(after) / 2**20
 
 
 def _num_weights(*modules: torch.nn.Module) -> int:
