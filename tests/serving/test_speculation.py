@@ -31,6 +31,7 @@ def models(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -
     for depth in (1, 2):
         found[depth].lm_head.load_state_dict(found[4].lm_head.state_dict())
         found[depth].model.norm.load_state_dict(found[4].model.norm.state_dict())
+        found[depth].lm_head.weight.data += 0.02 * torch.randn_like(found[depth].lm_head.weight)
     for block in found[4].model.layers[2:]:
         for linear in (block.self_attn.o_proj, block.mlp.down_proj):
             linear.weight.data *= 0.5
@@ -76,8 +77,10 @@ def test_a_perfect_draft_is_always_right_and_no_draft_is_plain_decoding(tokenize
         for linear in (block.self_attn.o_proj, block.mlp.down_proj):
             torch.nn.init.zeros_(linear.weight)
         torch.nn.init.zeros_(block.mlp.down_proj.bias)
+    for way in WAYS.values():
+        drafted = Speculation(models, 2, 4).continue_text(PROMPTS[2], 26, Sampling(seed=1, **way))
+        assert (drafted.acceptance, drafted.num_passes, drafted.tokens_per_pass) == (1.0, 5, 5.0)
     drafted = Speculation(models, 2, 4).continue_text(PROMPTS[2], 26, Sampling(seed=1))
-    assert (drafted.acceptance, drafted.num_passes, drafted.tokens_per_pass) == (1.0, 5, 5.0)
     plain = Speculation(models, 2, 0).continue_text(PROMPTS[2], 26, Sampling(seed=1))
     assert plain.tokens == drafted.tokens and (plain.num_drafts, plain.num_passes, plain.acceptance) == (0, 25, 0.0)
 
