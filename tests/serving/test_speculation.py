@@ -19,6 +19,7 @@ WAYS = {
     "greedy": {"temperature": 0.0},
     "sampled": {"temperature": 0.8},
     "nucleus": {"top_p": 0.8, "top_k": 40},
+    "greedy and penalised": {"temperature": 0.0, "frequency_penalty": 1.5},
     "penalised": {"repetition_penalty": 1.3, "frequency_penalty": 0.5, "min_tokens": 6},
 }
 PROMPTS = [tuple(random.Random(i).randrange(4, 300) for _ in range(1 + 7 * i)) for i in (0, 1, 4, 9)]
