@@ -184,9 +184,9 @@ def request_name(name: str, num_blocks: int) -> str:
 
 
 def _num_blocks_of_request(name: str) -> int:
-    """0 for names that transformers gave itself, in `generate_batch`: there all requests are equally deep."""
-    name, at, number = name.rpartition("@")
-    return int(number) if at else 0
+    """0 for names that others gave, as in `generate_batch`: there all requests are equally deep."""
+    _, at, number = name.rpartition("@")
+    return int(number) if at and number.isdecimal() else 0
 
 
 class _Cache(PagedAttentionCache):

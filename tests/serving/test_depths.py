@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from growtx.compat.transformers import BatchedModel
+from growtx.compat.transformers import BatchedModel, StepRequest, request_name
 from growtx.models import GrowtxConfig, GrowtxForCausalLM
 from growtx.models.ensemble import from_members
 from growtx.sampling import Sampling
@@ -239,3 +239,9 @@ def test_a_rule_that_remembers_keeps_an_engine_for_every_depth(tokenizer: PreTra
     fused = start(ensembles(tokenizer, "mean", num_trunk_blocks=1))
     assert isinstance(fused.decoder.backbone, FusedBackbone)
     fused.stop()
+
+
+@pytest.mark.parametrize("name", ["req_0", "someone@somewhere", "@", "a@-1"])
+def test_names_that_others_gave_to_requests_say_no_depth(name: str) -> None:
+    assert StepRequest(name, 3, gets_token=True).num_blocks == 0
+    assert StepRequest(request_name(name, 4), 3, gets_token=True).num_blocks == 4
