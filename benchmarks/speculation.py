@@ -1,16 +1,12 @@
 """How much sooner a grown model writes when one of its lower depths drafts, beside what acceptance and costs allow.
 
 Plain decoding is the faster of two: transformers' cached forward passes, and the same loop without drafts.
-
-Shapes: none.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 
 import torch
@@ -71,26 +67,19 @@ def measure_speculation(
     texts: dict[tuple[int, int], list[Drafted]] = {}
     ratios: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for _ in range(num_rounds):
-        plain = _seconds(lambda: [continue_text(model, start, num_tokens, sampling) for sampling in samplings])
+        begin = time.perf_counter()
+        for sampling in samplings:
+            continue_text(model, start, num_tokens, sampling)
+        plain = time.perf_counter() - begin
         loop = plain
         for key, speculation in ways.items():
-            write = partial(_write_all, speculation, start, num_tokens, samplings)
-            texts[key] = write()
-            seconds = _seconds(write)
+            begin = time.perf_counter()
+            texts[key] = [speculation.continue_text(start, num_tokens, sampling) for sampling in samplings]
+            seconds = time.perf_counter() - begin
             if not key[1]:
                 loop, plain = seconds, min(plain, seconds)
             ratios.setdefault(key, []).append((plain / seconds, loop / seconds))
     return [_row(model, key, texts[key], ratios[key]) for key in ways if key[1]]
-
-
-def _write_all(speculation: Speculation, start: list[int], num_tokens: int, samplings: list[Sampling]) -> list[Drafted]:
-    return [speculation.continue_text(start, num_tokens, sampling) for sampling in samplings]
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def _row(

@@ -6,10 +6,10 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from growtx import __version__
 from growtx.cli.jobs import add_jobs
@@ -286,8 +286,6 @@ def _verify_ensemble(result: Result, arguments: argparse.Namespace) -> bool:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from functools import partial
-
     from growtx.data.tokenizer import document_ids, visible_text
     from growtx.growth.results import load_model
     from growtx.sampling import Sampling, continue_text, eos_token_ids
@@ -296,22 +294,14 @@ def _generate(arguments: argparse.Namespace) -> int:
         raise ConfigError("--max-tokens below 1 or --temperature below 0", "Give a larger value")
     if not -(2**63) <= arguments.seed < 2**63:
         raise ConfigError(f"--seed {arguments.seed} is out of range", "Give one from -2^63 to 2^63 - 1")
+    speculation = None
     if arguments.speculate is None:
         model, tokenizer = load_model(arguments.path, depth=arguments.depth)
-        continue_: Callable[..., list[int]] = partial(continue_text, model)
     else:
         from growtx.serving.speculation import load_speculation
 
         draft_depth, num_drafts = _drafts(arguments.speculate)
         speculation, (model, tokenizer) = load_speculation(arguments.path, arguments.depth, draft_depth, num_drafts)
-
-        def continue_with_drafts(*words: Any, **options: Any) -> list[int]:
-            drafted = speculation.continue_text(*words, **options)
-            right, made, rate = sum(drafted.was_drafted), drafted.num_drafts, drafted.tokens_per_pass
-            print(f"{right} of {made} drafts were right; {rate:.2f} tokens a pass", file=sys.stderr)
-            return drafted.tokens
-
-        continue_ = continue_with_drafts
     ids = document_ids(tokenizer, arguments.prompt)
     limit = model.config.max_position_embeddings
     if len(ids) + arguments.max_tokens > limit:
@@ -321,7 +311,13 @@ def _generate(arguments: argparse.Namespace) -> int:
         )
     sampling = Sampling(seed=arguments.seed, temperature=arguments.temperature)
     eos_ids = eos_token_ids(model.config, model.generation_config)
-    new = continue_(ids, arguments.max_tokens, sampling, eos_ids=eos_ids, num_hidden=1)
+    if speculation is None:
+        new = continue_text(model, ids, arguments.max_tokens, sampling, eos_ids=eos_ids, num_hidden=1)
+    else:
+        drafted = speculation.continue_text(ids, arguments.max_tokens, sampling, eos_ids=eos_ids, num_hidden=1)
+        right, made, rate = sum(drafted.was_drafted), drafted.num_drafts, drafted.tokens_per_pass
+        print(f"{right} of {made} drafts were right; {rate:.2f} tokens a pass", file=sys.stderr)
+        new = drafted.tokens
     print(arguments.prompt + visible_text(tokenizer, new, after=ids[1:]))
     return 0
 

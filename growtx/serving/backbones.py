@@ -12,7 +12,7 @@ N members.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -59,6 +59,27 @@ class Exit(nn.Module):
         return self.num_blocks == other.num_blocks and _are_the_same(ours, theirs)
 
 
+class Step(NamedTuple):
+    """Packed requests [1, T], each with its exit, and the positions whose states are wanted, with theirs."""
+
+    input_ids: torch.Tensor
+    rows_C: torch.Tensor
+    exits_R: Sequence[Exit]
+    exits_C: Sequence[Exit]
+
+
+class Found(NamedTuple):
+    """Every member's final states [C, D] and every rule's weights [C, N] at the wanted positions, with their exits."""
+
+    states: list[torch.Tensor]
+    weights: Weights
+    exits_C: Sequence[Exit]
+
+    def part(self, rows: slice) -> Found:
+        weights = {name: weights_CN[rows] for name, weights_CN in self.weights.items()}
+        return Found([states_CD[rows] for states_CD in self.states], weights, self.exits_C[rows])
+
+
 class Backbone(nn.Module):
     """Base: a single causal language model of any architecture, which has one depth."""
 
@@ -84,23 +105,11 @@ class Backbone(nn.Module):
                 distinct.append(one)
         self.distinct_exits = nn.ModuleList(distinct)
 
-    def read(
-        self,
-        input_ids: torch.Tensor,
-        rows_C: torch.Tensor,
-        exits_R: Sequence[Exit],
-        exits_C: Sequence[Exit],
-        **kwargs: Any,
-    ) -> tuple[list[torch.Tensor], Weights]:
-        """Every member's final states [C, D] and every rule's weights [C, N] at the given positions of a row [1, T].
-
-        Args:
-            exits_R: of the requests that the row holds, in their order.
-            exits_C: of the requests that the positions are of.
-        """
+    def read(self, step: Step, **kwargs: Any) -> Found:
+        """Run the blocks over a step."""
         kwargs = {"use_cache": False, **kwargs}
-        hidden_1TD = self.model.base_model(input_ids=input_ids, **kwargs).last_hidden_state
-        return [hidden_1TD[0, rows_C]], {}
+        hidden_1TD = self.model.base_model(input_ids=step.input_ids, **kwargs).last_hidden_state
+        return Found([hidden_1TD[0, step.rows_C]], {}, step.exits_C)
 
     def logits(self, states: Sequence[torch.Tensor], exits_C: Sequence[Exit]) -> list[torch.Tensor]:
         """Every member's logits [C, V] in fp32, each request's by the head of its own exit."""
@@ -140,14 +149,15 @@ class GrownBackbone(Backbone):
         normed_1TD: torch.Tensor = one.norm(hidden)
         return normed_1TD
 
-    def final_states(self, input_ids: torch.Tensor, exits_R: Sequence[Exit], **kwargs: Any) -> torch.Tensor:
+    def final_states(self, step: Step, **kwargs: Any) -> torch.Tensor:
         """[N, T, D]; requests are computed as far as their exits, and those that have left cost nothing above."""
         arguments = {name: value for name, value in kwargs.items() if name not in OF_ALL_BLOCKS}
-        hidden, context = self.enter(input_ids, kwargs.get("attention_mask"), kwargs.get("position_ids"))
-        if len(set(exits_R)) == 1:
-            return self.leave(self.run(hidden, 0, exits_R[0].num_blocks, {**context, **arguments}), exits_R[0])
+        hidden, context = self.enter(step.input_ids, kwargs.get("attention_mask"), kwargs.get("position_ids"))
+        if len(set(step.exits_R)) == 1:
+            (only,) = set(step.exits_R)
+            return self.leave(self.run(hidden, 0, only.num_blocks, {**context, **arguments}), only)
         final_NTD = hidden.new_empty(max(1, len(self.members)), *hidden.shape[1:])
-        positions_T, first, rest = torch.arange(hidden.shape[1], device=hidden.device), 0, list(exits_R)
+        positions_T, first, rest = torch.arange(hidden.shape[1], device=hidden.device), 0, list(step.exits_R)
         while rest:
             last = min(one.num_blocks for one in rest)
             hidden = self.run(hidden, first, last, {**context, **arguments})
@@ -188,15 +198,8 @@ class SingleBackbone(GrownBackbone):
             context["substrate_BTD"] = hidden_1TD
         return hidden_1TD, context
 
-    def read(
-        self,
-        input_ids: torch.Tensor,
-        rows_C: torch.Tensor,
-        exits_R: Sequence[Exit],
-        exits_C: Sequence[Exit],
-        **kwargs: Any,
-    ) -> tuple[list[torch.Tensor], Weights]:
-        return [self.final_states(input_ids, exits_R, **kwargs)[0, rows_C]], {}
+    def read(self, step: Step, **kwargs: Any) -> Found:
+        return Found([self.final_states(step, **kwargs)[0, step.rows_C]], {}, step.exits_C)
 
 
 class FlatBackbone(Backbone):
@@ -212,20 +215,11 @@ class FlatBackbone(Backbone):
     def exit_of(self, model: PreTrainedModel) -> Exit:
         return Exit(model.config.num_blocks, None, list(model.lm_heads))
 
-    def read(
-        self,
-        input_ids: torch.Tensor,
-        rows_C: torch.Tensor,
-        exits_R: Sequence[Exit],
-        exits_C: Sequence[Exit],
-        **kwargs: Any,
-    ) -> tuple[list[torch.Tensor], Weights]:
+    def read(self, step: Step, **kwargs: Any) -> Found:
         kwargs.pop("use_cache", None)
-        text = self.model.read(input_ids, **kwargs)
-        weights = {
-            name: rule.weights(text).expand(*input_ids.shape, -1)[0, rows_C] for name, rule in self.rules.items()
-        }
-        return [states_1TD[0, rows_C] for states_1TD in text.states], weights
+        text, shape = self.model.read(step.input_ids, **kwargs), step.input_ids.shape
+        weights = {name: rule.weights(text).expand(*shape, -1)[0, step.rows_C] for name, rule in self.rules.items()}
+        return Found([states_1TD[0, step.rows_C] for states_1TD in text.states], weights, step.exits_C)
 
 
 class FusedBackbone(GrownBackbone):
@@ -273,30 +267,19 @@ class FusedBackbone(GrownBackbone):
         normed_NTD: torch.Tensor = one.norm(of_members)[:, 0]
         return normed_NTD
 
-    def read(
-        self,
-        input_ids: torch.Tensor,
-        rows_C: torch.Tensor,
-        exits_R: Sequence[Exit],
-        exits_C: Sequence[Exit],
-        **kwargs: Any,
-    ) -> tuple[list[torch.Tensor], Weights]:
-        weights: Weights = {}
+    def read(self, step: Step, **kwargs: Any) -> Found:
         readers = {name: rule for name, rule in self.rules.items() if rule.reads_trunk}
         if readers:
-            text = self.model.read(input_ids, **{name: value for name, value in kwargs.items() if name != "use_cache"})
-            weights = {name: rule.weights(text)[0, rows_C] for name, rule in readers.items()}
-            states_NCD = torch.stack([states_1TD[0, rows_C] for states_1TD in text.states])
+            kwargs.pop("use_cache", None)
+            text = self.model.read(step.input_ids, **kwargs)
+            states = [states_1TD[0, step.rows_C] for states_1TD in text.states]
+            weights = {name: rule.weights(text)[0, step.rows_C] for name, rule in readers.items()}
         else:
-            states_NCD = self.final_states(input_ids, exits_R, **kwargs)[:, rows_C]
-        groups = list(rows_by_exit(exits_C))
-        order_C = torch.tensor([row for _, rows in groups for row in rows], dtype=torch.long).argsort()
-        weights |= {
-            name: torch.cat([one.weights[name].expand(len(rows), -1) for one, rows in groups])[order_C]
-            for name in self.rules
-            if groups and name not in readers
-        }
-        return list(states_NCD), weights
+            states, weights = list(self.final_states(step, **kwargs)[:, step.rows_C]), {}
+        if step.exits_C:
+            for name in self.rules.keys() - readers.keys():
+                weights[name] = torch.stack([one.weights[name] for one in step.exits_C])
+        return Found(states, weights, step.exits_C)
 
 
 def rows_by_exit(exits_C: Sequence[Exit]) -> Iterator[tuple[Exit, list[int]]]:

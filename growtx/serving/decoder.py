@@ -21,7 +21,7 @@ from growtx.models.ensemble.fused import MemberLinear
 from growtx.models.ensemble.rules import CombinationRule
 from growtx.models.varlen_attention import MIN_ROWS
 from growtx.sampling import Choice, Sampling, attribute, choose, eos_token_ids, log_probabilities
-from growtx.serving.backbones import Depth, Depths, Exit, deepest, make_backbone
+from growtx.serving.backbones import Depth, Depths, Found, Step, deepest, make_backbone
 from growtx.serving.requests import Token
 
 SCORED_ROWS = 128  # prompt positions whose logits exist at the same time
@@ -85,9 +85,9 @@ class Decoder(BatchedModel):
         exits_R = [exits[place.depth] for place in self.places]
         chosen = [place for place in self.places if place.choice is not None]
         exits_C = [exits[place.depth] for place in chosen]
-        rows_C = logits_to_keep[: len(chosen)]
-        states, weights = self.backbone.read(input_ids, rows_C, exits_R, exits_C, **kwargs)
-        tokens = self._choose(states, weights, [place.choice for place in chosen if place.choice], exits_C)
+        step = Step(input_ids, logits_to_keep[: len(chosen)], exits_R, exits_C)
+        found = self.backbone.read(step, **kwargs)
+        tokens = self._choose(found, [place.choice for place in chosen if place.choice])
         self.deliver(tokens)
         one_hot_1CV = torch.zeros(1, len(logits_to_keep), self.config.vocab_size, device=self.device)
         ids_C1 = torch.tensor([[token.id] for token in tokens], dtype=torch.long, device=self.device)
@@ -100,48 +100,31 @@ class Decoder(BatchedModel):
         every = torch.arange(len(token_ids) - 1, device=self.device)
         own = self.backbone.exits[depth]
         tokens_1T = torch.tensor([token_ids], device=self.device)
-        states, weights = self.backbone.read(tokens_1T, every, [own], [own] * len(every))
+        found = self.backbone.read(Step(tokens_1T, every, [own], [own] * len(every)))
         tokens = []
         for start in range(0, len(every), SCORED_ROWS):
             rows = slice(start, start + SCORED_ROWS)
             targets = token_ids[1:][rows]
             samplings = [sampling] * len(targets)
-            combined = self._combine(
-                [state[rows] for state in states],
-                {name: rule_weights[rows] for name, rule_weights in weights.items()},
-                samplings,
-                [own] * len(targets),
-            )
+            combined = self._combine(found.part(rows), samplings)
             tokens += self._describe(targets, samplings, combined)
         return tokens
 
-    def _choose(
-        self,
-        states: list[torch.Tensor],
-        weights: dict[str, torch.Tensor],
-        choices: Sequence[Choice],
-        exits_C: Sequence[Exit],
-    ) -> list[Token]:
+    def _choose(self, found: Found, choices: Sequence[Choice]) -> list[Token]:
         if not choices:
             return []
         samplings = [choice.sampling for choice in choices]
-        combined = self._combine(states, weights, samplings, exits_C)
+        combined = self._combine(found, samplings)
         return self._describe(choose(combined.scores_CV, choices, self.eos_token_ids), samplings, combined)
 
-    def _combine(
-        self,
-        states: list[torch.Tensor],
-        weights: dict[str, torch.Tensor],
-        samplings: Sequence[Sampling],
-        exits_C: Sequence[Exit],
-    ) -> _Combined:
-        logits = self.backbone.logits(states, exits_C)
+    def _combine(self, found: Found, samplings: Sequence[Sampling]) -> _Combined:
+        logits = self.backbone.logits(found.states, found.exits_C)
         used_CN = torch.ones(len(samplings), len(logits), device=logits[0].device)
         if not self.rules:
             return _Combined(logits[0], logits, used_CN)
         names = [sampling.rule or self.default_rule for sampling in samplings]
         for row, (name, sampling) in enumerate(zip(names, samplings, strict=True)):
-            used_CN[row] = weights[name][row] if sampling.weights is None else torch.tensor(sampling.weights)
+            used_CN[row] = found.weights[name][row] if sampling.weights is None else torch.tensor(sampling.weights)
         scores_CV = torch.empty_like(logits[0])
         for name in dict.fromkeys(names):
             for rows in _together(self.rules[name], [row for row, other in enumerate(names) if other == name], used_CN):

@@ -118,13 +118,13 @@ class Speculation:
             known.append(token)
             return len(found.tokens) == max_tokens or (token in eos_ids and not sampling.ignore_eos)
 
-        logits_TV = self._verify(known, [self._lower(known, 0, cache)], cache)
+        logits_TV = self._verify(known, [self._lower(known, 0, cache)], 0, cache)
         (token,) = choose(logits_TV[-1:], [Choice(sampling, len(known), text)], eos_ids)
         is_complete = take(token, None)
         while not is_complete:
             num_drafts = min(self._num_drafts, max_tokens - len(found.tokens) - 1)
             drafts, states = self._draft(known, num_drafts, text, sampling=sampling, eos_ids=eos_ids, cache=cache)
-            logits_TV = self._verify([*known, *drafts], states, cache)
+            logits_TV = self._verify([known[-1], *drafts], states, len(known) - 1, cache)
             found.num_passes += 1
             found.num_drafts += num_drafts
             for row, draft in enumerate((*drafts, None)):
@@ -148,31 +148,33 @@ class Speculation:
     ) -> tuple[list[int], list[torch.Tensor]]:
         """Guesses, and states [1, 1, D] of the last known token and of each of them below the upper blocks."""
         guessed, drafts = TextSoFar(text.prompt, text.counts.copy()), list[int]()
-        states = [self._lower(known, len(known) - 1, cache)]
+        states = [self._lower(known[-1:], len(known) - 1, cache)]
         for _ in range(num_drafts):
             logits_TV = self._logits(states[-1], self._shallow)
             drafts += choose(logits_TV, [Choice(sampling, len(known) + len(drafts), guessed)], eos_ids)
             guessed.counts[drafts[-1]] += 1
-            states.append(self._lower([*known, *drafts], len(known) + len(drafts) - 1, cache))
+            states.append(self._lower(drafts[-1:], len(known) + len(drafts) - 1, cache))
         return drafts, states
 
     def _lower(self, token_ids: Sequence[int], start: int, cache: DynamicCache) -> torch.Tensor:
-        """States [1, T, D] of the tokens from `start` on that enter the upper blocks."""
+        """States [1, T, D] of new tokens, the first of them at position `start`, that enter the upper blocks."""
         hidden_1TD, context = self._enter(token_ids, start, cache)
         return self._backbone.run(hidden_1TD, 0, self._shallow.num_blocks, context)
 
-    def _verify(self, token_ids: Sequence[int], states: Sequence[torch.Tensor], cache: DynamicCache) -> torch.Tensor:
-        """Scores [T, V] of the deep depth after each of the last tokens, from their states below the upper blocks."""
+    def _verify(
+        self, token_ids: Sequence[int], states: Sequence[torch.Tensor], start: int, cache: DynamicCache
+    ) -> torch.Tensor:
+        """Scores [T, V] of the deep depth after each of these tokens, from their states below the upper blocks."""
+        _, context = self._enter(token_ids, start, cache)
         states_1TD = torch.cat(list(states), dim=1)
-        _, context = self._enter(token_ids, len(token_ids) - states_1TD.shape[1], cache)
         deep_1TD = self._backbone.run(states_1TD, self._shallow.num_blocks, self._deep.num_blocks, context)
         return self._logits(deep_1TD, self._deep)
 
     def _enter(
         self, token_ids: Sequence[int], start: int, cache: DynamicCache
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        tokens_1T = torch.tensor([list(token_ids[start:])])
-        hidden_1TD, context = self._backbone.enter(tokens_1T, None, torch.arange(start, len(token_ids))[None])
+        positions_1T = torch.arange(start, start + len(token_ids))[None]
+        hidden_1TD, context = self._backbone.enter(torch.tensor([list(token_ids)]), None, positions_1T)
         return hidden_1TD, {**context, "past_key_values": cache}
 
     def _logits(self, states_1TD: torch.Tensor, one: Exit) -> torch.Tensor:

@@ -184,17 +184,11 @@ class GrowtxEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> TextSoFar:
         """Run the members (all, or some) over tokens [B, T] and return what rules combine: their final states."""
-        num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
         rows_BTD = self.embed_tokens(input_ids)
         context = block_inputs(self.config, rows_BTD, attention_mask, position_ids, past_key_values)
-        history = History(
-            first_layer=self.config.num_blocks,
-            head_dim=self.config.head_dim,
-            position_ids_BT=context["position_ids"],
-            num_past=num_past,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            paged=PagedCall.of(kwargs),
+        paged = PagedCall.of(kwargs)
+        history = History.of(
+            self.config, context["position_ids"], past_key_values, attention_mask=attention_mask, paged=paged
         )
         members = range(self.config.num_members) if members is None else members
         shared, computed = self.config.shared_blocks, dict[int, torch.Tensor]()

@@ -238,17 +238,11 @@ class GrowtxFusedEnsembleForCausalLM(GrowtxPreTrainedModel, GenerationMixin):
 
         `rows_BTD` are given in place of tokens; then no rule can look at the tokens themselves.
         """
-        num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
         rows_BTD = self.embed_tokens(input_ids) if rows_BTD is None else rows_BTD
         context = block_inputs(self.config, rows_BTD, attention_mask, position_ids, past_key_values)
-        history = History(
-            first_layer=self.config.num_blocks,
-            head_dim=self.config.head_dim,
-            position_ids_BT=context["position_ids"],
-            num_past=num_past,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            paged=PagedCall.of(kwargs),
+        paged = PagedCall.of(kwargs)
+        history = History.of(
+            self.config, context["position_ids"], past_key_values, attention_mask=attention_mask, paged=paged
         )
         context |= {"past_key_values": past_key_values, **kwargs}
         trunk_BTD = rows_BTD

@@ -10,6 +10,8 @@ Shapes: B batch, T new positions, S positions in the cache, D hidden size, H hea
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers.cache_utils import Cache
 
@@ -47,6 +49,27 @@ class History:
         self.paged = paged
         self.ages_BTS: torch.Tensor
         self.visible_BTS: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        config: Any,
+        position_ids_BT: torch.Tensor,
+        past_key_values: Cache | None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        paged: PagedCall | None = None,
+    ) -> History:
+        """That of a call of an ensemble, flat or fused, before its blocks have added to the cache."""
+        return cls(
+            first_layer=config.num_blocks,
+            head_dim=config.head_dim,
+            position_ids_BT=position_ids_BT,
+            num_past=past_key_values.get_seq_length() if past_key_values is not None else 0,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            paged=paged,
+        )
 
     def append(self, layer: int, rows_BTD: torch.Tensor) -> torch.Tensor:
         """Store rows of the new positions in the rule's cache layer `layer`; return those of all positions [B, S, D].

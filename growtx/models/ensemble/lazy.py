@@ -86,19 +86,11 @@ def predict(
     num_past, num_new = cache.get_seq_length(), input_ids_1T.shape[1]
     rows_1TD = ensemble.embed_tokens(input_ids_1T)
     context = block_inputs(ensemble.config, rows_1TD, None, None, cache)
+    history = History.of(ensemble.config, context["position_ids"], cache)
     trunk_1TD = rows_1TD
     for index in ensemble.config.blocks_of_members[0][: ensemble.config.num_trunk_blocks]:
         trunk_1TD = ensemble.layers[index](trunk_1TD, past_key_values=cache, **context, **kwargs)
     cache.trunk_1SD = torch.cat([cache.trunk_1SD, trunk_1TD], dim=1) if num_past else trunk_1TD
-    history = History(
-        first_layer=ensemble.config.num_blocks,
-        head_dim=ensemble.config.head_dim,
-        position_ids_BT=context["position_ids"],
-        num_past=num_past,
-        attention_mask=None,
-        past_key_values=cache,
-        paged=None,
-    )
     every_T = torch.arange(num_new, device=input_ids_1T.device)
     if isinstance(logits_to_keep, int):
         wanted_C = every_T[-logits_to_keep:] if logits_to_keep else every_T
